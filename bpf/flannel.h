@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The contract between the BPF programs and the control plane: every map key, map value, constant and
+ * reason, and nothing else. flannel_ebpf/abi.py mirrors it; a test and every start of the daemon compare
+ * the mirror with the compiled object's BTF.
+ *
+ * Addresses are __u8[4] in wire order, so that `bpftool map dump` prints them readably. Ports and counters
+ * are host byte order unless a comment says otherwise. All padding is written out.
+ */
+#ifndef FLANNEL_H
+#define FLANNEL_H
+
+#include <linux/types.h>
+
+/* How packets reach a peer. */
+enum fl_mode {
+	FL_MODE_NONE = 0, /* kernel path only */
+	FL_MODE_VXLAN = 1,
+	FL_MODE_DIRECT = 2, /* host-gw, or vxlan's DirectRouting: no outer header */
+	FL_MODE_UDP = 3,    /* flannel's udp backend: bare IPv4 packet in UDP */
+};
+
+/* Which packets may leave the kernel's path. */
+enum fl_fastpath {
+	FL_FASTPATH_OFF = 0,
+	FL_FASTPATH_SUBNETS = 1, /* every packet between pods */
+	FL_FASTPATH_FLOWS = 2,   /* flows that the kernel has just carried unchanged */
+};
+
+/* What to do with packets whose source is not who may send it. */
+enum fl_check {
+	FL_CHECK_OFF = 0,
+	FL_CHECK_COUNT = 1,
+	FL_CHECK_DROP = 2,
+};
+
+/* Building blocks that the running kernel has (fl_config.caps). */
+enum fl_cap {
+	FL_CAP_REDIRECT_NEIGH = 1 << 0,
+	FL_CAP_REDIRECT_PEER = 1 << 1,
+	FL_CAP_ENCAP_L2_ETH = 1 << 2,  /* BPF_F_ADJ_ROOM_ENCAP_L2_ETH: GSO packets may be encapsulated */
+	FL_CAP_DECAP_L4_UDP = 1 << 3,  /* BPF_F_ADJ_ROOM_DECAP_L4_UDP: tunnel state of aggregates is cleared */
+	FL_CAP_CSUM_LEVEL = 1 << 4,    /* bpf_csum_level and BPF_F_ADJ_ROOM_NO_CSUM_RESET */
+};
+
+/* Set once before load, read-only afterwards: the verifier removes branches they rule out. */
+struct fl_config {
+	__u8 public_ip[4];
+	__u8 network[4];
+	__u8 network_mask[4];
+	__u8 subnet[4];
+	__u8 subnet_mask[4];
+	__u8 vtep_mac[6];
+	__u16 port; /* tunnel's UDP port: 8472 vxlan, 8285 udp */
+	__u16 sport_min; /* net.ipv4.ip_local_port_range, inclusive, for vxlan's source port */
+	__u16 sport_max;
+	__u32 vni;
+	__u32 uplink;     /* ifindex */
+	__u32 learn_mark; /* the one skb->mark bit that is ours; never leaves the host */
+	__u32 peer_len;   /* prefix length shared by every lease: fl_peers is a hash; 0: it is an LPM trie */
+	__u32 caps;       /* enum fl_cap bits */
+	__u32 revalidate_ms;
+	__u8 backend;      /* enum fl_mode of the network */
+	__u8 fastpath;     /* enum fl_fastpath */
+	__u8 source_check; /* enum fl_check */
+	__u8 pad[5];
+};
+
+/* fl_peers: remote subnet -> how to get there. The same key serves a hash and an LPM trie. */
+struct fl_subnet_v4 {
+	__u32 len; /* prefix length in bits */
+	__u8 addr[4];
+};
+
+struct fl_peer_v4 {
+	__u8 public_ip[4];
+	__u8 vtep_mac[6]; /* zero unless mode is FL_MODE_VXLAN */
+	__u8 mode;        /* enum fl_mode */
+	__u8 pad;
+	__u16 mtu;  /* largest outer IPv4 packet on the way to public_ip */
+	__u16 slot; /* index of this peer's counters in fl_peer_stats */
+};
+
+/* fl_vteps: public address of a member -> its subnet (a member with several subnets: any of them). */
+struct fl_addr_v4 {
+	__u8 addr[4];
+};
+
+/* fl_pods: local pod address -> where it lives. Learned by fl_to_pod, removed by the daemon. */
+enum fl_pod_flag {
+	FL_POD_SHAPED = 1 << 0, /* a qdisc on the veth shapes it: a redirect would skip it */
+};
+
+struct fl_pod_v4 {
+	__u32 ifindex; /* host side of the veth */
+	__u8 mac[6];
+	__u8 gateway_mac[6]; /* source of frames that the kernel delivers to the pod */
+	__u8 flags;          /* enum fl_pod_flag bits */
+	__u8 pad[3];
+};
+
+/* fl_ports: host side of a pod's veth -> flags (enum fl_pod_flag). Written by the daemon. */
+struct fl_port {
+	__u32 flags;
+};
+
+/* fl_flows: one entry per connection, seen from the pod. */
+struct fl_flow_key_v4 {
+	__u8 pod[4];
+	__u8 remote[4];
+	__u16 pod_port; /* network byte order; ICMP echo: its id in both */
+	__u16 remote_port;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+enum fl_flow_bit {
+	FL_TX_ENTERED = 1 << 0,
+	FL_TX_LEFT = 1 << 1,
+	FL_RX_ARRIVED = 1 << 2,
+	FL_RX_DELIVERED = 1 << 3,
+};
+
+struct fl_flow {
+	__u64 tx_since; /* ns, CLOCK_MONOTONIC: when the kernel last carried a packet of this direction */
+	__u64 rx_since;
+	__u32 ifindex;   /* pod's veth */
+	__u8 bits;       /* enum fl_flow_bit */
+	__u8 pad[3];
+};
+
+/* Where a packet was when its reason was counted: index into fl_count. */
+enum fl_hook {
+	FL_HOOK_FROM_POD,
+	FL_HOOK_TO_PEER,
+	FL_HOOK_FROM_PEER,
+	FL_HOOK_TO_POD,
+	FL_HOOK_XDP,
+	FL_HOOKS,
+};
+
+/* fl_reasons: enum fl_reason -> packets by hook, per CPU. */
+struct fl_count {
+	__u64 from_pod;
+	__u64 to_peer;
+	__u64 from_peer;
+	__u64 to_pod;
+	__u64 xdp;
+};
+
+/* fl_peer_stats: counters' slot of a peer -> traffic carried by BPF, per CPU. Slot 0 is nobody's. */
+struct fl_traffic {
+	__u64 tx_packets;
+	__u64 tx_bytes; /* inner IPv4 bytes; a super-packet counts as its segments */
+	__u64 rx_packets;
+	__u64 rx_bytes;
+};
+
+/*
+ * Every packet that a program looks at ends in exactly one of these. FL_FAST_*: carried by BPF.
+ * FL_LEARN_*: noted, and left to the kernel. FL_DROP_*: dropped (or, with FL_CHECK_COUNT, only counted).
+ * All others: left to the kernel unmodified, for the reason named.
+ */
+enum fl_reason {
+	FL_UNKNOWN = 0, /* never counted; a bug if it is */
+	FL_FAST_VXLAN,
+	FL_FAST_DIRECT,
+	FL_FAST_UDP,
+	FL_LEARN_NEW,        /* flow without both bits yet */
+	FL_LEARN_REVALIDATE, /* admitted, but too long ago */
+	FL_LEARN_LEFT,       /* fl_to_peer: the kernel let it out unchanged */
+	FL_LEARN_DELIVERED,  /* fl_to_pod: the kernel delivered it unchanged */
+	FL_LEARN_YOUNG,      /* too few packets yet to be worth a flow entry */
+	FL_LEARN_CHANGED,    /* fl_to_*: no flow entered with this tuple: NAT, or evicted */
+	FL_TCP_STATE,        /* SYN, FIN or RST: conntrack must see it */
+	FL_NOT_OVERLAY,      /* no peer's subnet and not our tunnel */
+	FL_NOT_IPV4,         /* ARP, IPv6 and other EtherTypes, VLAN tags */
+	FL_NOT_UNICAST,      /* multicast or broadcast, frame or address */
+	FL_TRUNCATED,
+	FL_BAD_HEADER,       /* version, header length, total length or checksum */
+	FL_IP_OPTIONS,
+	FL_FRAGMENT,
+	FL_TTL,
+	FL_TOO_BIG,          /* larger than the path: the kernel fragments or answers */
+	FL_PROTOCOL,         /* neither TCP, UDP nor ICMP echo */
+	FL_GSO,              /* a super-packet of a kind the kernel must segment */
+	FL_ECN,              /* RFC 6040 says drop or log: the kernel decides */
+	FL_OUTER,            /* outer IPv4 options, fragment or length that does not fit */
+	FL_VXLAN_HEADER,     /* reserved bits, or no I flag */
+	FL_VNI,              /* another network's */
+	FL_INNER_MAC,        /* inner destination is not our VTEP */
+	FL_NO_POD,           /* no known pod has this address */
+	FL_SHAPED,           /* pod's veth has a shaping qdisc */
+	FL_POD_SOURCE,       /* pod sends from outside this node's subnet: it routes; never accelerated */
+	FL_HELPER,           /* a BPF helper refused; packet still whole */
+	FL_DROP_NOT_MEMBER,  /* tunnel packet whose outer source holds no lease */
+	FL_DROP_PEER_SOURCE, /* inner source outside the sender's subnet */
+	FL_DROP_POD_SOURCE,  /* pod sends from an address that is another pod's */
+	FL_DROP_BROKEN,      /* a helper failed after the packet was changed; should stay 0 */
+	FL_REASONS,
+};
+
+#endif

@@ -1,0 +1,109 @@
+"""Every error this program raises on purpose.
+
+    FlannelError
+      ConfigError             a flag, variable, file or etcd config that cannot be used
+      AlreadyRunning          another daemon holds this network's lock
+      EtcdError
+        EtcdUnavailable       no endpoint answers; trying again may help
+        EtcdRefused           etcd answered and said no (permission, auth, bad request)
+      LeaseError
+        OutOfSubnets          no free subnet between SubnetMin and SubnetMax
+        LeaseConflict         somebody else created the key first; trying again may help
+        LeaseLost             our subnet belongs to another node now
+      KernelError             a netlink, sysctl or TUN request the kernel refused
+        DeviceMissing         a device that the request needs is not there
+      BpfError
+        BpfUnavailable        this host cannot run the programs (rights, bpffs, BTF, helpers)
+        VerifierRejected      the kernel's verifier refused a program
+        AbiMismatch           bpf/flannel.h, its Python mirror and the object disagree
+      LabError                the lab could not build or find a piece
+
+Edges translate foreign exceptions into these; nothing else crosses a module boundary.
+A message names the value, where it came from, and what would be right.
+"""
+
+
+class FlannelError(Exception):
+    """Base of all errors raised on purpose; its text is one line fit for an operator."""
+
+
+class ConfigError(FlannelError):
+    """A setting that cannot be used.
+
+    `value` is what was given, `source` where it was read (flag, variable, etcd key, file),
+    `expected` what would be right.
+    """
+
+    def __init__(self, source: str, value: object, expected: str) -> None:
+        super().__init__(f"{source}: {value!r} cannot be used: {expected}")
+        self.source = source
+        self.value = value
+        self.expected = expected
+
+
+class AlreadyRunning(FlannelError):
+    """Another daemon holds the lock of this network."""
+
+
+class EtcdError(FlannelError):
+    """Something between us and etcd."""
+
+
+class EtcdUnavailable(EtcdError):
+    """No endpoint answered; the request may be tried again."""
+
+
+class EtcdRefused(EtcdError):
+    """Etcd answered and refused the request; trying again alone will not help."""
+
+
+class LeaseError(FlannelError):
+    """A subnet lease could not be taken or kept."""
+
+
+class OutOfSubnets(LeaseError):
+    """Every subnet between SubnetMin and SubnetMax is taken."""
+
+
+class LeaseConflict(LeaseError):
+    """Another node created the key first; choose again."""
+
+
+class LeaseLost(LeaseError):
+    """The subnet belongs to another node now."""
+
+
+class KernelError(FlannelError):
+    """The kernel refused a request; `code` is the errno, 0 when there was none."""
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class DeviceMissing(KernelError):
+    """A device that the request needs is not there."""
+
+
+class BpfError(FlannelError):
+    """Something about BPF objects, maps or programs."""
+
+
+class BpfUnavailable(BpfError):
+    """This host cannot run the programs; the text says which part is missing."""
+
+
+class VerifierRejected(BpfError):
+    """The kernel's verifier refused a program; `log` holds the end of its output."""
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+
+
+class AbiMismatch(BpfError):
+    """The contract header, its Python mirror and the compiled object disagree."""
+
+
+class LabError(FlannelError):
+    """The lab could not build or find a piece of itself."""
