@@ -1,0 +1,49 @@
+"""How each backend reaches its peers: pure functions from leases to kernel objects.
+
+A backend answers four questions: what MTU do pods get, what does our own lease say, which leases are
+peers, and which kernel objects carry packets to them. The kernel path it describes is complete by itself;
+`datapath` describes the BPF entries that only make it faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address
+from typing import Any, Protocol
+
+from flannel_ebpf.backends import hostgw, udp, vxlan
+from flannel_ebpf.backends.peer import Node, Peer
+from flannel_ebpf.config import NetworkConfig
+from flannel_ebpf.model import Lease, PathFacts, Skipped, Uplink
+from flannel_ebpf.objects import Object
+
+__all__ = ["Backend", "Node", "Peer", "backend_of"]
+
+Paths = Mapping[IPv4Address, PathFacts]
+
+
+class Backend(Protocol):
+    """The shape shared by the modules `vxlan`, `hostgw` and `udp`."""
+
+    def overlay_name(self, config: NetworkConfig) -> str:
+        """Return the name of the overlay device, "" when the backend has none."""
+
+    def mtu(self, config: NetworkConfig, uplink: Uplink) -> int:
+        """Return the MTU that pods get (FLANNEL_MTU)."""
+
+    def lease_data(self, node: Node) -> tuple[str, Any]:
+        """Return BackendType and BackendData of our own lease."""
+
+    def peers(self, node: Node, leases: Sequence[Lease], paths: Paths) -> tuple[list[Peer], list[Skipped]]:
+        """Return the leases we can send to, and those we cannot with the reason."""
+
+    def objects(self, node: Node, peers: Sequence[Peer]) -> list[Object]:
+        """Return every kernel object of the kernel path."""
+
+
+_BACKENDS: Mapping[str, Backend] = {"vxlan": vxlan, "host-gw": hostgw, "udp": udp}
+
+
+def backend_of(config: NetworkConfig) -> Backend:
+    """Return the backend that the network config names."""
+    return _BACKENDS[config.backend_type]

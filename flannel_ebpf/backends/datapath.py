@@ -1,0 +1,108 @@
+"""What the BPF side should hold: map entries, constants and the hooks that programs stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Network
+
+from flannel_ebpf import abi
+from flannel_ebpf.backends.peer import Peer
+from flannel_ebpf.model import PodPort
+from flannel_ebpf.objects import Direction, Filter, MapEntry
+
+Slots = Mapping[IPv4Network, int]
+
+
+def peer_len(peers: Iterable[Peer], subnet_len: int) -> int:
+    """Return the prefix length that all peers share (fl_peers is a hash), 0 when they differ (an LPM trie).
+
+    Without peers it is the network's SubnetLen, which the first peer will have.
+    """
+    lengths = {peer.subnet.prefixlen for peer in peers} or {subnet_len}
+    return lengths.pop() if len(lengths) == 1 else 0
+
+
+def assign_slots(peers: Sequence[Peer], taken: Slots, size: int) -> dict[IPv4Network, int]:
+    """Return each peer's index in fl_peer_stats: the one it has, else the lowest free; 0 when none is left.
+
+    Slot 0 is nobody's: traffic of peers past `size` is carried but not told apart.
+    """
+    slots = {peer.subnet: taken[peer.subnet] for peer in peers if taken.get(peer.subnet)}
+    used = set(slots.values())
+    free = (slot for slot in range(1, size) if slot not in used)
+    for peer in peers:
+        if peer.subnet not in slots:
+            slots[peer.subnet] = next(free, 0)
+    return slots
+
+
+def peer_entries(peers: Sequence[Peer], slots: Slots) -> list[MapEntry]:
+    """Return fl_peers and fl_vteps for these peers."""
+    entries = []
+    for peer in peers:
+        subnet = abi.SubnetKey(len=peer.subnet.prefixlen, addr=peer.subnet.network_address).pack()
+        value = abi.Peer(
+            public_ip=peer.public_ip,
+            vtep_mac=peer.vtep_mac or abi.NO_MAC,
+            mode=peer.mode,
+            mtu=peer.mtu,
+            slot=slots[peer.subnet],
+        )
+        entries.append(MapEntry("fl_peers", subnet, value.pack()))
+        entries.append(MapEntry("fl_vteps", abi.AddrKey(addr=peer.public_ip).pack(), subnet))
+    return entries
+
+
+def slots_in(entries: Iterable[MapEntry]) -> dict[IPv4Network, int]:
+    """Return the counters' slots that peers have in fl_peers now: they outlive the daemon."""
+    found = {}
+    for entry in entries:
+        if entry.map == "fl_peers":
+            key = abi.SubnetKey.unpack(entry.map_key)
+            found[IPv4Network((key.addr, key.len))] = abi.Peer.unpack(entry.value).slot
+    return found
+
+
+def port_entries(ports: Sequence[PodPort]) -> list[MapEntry]:
+    """Return fl_ports: what the programs must know of each pod's veth."""
+    return [MapEntry("fl_ports", abi.pack_u32(port.ifindex), _flags(port).pack()) for port in ports]
+
+
+def pod_entries(learned: Iterable[MapEntry], ports: Sequence[PodPort]) -> list[MapEntry]:
+    """Return which learned entries of fl_pods stay: those whose veth lives, with the veth's present flags."""
+    by_index = {port.ifindex: port for port in ports}
+    kept = []
+    for entry in learned:
+        pod = abi.Pod.unpack(entry.value)
+        port = by_index.get(pod.ifindex)
+        if entry.map == "fl_pods" and port:
+            kept.append(MapEntry("fl_pods", entry.map_key, pod.with_flags(_flags(port).flags).pack()))
+    return kept
+
+
+def _flags(port: PodPort) -> abi.Port:
+    return abi.Port(flags=int(abi.PodFlag.SHAPED) if port.shaped else 0)
+
+
+def filters(
+    ports: Sequence[PodPort], uplink: int, overlay: int, peers: Sequence[Peer], programs: Mapping[str, int]
+) -> list[Filter]:
+    """Return which program stands on which hook.
+
+    `uplink` and `overlay` are ifindexes (`overlay` 0: no such device), `programs` the ids of the pinned
+    programs by name. A shaped pod gets none: its packets must meet the qdisc.
+    """
+
+    def stand(ifindex: int, direction: Direction, program: str) -> Filter:
+        return Filter(ifindex, direction, program, programs[program])
+
+    found = [stand(uplink, "ingress", "fl_from_peer")]
+    if overlay:
+        found.append(stand(overlay, "egress", "fl_to_peer"))
+    if not overlay or any(peer.mode == abi.Mode.DIRECT for peer in peers):
+        found.append(stand(uplink, "egress", "fl_to_peer"))
+    for port in ports:
+        if not port.shaped:
+            found.append(stand(port.ifindex, "ingress", "fl_from_pod"))
+            found.append(stand(port.ifindex, "egress", "fl_to_pod"))
+    return found

@@ -1,0 +1,55 @@
+"""The udp backend (flannel pkg/backend/udp): a TUN device whose relay puts packets into UDP.
+
+The relay keeps its own table of peers; the kernel only needs the way into the TUN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
+
+from flannel_ebpf.abi import Mode
+from flannel_ebpf.backends.peer import Node, Peer, remote
+from flannel_ebpf.config import NetworkConfig
+from flannel_ebpf.model import Lease, PathFacts, Skipped, Uplink
+from flannel_ebpf.objects import LinkAddress, Object, Route
+
+OVERHEAD = 28
+"""Outer IPv4 20 and UDP 8 octets; the payload is the bare inner packet."""
+
+TUN_NAME = "flannel0"
+
+
+def overlay_name(config: NetworkConfig) -> str:
+    """Return the TUN device's name."""
+    return TUN_NAME
+
+
+def mtu(config: NetworkConfig, uplink: Uplink) -> int:
+    """Return the uplink's MTU less the outer headers."""
+    return uplink.mtu - OVERHEAD
+
+
+def lease_data(node: Node) -> tuple[str, Any]:
+    """Return no type and no data: flanneld's udp leases carry neither."""
+    return "", None
+
+
+def peers(
+    node: Node, leases: Sequence[Lease], paths: Mapping[IPv4Address, PathFacts]
+) -> tuple[list[Peer], list[Skipped]]:
+    """Return every lease of another node: flannel's udp backend does not look at the type."""
+    found = []
+    for lease in remote(node, leases):
+        path = paths.get(lease.public_ip)
+        found.append(Peer(lease.subnet, lease.public_ip, Mode.UDP, path.mtu if path else node.uplink.mtu))
+    return found, []
+
+
+def objects(node: Node, peers: Sequence[Peer]) -> list[Object]:
+    """Return the TUN's address and the route of the whole network into it."""
+    return [
+        LinkAddress(TUN_NAME, IPv4Interface((node.subnet.network_address, 32))),
+        Route(node.config.network, None, TUN_NAME),
+    ]
