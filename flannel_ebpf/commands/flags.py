@@ -1,0 +1,147 @@
+"""flanneld's flags, and ours in the same manner, as click options.
+
+Each flag is also read from `FLANNELD_<NAME>`, and a flag wins over its variable. As with Go's flag package
+one dash is as good as two, and a boolean may stand alone or carry a value (`--ip-masq=false`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import click
+from click.core import ParameterSource
+
+from flannel_ebpf.commands.values import Address, Endpoints, Listen, Mark, Prefix, Regex, Seconds
+from flannel_ebpf.errors import ConfigError
+from flannel_ebpf.options import (
+    DatapathChoice,
+    EtcdOptions,
+    FastpathChoice,
+    Options,
+    SourceCheckChoice,
+    XdpChoice,
+)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Flag(click.Option):
+    """An option named as flanneld's: `--name`, `-name` and FLANNELD_NAME."""
+
+    def __init__(self, param_decls: Sequence[str], **attributes: Any) -> None:
+        (name,) = param_decls
+        self.variable = f"FLANNELD_{name.lstrip('-').upper().replace('-', '_')}"
+        shown = attributes.get("default") not in (None, "", 0)
+        super().__init__([name, name[1:]], envvar=self.variable, show_default=shown, **attributes)
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Say where the value was read: the variable or the flag."""
+        if ctx and self.name and ctx.get_parameter_source(self.name) is ParameterSource.ENVIRONMENT:
+            return self.variable
+        return self.opts[0]
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Show the two-dash name alone."""
+        record = super().get_help_record(ctx)
+        return record and (record[0].replace(f"{self.opts[1]}, {self.opts[0]}", self.opts[0]), record[1])
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        """Read a repeatable flag's variable as one value, as flanneld does: a regex may hold spaces."""
+        text = self.resolve_envvar_value(ctx)
+        return (text,) if text is not None and self.multiple else text
+
+
+_DEFAULTS = Options()
+_ETCD_DEFAULTS = EtcdOptions()
+_PORT = click.IntRange(0, 2**16 - 1)
+_PATH = click.Path(path_type=Path)
+
+
+def _flag(name: str, kind: Any, text: str, **attributes: Any) -> Callable[[Function], Function]:
+    """Build one flag whose default is that of the option with the same name."""
+    field = name.replace("-", "_")
+    etcd = field.startswith("etcd_")
+    default = getattr(_ETCD_DEFAULTS, field.removeprefix("etcd_")) if etcd else getattr(_DEFAULTS, field)
+    if isinstance(default, tuple) and not attributes.get("multiple"):
+        default = ",".join(default)
+    if isinstance(default, bool):
+        attributes.update(is_flag=False, flag_value="true", metavar="[BOOLEAN]")
+    return click.option(f"--{name}", cls=Flag, type=kind, default=default, help=text, **attributes)
+
+
+def _choice(kind: Any) -> click.Choice[str]:
+    return click.Choice(get_args(kind))
+
+
+_ETCD_FLAGS = (
+    _flag("etcd-endpoints", Endpoints(), "Comma list of etcd endpoints."),
+    _flag("etcd-prefix", Prefix(), "Key prefix of the network."),
+    _flag("etcd-keyfile", str, "Private key of the client, PEM."),
+    _flag("etcd-certfile", str, "Certificate of the client, PEM."),
+    _flag("etcd-cafile", str, "Certificate authority of the servers, PEM; it may stand alone."),
+    _flag("etcd-username", str, "User of etcd's own authentication."),
+    _flag("etcd-password", str, "Password of etcd's own authentication."),
+)
+
+_STATE_FLAGS = (
+    _flag("subnet-file", _PATH, "File that tells container runtimes the subnet and MTU."),
+    _flag("state-dir", _PATH, "Folder for locks and state of this daemon."),
+    _flag("bpf-pin-root", _PATH, "Folder in a BPF file system for programs and maps."),
+)
+
+_UP_FLAGS = (
+    _flag("iface", str, "Uplink by name or address; repeatable, the first that is there.", multiple=True),
+    _flag("iface-regex", Regex(), "Uplink by regular expression, after --iface.", multiple=True),
+    _flag("iface-can-reach", str, "Uplink by the route to this address."),
+    _flag("public-ip", Address(), "Address that other nodes use to reach this one."),
+    _flag("subnet-lease-renew-margin", click.IntRange(1, 1439), "Minutes before expiry to renew the lease."),
+    _flag("ip-masq", bool, "Masquerade traffic that leaves the network."),
+    _flag("ip-masq-fully-random-disable", bool, "Masquerade without fully random ports."),
+    _flag("iptables-resync", click.IntRange(min=1), "Seconds between checks of the firewall rules."),
+    _flag("iptables-forward-rules", bool, "Accept forwarded traffic of the network."),
+    _flag("ip-blackhole-route", bool, "Keep a blackhole route for the own subnet."),
+    _flag("healthz-ip", Address(), "Address of the health server."),
+    _flag("healthz-port", _PORT, "Port of the health server; 0: none."),
+    _flag("datapath", _choice(DatapathChoice), "auto: BPF where it can run, else the kernel path."),
+    _flag("fastpath", _choice(FastpathChoice), "Packets that BPF carries: of admitted flows, all, none."),
+    _flag("revalidate", Seconds(0.1, 3600), "Seconds a flow is carried by BPF before it is looked at anew."),
+    _flag("flow-entries", click.IntRange(64, 2**24), "Size of the flow table."),
+    _flag("source-check", _choice(SourceCheckChoice), "What to do with packets of a wrong source."),
+    _flag("xdp", _choice(XdpChoice), "XDP program on the uplink."),
+    _flag("fwmark", Mark(), "Bit of the packet mark for use inside this host."),
+    _flag("lease-ttl", click.IntRange(5, 9_000_000_000), "Seconds a lease lives without renewal."),
+    _flag("wipe-grace", Seconds(0, 86_400), "Seconds to keep peers that etcd has suddenly lost."),
+    _flag("metrics-listen", Listen(), "ADDRESS:PORT of the Prometheus endpoint."),
+)
+
+
+def _with(flags: Sequence[Callable[[Function], Function]]) -> Callable[[Function], Function]:
+    def decorate(command: Function) -> Function:
+        for flag in reversed(flags):
+            command = flag(command)
+        return command
+
+    return decorate
+
+
+etcd_flags: Callable[[Function], Function] = _with(_ETCD_FLAGS)
+node_flags: Callable[[Function], Function] = _with(_ETCD_FLAGS + _STATE_FLAGS)
+up_flags: Callable[[Function], Function] = _with(_ETCD_FLAGS + _STATE_FLAGS + _UP_FLAGS)
+
+
+def options_from(values: dict[str, Any]) -> Options:
+    """Build Options from parsed flags; those a command has not keep their defaults.
+
+    Raises ConfigError when flags contradict each other.
+    """
+    etcd = {field.name: values[f"etcd_{field.name}"] for field in fields(EtcdOptions)}
+    for given, missing in (("keyfile", "certfile"), ("certfile", "keyfile")):
+        if etcd[given] and not etcd[missing]:
+            raise ConfigError(f"--etcd-{given}", etcd[given], f"together with --etcd-{missing}, or neither")
+    rest = {name: value for name, value in values.items() if not name.startswith("etcd_")}
+    if "healthz_ip" in rest:
+        rest["healthz_ip"] = str(rest["healthz_ip"] or _DEFAULTS.healthz_ip)
+    return Options(etcd=EtcdOptions(**etcd), **rest)

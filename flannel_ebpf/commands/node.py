@@ -1,0 +1,51 @@
+"""Commands about this node: run the daemon, take it down, look at it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from flannel_ebpf.commands.flags import node_flags, options_from, up_flags
+from flannel_ebpf.commands.values import Verbosity
+
+
+@click.command()
+@up_flags
+@click.option("-v", "--v", "verbosity", type=Verbosity(), default=0, help="1: also say what did not change.")
+def up(verbosity: int, **values: Any) -> int:
+    """Run the daemon: take a subnet lease, set up the overlay and keep it right.
+
+    Flags and their FLANNELD_* variables are flanneld's, and more of the same kind.
+    """
+    options = options_from(values)
+    from flannel_ebpf.daemon import run  # noqa: PLC0415 - only this command needs the daemon
+    from flannel_ebpf.logs import log_to_stderr  # noqa: PLC0415 - likewise
+
+    log_to_stderr(verbosity)
+    return run(options)
+
+
+@click.command()
+@node_flags
+@click.option("--purge", is_flag=True, help="Remove the kernel path too: device, routes, rules, files.")
+@click.option("--release", is_flag=True, help="Give the subnet back to etcd.")
+def down(purge: bool, release: bool, **values: Any) -> int:
+    """Detach the BPF programs; the kernel path goes on unless --purge is given."""
+    options = options_from(values)
+    from flannel_ebpf.logs import log_to_stderr  # noqa: PLC0415 - only some commands log
+    from flannel_ebpf.teardown import down as tear_down  # noqa: PLC0415 - only this command needs it
+
+    log_to_stderr(0)
+    return tear_down(options, purge=purge, release=release) or 0
+
+
+@click.command()
+@node_flags
+@click.option("--json", "as_json", is_flag=True, help="For programs rather than people.")
+def status(as_json: bool, **values: Any) -> int:
+    """Show what this node's overlay is made of and how its packets travel."""
+    options = options_from(values)
+    from flannel_ebpf.inspect import status as show  # noqa: PLC0415 - only this command needs it
+
+    return show(options, as_json=as_json) or 0

@@ -1,0 +1,153 @@
+"""Values of flags that click has no type for: each reads a text, checks it and says what would be right."""
+
+from __future__ import annotations
+
+import math
+import re
+from ipaddress import AddressValueError, IPv4Address
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+KUBE_PROXY_MARKS = 0x4000 | 0x8000
+"""Bits of the packet mark that kube-proxy uses for masquerading and dropping."""
+
+Parameter = click.Parameter | None
+Context = click.Context | None
+
+
+class Address(click.ParamType[IPv4Address | None]):
+    """An IPv4 address; "" means not given."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: Parameter, ctx: Context) -> IPv4Address | None:
+        """Return the IPv4Address, or None for ""."""
+        if isinstance(value, IPv4Address) or not value:
+            return value or None
+        try:
+            return IPv4Address(value)
+        except AddressValueError:
+            self.fail(f"{value!r} is not an IPv4 address such as 192.0.2.1.", param, ctx)
+
+
+class Endpoints(click.ParamType[tuple[str, ...]]):
+    """A comma list of etcd endpoints."""
+
+    name = "urls"
+
+    def convert(self, value: Any, param: Parameter, ctx: Context) -> tuple[str, ...]:
+        """Return a tuple of texts."""
+        if isinstance(value, tuple):
+            return value
+        endpoints = tuple(part.strip() for part in value.split(",") if part.strip())
+        for endpoint in endpoints:
+            if not _is_endpoint(endpoint):
+                self.fail(f"{endpoint!r} is not a URL such as https://192.0.2.1:2379.", param, ctx)
+        if not endpoints:
+            self.fail("at least one URL such as http://192.0.2.1:2379 is needed.", param, ctx)
+        return endpoints
+
+
+class Prefix(click.ParamType[str]):
+    """An etcd key prefix; a slash at its end says nothing."""
+
+    name = "key"
+
+    def convert(self, value: str, param: Parameter, ctx: Context) -> str:
+        """Return the text without slashes at its end."""
+        if not value:
+            self.fail("a key such as /coreos.com/network is needed.", param, ctx)
+        return value.rstrip("/")
+
+
+class Regex(click.ParamType[str]):
+    """A regular expression, kept as text."""
+
+    name = "regex"
+
+    def convert(self, value: str, param: Parameter, ctx: Context) -> str:
+        """Return the text once it has been compiled for a try."""
+        try:
+            re.compile(value)
+        except re.error as error:
+            self.fail(f"{value!r} is no regular expression: {error}.", param, ctx)
+        return value
+
+
+class Mark(click.ParamType[int]):
+    """One bit of the packet mark."""
+
+    name = "mark"
+
+    def convert(self, value: Any, param: Parameter, ctx: Context) -> int:
+        """Return the bit as a number."""
+        try:
+            mark = int(str(value), 0)
+        except ValueError:
+            mark = 0
+        if mark.bit_count() != 1 or not 0 < mark < 2**32:
+            self.fail(f"{value!r} is not one bit of 32, such as 0x2000.", param, ctx)
+        if mark & KUBE_PROXY_MARKS:
+            self.fail(f"{value!r} is kube-proxy's bit; take another, such as 0x2000.", param, ctx)
+        return mark
+
+
+class Seconds(click.ParamType[float]):
+    """A time between two limits, in seconds; fractions are welcome."""
+
+    name = "seconds"
+
+    def __init__(self, low: float, high: float) -> None:
+        self._low = low
+        self._high = high
+
+    def convert(self, value: Any, param: Parameter, ctx: Context) -> float:
+        """Return the number."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not self._low <= seconds <= self._high:
+            self.fail(f"{value!r} is not a number from {self._low} to {self._high}.", param, ctx)
+        return seconds
+
+
+class Listen(click.ParamType[str]):
+    """`ADDRESS:PORT` to listen on; "" means not at all."""
+
+    name = "address:port"
+
+    def convert(self, value: str, param: Parameter, ctx: Context) -> str:
+        """Return the text once it has been checked."""
+        address, _, port = value.rpartition(":")
+        try:
+            IPv4Address(address)
+            fits = 0 < int(port) < 2**16
+        except ValueError:
+            fits = False
+        if value and not fits:
+            self.fail(f"{value!r} is not of the form 127.0.0.1:9100.", param, ctx)
+        return value
+
+
+def _is_endpoint(text: str) -> bool:
+    try:
+        url = urlsplit(text if "://" in text else f"http://{text}")
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is no number
+        return False
+
+
+class Verbosity(click.ParamType[int]):
+    """A klog level: 0 and up."""
+
+    name = "level"
+
+    def convert(self, value: Any, param: Parameter, ctx: Context) -> int:
+        """Read `-v=2` too: of a one-letter option click hands over the rest, "=2"."""
+        digits = str(value).removeprefix("=")
+        if not (digits.isascii() and digits.isdigit()):
+            self.fail(f"{digits!r} is not a number such as 1.", param, ctx)
+        return int(digits)

@@ -1,0 +1,34 @@
+"""Log lines on stderr in klog's form, one line an event."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+_LETTERS = {"DEBUG": "I", "CRITICAL": "F"}
+
+
+class KlogFormatter(logging.Formatter):
+    """`I1121 03:02:44.123456   1234 daemon.py:57] message`, local time; a trace stays on the same line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line without its end."""
+        return super().format(record).replace("\n", "\\n")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Put klog's header before the message."""
+        letter = _LETTERS.get(record.levelname, record.levelname[0])
+        stamp = time.strftime("%m%d %H:%M:%S", time.localtime(record.created))
+        micros = int(record.created % 1 * 1_000_000)
+        place = f"{record.process:7d} {record.filename}:{record.lineno}"
+        return f"{letter}{stamp}.{micros:06d} {place}] {record.message}"
+
+
+def log_to_stderr(verbosity: int) -> None:
+    """Send this program's log to stderr: from 1 on also details, from 3 on also what libraries say."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(KlogFormatter())
+    logging.basicConfig(
+        handlers=[handler], level=logging.DEBUG if verbosity >= 3 else logging.WARNING, force=True
+    )
+    logging.getLogger("flannel_ebpf").setLevel(logging.DEBUG if verbosity >= 1 else logging.INFO)
