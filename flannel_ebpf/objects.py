@@ -8,6 +8,7 @@ new veth may reuse an old one's name.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Hashable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -18,13 +19,47 @@ from flannel_ebpf.model import Mac
 ROUTE_PROTOCOL = 251
 """rtm_protocol of every route we make: the mark that a fresh process recognises."""
 
+FILTER_PRIORITY = 251
+"""tc priority of every filter we attach."""
+
+FILTER_MARK = 0xFB000000
+"""Top octet of the handle of every filter we attach; the rest names the network."""
+
 Direction = Literal["ingress", "egress"]
 XdpMode = Literal["generic", "native"]
 
 
+def filter_handle(network: IPv4Network) -> int:
+    """Return the tc handle of one network's filters, so that networks on one device stay apart."""
+    return FILTER_MARK | zlib.crc32(str(network).encode()) & 0xFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What belongs to one network on this node: enough for a fresh process to tell its own objects.
+
+    `overlay` is the overlay device ("flannel.1", "flannel0"), "" for host-gw. `uplink` is an ifindex.
+    `sysctls` are the paths whose values count.
+    """
+
+    network: IPv4Network
+    subnet: IPv4Network
+    overlay: str
+    uplink: int
+    sysctls: tuple[str, ...] = ()
+
+    @property
+    def filter_handle(self) -> int:
+        """The tc handle of this network's filters."""
+        return filter_handle(self.network)
+
+
 @dataclass(frozen=True, slots=True)
 class VxlanLink:
-    """`flannel.<VNI>` with the attributes flannel gives it (pkg/backend/vxlan/device.go); always up."""
+    """`flannel.<VNI>` with the attributes flannel gives it (pkg/backend/vxlan/device.go).
+
+    `up` is false only in what was read: a device that is down has lost its routes and is not right.
+    """
 
     name: str
     vni: int
@@ -35,6 +70,7 @@ class VxlanLink:
     mac: Mac
     learning: bool = False
     gbp: bool = False
+    up: bool = True
 
     @property
     def key(self) -> Hashable:
