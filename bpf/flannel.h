@@ -41,6 +41,7 @@ enum fl_cap {
 	FL_CAP_ENCAP_L2_ETH = 1 << 2,  /* BPF_F_ADJ_ROOM_ENCAP_L2_ETH: GSO packets may be encapsulated */
 	FL_CAP_DECAP_L4_UDP = 1 << 3,  /* BPF_F_ADJ_ROOM_DECAP_L4_UDP: tunnel state of aggregates is cleared */
 	FL_CAP_CSUM_LEVEL = 1 << 4,    /* bpf_csum_level and BPF_F_ADJ_ROOM_NO_CSUM_RESET */
+	FL_CAP_COARSE_CLOCK = 1 << 5,  /* bpf_ktime_get_coarse_ns */
 };
 
 /* Set once before load, read-only afterwards: the verifier removes branches they rule out. */
@@ -58,12 +59,14 @@ struct fl_config {
 	__u32 uplink;     /* ifindex */
 	__u32 learn_mark; /* the one skb->mark bit that is ours; never leaves the host */
 	__u32 peer_len;   /* prefix length shared by every lease: fl_peers is a hash; 0: it is an LPM trie */
-	__u32 caps;       /* enum fl_cap bits */
 	__u32 revalidate_ms;
-	__u8 backend;      /* enum fl_mode of the network */
-	__u8 fastpath;     /* enum fl_fastpath */
-	__u8 source_check; /* enum fl_check */
-	__u8 pad[5];
+	enum fl_cap caps; /* bits */
+	enum fl_mode backend;
+	enum fl_fastpath fastpath;
+	enum fl_check source_check;
+	__u8 direct_routing; /* 1: some peers of a vxlan network are FL_MODE_DIRECT */
+	__u8 ttl;            /* of outer headers: net.ipv4.ip_default_ttl */
+	__u8 pad[2];
 };
 
 /* fl_peers: remote subnet -> how to get there. The same key serves a hash and an LPM trie. */
@@ -72,11 +75,15 @@ struct fl_subnet_v4 {
 	__u8 addr[4];
 };
 
+enum fl_peer_flag {
+	FL_PEER_ON_LINK = 1 << 0, /* public_ip is a neighbour on the uplink; otherwise the kernel routes */
+};
+
 struct fl_peer_v4 {
 	__u8 public_ip[4];
 	__u8 vtep_mac[6]; /* zero unless mode is FL_MODE_VXLAN */
 	__u8 mode;        /* enum fl_mode */
-	__u8 pad;
+	__u8 flags;       /* enum fl_peer_flag bits */
 	__u16 mtu;  /* largest outer IPv4 packet on the way to public_ip */
 	__u16 slot; /* index of this peer's counters in fl_peer_stats */
 };
@@ -101,7 +108,7 @@ struct fl_pod_v4 {
 
 /* fl_ports: host side of a pod's veth -> flags (enum fl_pod_flag). Written by the daemon. */
 struct fl_port {
-	__u32 flags;
+	enum fl_pod_flag flags;
 };
 
 /* fl_flows: one entry per connection, seen from the pod. */
@@ -124,9 +131,14 @@ enum fl_flow_bit {
 struct fl_flow {
 	__u64 tx_since; /* ns, CLOCK_MONOTONIC: when the kernel last carried a packet of this direction */
 	__u64 rx_since;
-	__u32 ifindex;   /* pod's veth */
-	__u8 bits;       /* enum fl_flow_bit */
-	__u8 pad[3];
+	__u32 ifindex; /* pod's veth; 0 until known */
+	enum fl_flow_bit bits;
+};
+
+/* fl_sketch: hash of a flow's key -> packets seen lately, halved every epoch. Shared by colliding flows. */
+struct fl_cell {
+	__u16 epoch;
+	__u16 packets;
 };
 
 /* Where a packet was when its reason was counted: index into fl_count. */
@@ -162,7 +174,7 @@ struct fl_traffic {
  * All others: left to the kernel unmodified, for the reason named.
  */
 enum fl_reason {
-	FL_UNKNOWN = 0, /* never counted; a bug if it is */
+	FL_UNKNOWN = 0, /* not decided yet: a helper's "go on". Never counted; a bug if it is */
 	FL_FAST_VXLAN,
 	FL_FAST_DIRECT,
 	FL_FAST_UDP,
@@ -191,6 +203,7 @@ enum fl_reason {
 	FL_INNER_MAC,        /* inner destination is not our VTEP */
 	FL_NO_POD,           /* no known pod has this address */
 	FL_SHAPED,           /* pod's veth has a shaping qdisc */
+	FL_NOT_GATEWAY,      /* pod's frame is for another machine on its bridge, which then routes it */
 	FL_POD_SOURCE,       /* pod sends from outside this node's subnet: it routes; never accelerated */
 	FL_HELPER,           /* a BPF helper refused; packet still whole */
 	FL_DROP_NOT_MEMBER,  /* tunnel packet whose outer source holds no lease */
