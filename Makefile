@@ -1,0 +1,59 @@
+# flannel-ebpf: everything a checkout needs. Every target sets up what is missing first; run as root.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTHON := $(BIN)/python
+BPF    := $(wildcard bpf/*.c bpf/*.h)
+
+# Frames that the fuzz tests mutate: a few in `make test`, many in `make fuzz`.
+FUZZ_FRAMES ?= 1000000
+
+.PHONY: help setup packages objects demo test check fuzz bench clean
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: packages $(VENV)/stamp objects ## install packages, make the Python environment, compile the BPF programs
+
+packages:
+	@tools/setup_packages.sh
+
+# The environment sees Debian's packages, because the BPF library binding (python3-bpfcc) is only there.
+# It is built by Debian's own Python for the same reason.
+$(VENV)/stamp: pyproject.toml | packages
+	@echo "setup: making the Python environment in $(VENV)"
+	@test -x $(PYTHON) || /usr/bin/python3 -m venv --system-site-packages $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --root-user-action=ignore --editable '.[test,check]'
+	@touch $@
+
+objects: packages
+	@$(MAKE) --no-print-directory --quiet -C bpf
+
+demo: setup ## build a two-node cluster here and show pods talking through the kernel and through BPF
+	@$(PYTHON) tools/demo.py
+
+test: setup ## run all tests: unit, bpf (programs run by the kernel), netns (real traffic in the lab)
+	@$(PYTHON) -m pytest tests $(PYTEST_ARGS)
+
+check: setup ## formatting, lint, types, import rules, C style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	clang-format --dry-run --Werror $(BPF)
+
+fuzz: setup ## feed FUZZ_FRAMES mutated frames to the BPF programs
+	@$(PYTHON) -m pytest tests/bpf -m fuzz --fuzz-frames=$(FUZZ_FRAMES) --timeout=3600 $(PYTEST_ARGS)
+
+bench: setup ## measure every mode against every workload, into bench/
+	@mkdir -p bench
+	@$(PYTHON) tools/perf_compare.py --json bench/results.json --html bench/results.html $(BENCH_ARGS)
+
+clean: ## remove what the targets above made in this folder
+	@$(MAKE) --no-print-directory --quiet -C bpf clean
+	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find flannel_ebpf tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,103 @@
+"""`flannel-ebpf lab`: build, look at, enter and remove a cluster on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+import click
+
+from flannel_ebpf.lab import netns, teardown
+from flannel_ebpf.lab.cluster import Lab, labs
+from flannel_ebpf.lab.drawing import draw
+from flannel_ebpf.lab.node import Node
+from flannel_ebpf.lab.spec import BACKENDS, DATAPATHS, LabSpec
+
+name_option = click.option("--name", default="lab", show_default=True, help="Which lab.")
+
+
+@click.group()
+def lab() -> None:
+    """Build a cluster on this machine: real etcd, nodes and pods as network namespaces."""
+
+
+@lab.command()
+@click.option("--nodes", default=2, show_default=True, help="How many nodes, n1 and on.")
+@click.option("--pods", default=2, show_default=True, help="How many pods on each, n1p1 and on.")
+@click.option("--backend", type=click.Choice(BACKENDS), default="vxlan", show_default=True)
+@click.option("--datapath", type=click.Choice(DATAPATHS), default="auto", show_default=True)
+@click.option("--fastpath", type=click.Choice(["flows", "subnets", "off"]), help="Default: the daemon's.")
+@click.option("--network", default="10.1.0.0/16", show_default=True, help="The overlay's network.")
+@name_option
+@click.argument("up_args", nargs=-1, type=click.UNPROCESSED)
+def up(  # noqa: PLR0917 - click passes every option by name
+    nodes: int,
+    pods: int,
+    backend: str,
+    datapath: str,
+    fastpath: str | None,
+    network: str,
+    name: str,
+    up_args: tuple[str, ...],
+) -> None:
+    """Build a lab and leave it running. What follows `--` goes to every node's `flannel-ebpf up`."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    spec = LabSpec(
+        name=name,
+        nodes=nodes,
+        pods_per_node=pods,
+        backend=backend,
+        datapath=datapath,
+        fastpath=fastpath,
+        network=network,
+        extra_up_args=up_args,
+    )
+    built = Lab.up(spec)
+    suffix = "" if name == "lab" else f" --name {name}"
+    click.echo(draw(built))
+    click.echo(f"try:    flannel-ebpf lab exec{suffix} n1p1 -- ping -c3 {built.nodes[-1].pods[0].ip}")
+    click.echo(f"end it: flannel-ebpf lab down{suffix}")
+
+
+@lab.command()
+@name_option
+def status(name: str) -> None:
+    """Show nodes, pods, leases and processes of a lab."""
+    shown = Lab.open(name)
+    click.echo(draw(shown))
+    server = shown.etcd.process
+    click.echo(f"etcd    {f'process {server.pid}' if server else 'NOT RUNNING'}, log {shown.etcd.log}")
+    for node in shown.nodes:
+        click.echo(_node_line(node))
+
+
+@lab.command("exec", context_settings={"ignore_unknown_options": True})
+@name_option
+@click.argument("host")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def execute(name: str, host: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND in the node or pod HOST: `lab exec n1p1 -- ping -c1 10.1.2.2`."""
+    line = netns.inside(Lab.open(name).host(host).ns, command)
+    os.execvp(line[0], line)  # noqa: S606 - an argument list; the terminal becomes the command's
+
+
+@lab.command()
+@name_option
+@click.option("--all", "every", is_flag=True, help="Every lab on this machine.")
+def down(name: str, every: bool) -> None:
+    """Remove a lab with all its processes, namespaces, mounts and files. Doing it twice is fine."""
+    for one in labs() if every else [name]:
+        found = teardown.remove(one)
+        click.echo(f"lab {one}: {'removed' if found else 'there is nothing to remove'}")
+
+
+def _node_line(node: Node) -> str:
+    process = node.daemon
+    daemon = f"process {process.pid}" if process else "NOT RUNNING"
+    return f"{node.name:<7} {daemon}, datapath {node.spec.datapath_of(node.name)}, log {node.log}"
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Turn SIGTERM into what Ctrl-C does, so that a half-built lab is removed again."""
+    raise KeyboardInterrupt

@@ -1,0 +1,76 @@
+"""Network namespaces by name, as `ip netns` keeps them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from flannel_ebpf.errors import LabError
+from flannel_ebpf.lab.command import run
+
+FOLDER = Path("/run/netns")
+
+
+def inside(ns: str, command: Sequence[str]) -> list[str]:
+    """Return the command that runs `command` in network namespace `ns`.
+
+    Not `ip netns exec`: that mounts a fresh /sys for the command, which hides every bpffs below it.
+    """
+    return ["nsenter", f"--net={FOLDER / ns}", "--", *command]
+
+
+def create(names: Iterable[str]) -> None:
+    """Make the namespaces `names`, each with its loopback up. Raises LabError when one exists already."""
+    names = list(names)
+    run(["ip", "-batch", "-"], stdin="".join(f"netns add {name}\n" for name in names))
+    for name in names:
+        run(["ip", "-n", name, "link", "set", "lo", "up"])
+
+
+def configure(ns: str, lines: Iterable[str]) -> None:
+    """Run `lines` in `ns` as one `ip -batch`; raises LabError at the first that the kernel refuses."""
+    lines = list(lines)
+    done = run(["ip", "-n", ns, "-batch", "-"], stdin="".join(f"{line}\n" for line in lines), check=False)
+    if done.returncode != 0:
+        # ip says "Command failed -:<line>", which nobody can read without the batch.
+        number = int(done.stderr.strip().rpartition(":")[2])
+        said = done.stderr.partition("\n")[0]
+        raise LabError(f"in {ns}, `ip {lines[number - 1]}`: {said}")
+
+
+def delete(names: Iterable[str]) -> None:
+    """Remove the namespaces `names` (links in them go too); one that is not there is fine.
+
+    Unmounts /run/netns when it is left empty, because the first `ip netns add` mounted it.
+    """
+    for name in names:
+        run(["ip", "netns", "delete", name], check=(FOLDER / name).exists())
+    if FOLDER.is_dir() and not any(FOLDER.iterdir()):
+        run(["umount", str(FOLDER)], check=False)
+
+
+def names() -> list[str]:
+    """Return the names of all namespaces on this machine, sorted."""
+    return sorted(path.name for path in FOLDER.iterdir()) if FOLDER.is_dir() else []
+
+
+def pids(names: Iterable[str]) -> list[int]:
+    """Return the ids of all processes that run in one of the namespaces `names`, this one excepted."""
+    inodes = set()
+    for name in names:
+        with suppress(FileNotFoundError):
+            inodes.add((FOLDER / name).stat().st_ino)
+    found = []
+    for entry in Path("/proc").iterdir():
+        # A process may end between the listing and the look at it.
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            if entry.name.isdigit() and (entry / "ns/net").stat().st_ino in inodes:
+                found.append(int(entry.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def has_link(ns: str, link: str) -> bool:
+    """Whether namespace `ns` has an interface called `link`."""
+    return run(["ip", "-n", ns, "link", "show", "dev", link], check=False).returncode == 0

@@ -1,0 +1,179 @@
+"""A node: its uplink, its daemon, its bridge and its pods."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from flannel_ebpf.errors import LabError
+from flannel_ebpf.lab import netns, processes
+from flannel_ebpf.lab.host import Host
+from flannel_ebpf.lab.pod import Pod, make_bridge, plug
+from flannel_ebpf.lab.processes import Process
+from flannel_ebpf.lab.spec import ETCD_ENDPOINT, LabSpec, node_ip
+
+
+class Node(Host):
+    """One node; everything of it lies in `folder`, its BPF objects are pinned below `pin_root`.
+
+    Nothing is held in memory: the files say which pods there are and which process is the daemon, so
+    that another process (`lab status`, `lab down`) sees the same node.
+    """
+
+    def __init__(self, spec: LabSpec, name: str) -> None:
+        super().__init__(name, f"{spec.name}-{name}", node_ip(name))
+        self.spec = spec
+        self.folder: Path = spec.folder / name
+        self.subnet_file = self.folder / "subnet.env"
+        self.state_dir = self.folder / "state"
+        self.pin_root: Path = spec.folder / "bpf" / name
+        self.log = self.folder / "daemon.log"
+        self.pidfile = self.folder / "daemon.pid"
+
+    def prepare(self) -> None:
+        """Make the node's folders. The pod folder names one file per address, as host-local does."""
+        for folder in (self.folder, self.state_dir, self.pin_root, self.folder / "pods"):
+            folder.mkdir(exist_ok=True)
+
+    # What the daemon wrote.
+
+    def environment(self) -> dict[str, str]:
+        """Return subnet.env as a dictionary, empty when it is not written yet."""
+        if not self.subnet_file.exists():
+            return {}
+        return dict(line.split("=", 1) for line in self.subnet_file.read_text().splitlines() if line)
+
+    @property
+    def gateway(self) -> IPv4Interface:
+        """The subnet's first address with its length, as FLANNEL_SUBNET says it."""
+        try:
+            return IPv4Interface(self.environment()["FLANNEL_SUBNET"])
+        except KeyError as error:
+            raise LabError(f"{self.name} has no subnet yet: {self.subnet_file} is not written") from error
+
+    @property
+    def subnet(self) -> IPv4Network:
+        """The subnet leased to this node. Raises LabError before subnet.env is written."""
+        return self.gateway.network
+
+    @property
+    def mtu(self) -> int:
+        """FLANNEL_MTU of subnet.env."""
+        self.gateway  # noqa: B018 - the one place that says why there is none yet
+        return int(self.environment()["FLANNEL_MTU"])
+
+    def map_dump(self, name: str) -> list[dict[str, Any]]:
+        """Return `bpftool map dump` of the pinned map `name`, decoded by its BTF.
+
+        Raises LabError when no such map is pinned below `pin_root`.
+        """
+        path = next(iter(sorted(self.pin_root.rglob(name))), None)
+        if path is None:
+            raise LabError(f"{self.name} has no map {name} pinned below {self.pin_root}")
+        dump = json.loads(self.run(["bpftool", "--json", "map", "dump", "pinned", str(path)]).stdout)
+        return [entry["formatted"] for entry in dump]
+
+    # The daemon.
+
+    @property
+    def daemon(self) -> Process | None:
+        """The running daemon, None when there is none."""
+        return Process.load(self.pidfile)
+
+    def daemon_command(self, extra_args: Sequence[str] = ()) -> list[str]:
+        """Return the command line of this node's `flannel-ebpf up`."""
+        fastpath = [f"--fastpath={self.spec.fastpath}"] if self.spec.fastpath else []
+        return [
+            str(Path(sys.executable).with_name("flannel-ebpf")),
+            "up",
+            f"--etcd-endpoints={ETCD_ENDPOINT}",
+            f"--etcd-prefix={self.spec.etcd_prefix}",
+            "--iface=eth0",
+            f"--subnet-file={self.subnet_file}",
+            f"--state-dir={self.state_dir}",
+            f"--bpf-pin-root={self.pin_root}",
+            f"--datapath={self.spec.datapath_of(self.name)}",
+            *fastpath,
+            *self.spec.extra_up_args,
+            *extra_args,
+        ]
+
+    def start_daemon(self, extra_args: Sequence[str] = ()) -> Process:
+        """Start `flannel-ebpf up` here and return at once; its log is appended to.
+
+        `extra_args` come last, so that they win over the spec's. Raises LabError when one runs already.
+        """
+        if self.daemon:
+            raise LabError(f"{self.name} has a daemon already, process {self.daemon.pid}")
+        return processes.spawn(self.ns, self.daemon_command(extra_args), log=self.log, pidfile=self.pidfile)
+
+    def kill_daemon(self, number: int = signal.SIGKILL) -> None:
+        """Send the daemon a signal, and for SIGKILL wait until it is gone."""
+        process = self.daemon
+        if process is None:
+            raise LabError(f"{self.name} has no running daemon; the end of its log:\n{self.log_tail()}")
+        process.signal(number)
+        if number == signal.SIGKILL:
+            process.wait(5.0)
+
+    def stop_daemon(self, grace: float = 10.0) -> None:
+        """Stop the daemon with SIGTERM; raises LabError when it still runs after `grace` seconds."""
+        process = self.daemon
+        if process is None:
+            return
+        process.signal(signal.SIGTERM)
+        if not process.wait(grace):
+            raise LabError(f"{self.name}: the daemon ignores SIGTERM; the end of its log:\n{self.log_tail()}")
+
+    def daemon_log(self) -> str:
+        """Return all that daemons wrote on this node since the lab is up."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def log_tail(self) -> str:
+        """Return the last lines of the daemon's log, indented for an error text."""
+        return processes.tail(self.log)
+
+    # Pods.
+
+    @property
+    def pods(self) -> list[Pod]:
+        """Pods of this node, in the order of their numbers."""
+        files = (self.folder / "pods").iterdir() if self.folder.exists() else ()
+        pods = [self._pod(file.read_text(), IPv4Address(file.name)) for file in files]
+        return sorted(pods, key=lambda pod: int(pod.name.rpartition("p")[2]))
+
+    def add_pod(self, *, name: str | None = None, ip: IPv4Address | None = None) -> Pod:
+        """Add a pod with the next number and the lowest free address from .2 on, or with those given."""
+        present = self.pods
+        taken = {pod.ip for pod in present}
+        if name is None:
+            number = max((int(pod.name.rpartition("p")[2]) for pod in present), default=0) + 1
+            name = f"{self.name}p{number}"
+        if ip is None:
+            ip = next(host for host in list(self.subnet.hosts())[1:] if host not in taken)
+        if ip in taken or ip not in self.subnet:
+            raise LabError(f"{self.name}: {ip} is taken, or outside {self.subnet}")
+        pod = self._pod(name, ip)
+        netns.create([pod.ns])
+        make_bridge(self.ns, self.gateway, self.mtu)
+        plug(pod, self.ns, self.gateway, self.mtu)
+        self._address_file(pod).write_text(pod.name)
+        return pod
+
+    def remove_pod(self, pod: Pod) -> None:
+        """Remove a pod with its namespace, link and every process in it; its address is free at once."""
+        processes.end([found for pid in netns.pids([pod.ns]) if (found := Process.of(pid))])
+        self.run(["ip", "link", "delete", pod.veth], check=False)
+        netns.delete([pod.ns])
+        self._address_file(pod).unlink(missing_ok=True)
+
+    def _pod(self, name: str, ip: IPv4Address) -> Pod:
+        return Pod(name, f"{self.spec.name}-{name}", ip)
+
+    def _address_file(self, pod: Pod) -> Path:
+        return self.folder / "pods" / str(pod.ip)

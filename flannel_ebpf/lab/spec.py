@@ -1,0 +1,125 @@
+"""What a lab should look like, and every name and address that follows from it. Values only."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from flannel_ebpf.errors import LabError
+
+ROOT = Path("/run/flannel-ebpf-lab")
+UNDERLAY = IPv4Network("192.168.64.0/24")
+ETCD_IP = UNDERLAY[254]
+ETCD_ENDPOINT = f"http://{ETCD_IP}:2379"
+
+BACKENDS = ("vxlan", "host-gw", "udp")
+DATAPATHS = ("auto", "ebpf", "kernel")
+MAX_NODES = 250
+
+
+@dataclass(frozen=True)
+class LabSpec:
+    """One lab.
+
+    `datapath` is for all nodes, `datapaths` for single ones ({"n2": "kernel"}); `fastpath` and
+    `extra_up_args` go to every daemon as they are, None leaves its default. `backend_config` holds more
+    keys of the network config's Backend, `network_config` more keys of its top level. Without
+    `start_daemons` the nodes have an uplink and nothing else.
+    """
+
+    name: str = "lab"
+    nodes: int = 2
+    backend: str = "vxlan"
+    datapath: str = "auto"
+    fastpath: str | None = None
+    network: str = "10.1.0.0/16"
+    subnet_len: int = 24
+    pods_per_node: int = 2
+    start_daemons: bool = True
+    etcd_prefix: str = "/coreos.com/network"
+    extra_up_args: tuple[str, ...] = ()
+    datapaths: Mapping[str, str] = field(default_factory=dict)
+    backend_config: Mapping[str, Any] = field(default_factory=dict)
+    network_config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        _one_of("backend", self.backend, BACKENDS)
+        for datapath in (self.datapath, *self.datapaths.values()):
+            _one_of("datapath", datapath, DATAPATHS)
+        if not 1 <= self.nodes <= MAX_NODES:
+            raise LabError(f"nodes {self.nodes}: a lab has 1 to {MAX_NODES}")
+        unknown = set(self.datapaths) - set(self.node_names)
+        if unknown:
+            raise LabError(f"datapaths names {', '.join(sorted(unknown))}: nodes are n1 to n{self.nodes}")
+
+    @property
+    def node_names(self) -> list[str]:
+        """`n1`, `n2` and so on."""
+        return [f"n{number}" for number in range(1, self.nodes + 1)]
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this lab lies."""
+        return folder_of(self.name)
+
+    @property
+    def switch_ns(self) -> str:
+        """Namespace of the bridge that joins the nodes, and of etcd."""
+        return f"{self.name}-sw"
+
+    def datapath_of(self, node: str) -> str:
+        """Return the datapath of the node called `node`."""
+        return self.datapaths.get(node, self.datapath)
+
+    def config_json(self) -> str:
+        """Return the network config that goes to `<prefix>/config`."""
+        config = {
+            "Network": self.network,
+            "SubnetLen": self.subnet_len,
+            **self.network_config,
+            "Backend": {"Type": self.backend, **self.backend_config},
+        }
+        return json.dumps(config)
+
+    def to_json(self) -> str:
+        """Return this spec as text for `from_json`."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> LabSpec:
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        values["extra_up_args"] = tuple(values["extra_up_args"])
+        return cls(**values)
+
+
+def check_name(name: str) -> None:
+    """Raise LabError unless `name` can name a lab: it becomes part of namespace and folder names."""
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name):
+        raise LabError(f"lab name {name!r}: small letters, digits and dashes, a letter first, at most 31")
+
+
+def folder_of(lab: str) -> Path:
+    """Return the folder of the lab called `lab`."""
+    return ROOT / lab
+
+
+def node_ip(name: str) -> IPv4Address:
+    """Return the underlay address of node `n<number>`: 192.168.64.<number>."""
+    return UNDERLAY[int(name.removeprefix("n"))]
+
+
+def owns_namespace(lab: str, ns: str) -> bool:
+    """Whether namespace `ns` belongs to `lab`, judged by its name alone."""
+    return re.fullmatch(rf"{re.escape(lab)}-(sw|n\d+(p\d+)?)", ns) is not None
+
+
+def _one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise LabError(f"{what} {value!r}: the lab knows {', '.join(choices)}")
