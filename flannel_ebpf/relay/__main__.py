@@ -1,0 +1,202 @@
+"""`python -m flannel_ebpf.relay`: the relay process. It needs no daemon and no etcd, only its peers file.
+
+One main process and two workers per queue, one per direction. A worker that ends takes all down with it:
+half a relay would be worse than one that is restarted. SIGHUP, or a change of the peers file within a
+second, makes the workers read it again; SIGTERM ends the relay and leaves the TUN in place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from io import FileIO
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from flannel_ebpf.errors import FlannelError, KernelError
+from flannel_ebpf.kernel import tun
+from flannel_ebpf.relay import peers
+from flannel_ebpf.relay.counters import Counters
+from flannel_ebpf.relay.forward import UDP_GRO, FromPeers, Refresh, ToPeers
+
+log = logging.getLogger("flannel_ebpf.relay")
+
+_SOCKET_BUFFER = 8 << 20
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_PR_SET_PDEATHSIG = 1
+_SIGNALS = {signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m flannel_ebpf.relay", description=__doc__)
+    parser.add_argument("--tun", default="flannel0", help="TUN device, made if missing")
+    parser.add_argument("--bind", type=IPv4Address, required=True, help="public address of this node")
+    parser.add_argument("--port", type=int, default=8285, help="UDP port, here and at every peer")
+    parser.add_argument("--mtu", type=int, required=True, help="of the TUN: the uplink's less 28")
+    parser.add_argument("--address", type=IPv4Address, required=True, help="own subnet's network address")
+    parser.add_argument("--network", type=IPv4Network, required=True, help="the whole overlay network")
+    parser.add_argument("--peers", type=Path, required=True, help="JSON file: subnet to public address")
+    parser.add_argument("--source-check", choices=("on", "off"), default="on", help="believe members only")
+    parser.add_argument("--batch", choices=("on", "off"), default="on", help="UDP_SEGMENT and UDP_GRO")
+    parser.add_argument("--queues", type=int, default=1, help="TUN queues, each with two processes")
+    parser.add_argument("--status", type=Path, help="file for the counters")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Run the relay until SIGTERM (0) or a failure (1), which is one line on stderr."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    options = arguments()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        return _serve(options)
+    except FlannelError as error:
+        log.error("%s", error)
+        return 1
+
+
+def _serve(options: argparse.Namespace) -> int:
+    table = peers.PeerTable()
+    table.replace(_read_peers(options.peers))
+    stamp = _stamp(options.peers)
+    sockets = [_open_socket(options) for _ in range(options.queues)]
+    queues = tun.open_queues(options.tun, options.queues)
+    tun.configure(options.tun, options.mtu, options.address, options.network)
+    counters = Counters(options.status, 2 * options.queues)
+    workers = []
+    for number, (queue, sock) in enumerate(zip(queues, sockets, strict=True)):
+        rows = counters.row(2 * number), counters.row(2 * number + 1)
+        for loop in _loops(options, queue, sock, table, rows):
+            workers.append(_fork(loop, options.peers, table))
+    counters.ready()
+    log.info("relaying %s over %s:%d, %d peers", options.tun, options.bind, options.port, len(table))
+    return _supervise(options.peers, stamp, workers)
+
+
+def _loops(
+    options: argparse.Namespace,
+    queue: FileIO,
+    sock: socket.socket,
+    table: peers.PeerTable,
+    rows: tuple[memoryview, memoryview],
+) -> list[Callable[[Refresh], None]]:
+    """Return the two loops of one queue."""
+    to_peers = ToPeers(
+        queue,
+        sock,
+        table,
+        rows[0],
+        mtu=options.mtu,
+        port=options.port,
+        address=options.address,
+        batch=options.batch == "on",
+    )
+    from_peers = FromPeers(
+        queue, sock, table, rows[1], mtu=options.mtu, source_check=options.source_check == "on"
+    )
+    return [to_peers.run, from_peers.run]
+
+
+def _open_socket(options: argparse.Namespace) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        if options.queues > 1:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _SOCKET_BUFFER)
+        if options.batch == "on":
+            sock.setsockopt(socket.SOL_UDP, UDP_GRO, 1)
+        sock.bind((str(options.bind), options.port))
+    except OSError as error:
+        what = f"UDP socket {options.bind}:{options.port}: {error.strerror}"
+        raise KernelError(what, error.errno or 0) from error
+    return sock
+
+
+def _fork(loop: Callable[[Refresh], None], path: Path, table: peers.PeerTable) -> int:
+    """Run `loop` in a process that ends with this one; return its pid."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    changed = False
+
+    def note(*_: object) -> None:
+        nonlocal changed
+        changed = True
+
+    def refresh() -> None:
+        nonlocal changed
+        if changed:
+            changed = False
+            table.replace(_read_peers(path))
+
+    signal.signal(signal.SIGHUP, note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    try:
+        loop(refresh)
+    except BaseException:  # a forked worker must not unwind into its parent's stack
+        log.exception("a worker of the relay failed")
+    os._exit(1)
+
+
+def _supervise(path: Path, stamp: tuple[int, int], workers: list[int]) -> int:
+    """Pass changes of the peers file on; return when told to, or when a worker has ended."""
+    while True:
+        got = signal.sigtimedwait(_SIGNALS, 1.0)
+        if got and got.si_signo in (signal.SIGTERM, signal.SIGINT):
+            return _end(workers, 0)
+        if got and got.si_signo == signal.SIGCHLD:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid:
+                log.error("worker %d ended with %d", pid, os.waitstatus_to_exitcode(status))
+                workers.remove(pid)
+                return _end(workers, 1)
+        if _stamp(path) != stamp:
+            stamp = _stamp(path)
+            try:
+                _read_peers(path)
+            except FlannelError as error:
+                log.error("%s; the peers stay as they are", error)
+                continue
+            for worker in workers:
+                os.kill(worker, signal.SIGHUP)
+
+
+def _end(workers: list[int], code: int) -> int:
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    for worker in workers:
+        os.waitpid(worker, 0)
+    return code
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what changes with every atomic replacement of `path`; zeros while it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0)
+    return (found.st_ino, found.st_mtime_ns)
+
+
+def _read_peers(path: Path) -> dict[IPv4Network, IPv4Address]:
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise KernelError(f"peers file {path}: {error.strerror}", error.errno or 0) from error
+    return peers.decode(text, str(path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
