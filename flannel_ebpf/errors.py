@@ -10,6 +10,7 @@
         OutOfSubnets          no free subnet between SubnetMin and SubnetMax
         LeaseConflict         somebody else created the key first; trying again may help
         LeaseLost             our subnet belongs to another node now
+        InvalidLease          a key or value under `subnets` that is no lease
       KernelError             a netlink, sysctl or TUN request the kernel refused
         DeviceMissing         a device that the request needs is not there
       BpfError
@@ -73,6 +74,10 @@ class LeaseLost(LeaseError):
     """The subnet belongs to another node now."""
 
 
+class InvalidLease(LeaseError):
+    """A key or value under `<prefix>/subnets` that is no lease; the text says which part and why."""
+
+
 class KernelError(FlannelError):
     """The kernel refused a request; `code` is the errno, 0 when there was none."""
 
@@ -86,7 +91,11 @@ class DeviceMissing(KernelError):
 
 
 class BpfError(FlannelError):
-    """Something about BPF objects, maps or programs."""
+    """Something about BPF objects, maps or programs; `code` is the errno, 0 when there was none."""
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class BpfUnavailable(BpfError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any
 
 from flannel_ebpf.errors import ConfigError
@@ -46,7 +46,8 @@ class Lease:
 
     `backend_type` is "" where flannel writes none (udp, alloc). `backend_data` is the decoded JSON of
     BackendData, or None. `extra` holds unknown fields, kept when we rewrite our own lease.
-    `etcd_lease` is etcd's lease id, 0 for a reservation (a key without TTL).
+    `etcd_lease` is etcd's lease id, 0 for a reservation (a key without TTL). `key` is the whole etcd key,
+    `subnet6` the IPv6 half of a dual-stack key.
     """
 
     subnet: IPv4Network
@@ -56,6 +57,8 @@ class Lease:
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     etcd_lease: int = 0
     mod_revision: int = 0
+    key: str = ""
+    subnet6: IPv6Network | None = None
 
 
 @dataclass(frozen=True, slots=True)

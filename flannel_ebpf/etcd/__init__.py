@@ -1,0 +1,7 @@
+"""The etcd edge: the only place that speaks gRPC. Nothing of grpc or protobuf leaves it."""
+
+from flannel_ebpf.etcd.client import EtcdClient, EtcdOptions
+from flannel_ebpf.etcd.registry import Registry, Snapshot
+from flannel_ebpf.etcd.watch import Watch
+
+__all__ = ["EtcdClient", "EtcdOptions", "Registry", "Snapshot", "Watch"]

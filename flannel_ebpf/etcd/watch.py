@@ -1,0 +1,103 @@
+"""A watch that wakes and carries nothing.
+
+Each stream starts at etcd's present and wakes its listener once it stands, so whatever happened while there
+was none is found by the listener's next snapshot. No revision is remembered: compaction, a restored etcd
+and a restarted cluster are all just a new stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from flannel_ebpf.errors import EtcdError, EtcdRefused, EtcdUnavailable
+from flannel_ebpf.etcd import messages
+from flannel_ebpf.etcd.client import EtcdClient
+from flannel_ebpf.etcd.registry import prefix_end
+from flannel_ebpf.etcd.session import Session, translate
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+"""Seconds between attempts, doubling from the first to the longest, as flannel does."""
+
+
+class Watch:
+    """A thread that calls `on_wake` after every change under `prefix` and after every new stream.
+
+    `on_wake` runs on the watch's thread and must return at once.
+    """
+
+    def __init__(self, client: EtcdClient, prefix: str, on_wake: Callable[[], None]) -> None:
+        self._client = client
+        self._prefix = prefix.encode()
+        self._on_wake = on_wake
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._call: Any = None
+        self._pause = FIRST_PAUSE
+        self._thread = threading.Thread(target=self._run, name="etcd-watch", daemon=True)
+        self.connected = False
+
+    def start(self) -> None:
+        """Start watching."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the stream and the thread."""
+        self._stopped.set()
+        with self._lock:
+            if self._call is not None:
+                self._call.cancel()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                session = self._client.session()
+            except EtcdUnavailable:
+                return  # the client was closed
+            try:
+                self._follow(session)
+            except EtcdError as error:
+                if self._stopped.is_set():
+                    return
+                log.warning("watch of etcd ended, next try in %.1f s: %s", self._pause, error)
+                session.forget_token() if isinstance(error, EtcdRefused) else self._client.drop(session)
+            self.connected = False
+            self._stopped.wait(self._pause)
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    def _follow(self, session: Session) -> None:
+        """Read one stream until it ends; raises EtcdUnavailable or EtcdRefused when it ends badly."""
+        ended = threading.Event()
+        call = session.watch(self._requests(ended))
+        call.add_callback(ended.set)
+        with self._lock:
+            self._call = call
+        if self._stopped.is_set():
+            call.cancel()
+        try:
+            for response in call:
+                if response.canceled:
+                    raise EtcdRefused(f"{session.target}: watch cancelled: {response.cancel_reason}")
+                if response.created:
+                    self.connected, self._pause = True, FIRST_PAUSE
+                if response.created or response.events:
+                    self._on_wake()
+        except grpc.RpcError as error:
+            raise translate(session.target, error) from None
+        finally:
+            call.cancel()
+
+    def _requests(self, ended: threading.Event) -> Iterator[Any]:
+        request = messages.WatchRequest()
+        request.create_request.key = self._prefix
+        request.create_request.range_end = prefix_end(self._prefix)
+        yield request
+        ended.wait()  # a client that has no more to say would close its half of the stream

@@ -1,0 +1,80 @@
+"""When an etcd snapshot may be believed that peers are gone.
+
+A wiped or restored etcd looks like a cluster that every node has left. Acting on it would cut every pod's
+traffic, although all nodes are there and will write their leases again within seconds. So removals wait
+for a grace period whenever the snapshot does not continue the one before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one snapshot says: `subnets` are the peers', `own_key` whether our own lease is in it."""
+
+    cluster_id: int
+    revision: int
+    subnets: frozenset[IPv4Network]
+    own_key: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether peers that the snapshot lacks may be removed; if not, why and for how many seconds yet."""
+
+    may_remove: bool
+    why: str = ""
+    wait: float = 0.0
+
+
+class SnapshotGuard:
+    """Compares each snapshot with the last one believed.
+
+    `grace` is in seconds, 0 believes everything. `programmed` are the peers that a daemon finds in the
+    kernel at its start; `continuous` says that it found its own lease in etcd too, so that etcd's data
+    is the data those peers came from.
+    """
+
+    def __init__(
+        self, grace: float, programmed: Iterable[IPv4Network] = (), *, continuous: bool = True
+    ) -> None:
+        self._grace = grace
+        self._believed = Seen(0, 0, frozenset(programmed), own_key=True)
+        self._doubt = "" if continuous else "etcd had lost our own lease when this daemon started"
+        self._since: float | None = None
+
+    def judge(self, seen: Seen, now: float) -> Verdict:
+        """Return what to do about peers missing from `seen`; `now` is a monotonic clock in seconds.
+
+        A doubt stays, also when later snapshots look well, until the missing peers are back or the grace
+        period is over: the keys of a wiped etcd come back one by one.
+        """
+        doubt = self._doubt or self._discontinuity(seen)
+        missing = self._believed.subnets - seen.subnets
+        if not doubt or not missing:
+            return self._believe(seen)
+        if self._since is None:
+            self._since = now
+        wait = self._since + self._grace - now
+        if wait <= 0:
+            return self._believe(seen)
+        self._doubt = doubt
+        return Verdict(False, f"{doubt}; keeping {len(missing)} peers that it no longer lists", wait)
+
+    def _discontinuity(self, seen: Seen) -> str:
+        before = self._believed
+        if before.cluster_id not in (0, seen.cluster_id):
+            return f"etcd's cluster id changed from {before.cluster_id:x} to {seen.cluster_id:x}"
+        if seen.revision < before.revision:
+            return f"etcd's revision went back from {before.revision} to {seen.revision}"
+        if not seen.own_key:
+            return "our own lease vanished from etcd"
+        return ""
+
+    def _believe(self, seen: Seen) -> Verdict:
+        self._believed, self._doubt, self._since = seen, "", None
+        return Verdict(True)
