@@ -60,7 +60,7 @@ _PORT = click.IntRange(0, 2**16 - 1)
 _PATH = click.Path(path_type=Path)
 
 
-def _flag(name: str, kind: Any, text: str, **attributes: Any) -> Callable[[Function], Function]:
+def _flag(name: str, kind: Any, text: str, **attributes: Any) -> Callable[[Any], Any]:
     """Build one flag whose default is that of the option with the same name."""
     field = name.replace("-", "_")
     etcd = field.startswith("etcd_")
@@ -118,18 +118,25 @@ _UP_FLAGS = (
 )
 
 
-def _with(flags: Sequence[Callable[[Function], Function]]) -> Callable[[Function], Function]:
-    def decorate(command: Function) -> Function:
-        for flag in reversed(flags):
-            command = flag(command)
-        return command
-
-    return decorate
+def etcd_flags(command: Function) -> Function:
+    """Add the flags of a command that only speaks to etcd."""
+    return _add(command, _ETCD_FLAGS)
 
 
-etcd_flags: Callable[[Function], Function] = _with(_ETCD_FLAGS)
-node_flags: Callable[[Function], Function] = _with(_ETCD_FLAGS + _STATE_FLAGS)
-up_flags: Callable[[Function], Function] = _with(_ETCD_FLAGS + _STATE_FLAGS + _UP_FLAGS)
+def node_flags(command: Function) -> Function:
+    """Add the flags that say which network's state on this node a command is about."""
+    return _add(command, _ETCD_FLAGS + _STATE_FLAGS)
+
+
+def up_flags(command: Function) -> Function:
+    """Add every flag of the daemon."""
+    return _add(command, _ETCD_FLAGS + _STATE_FLAGS + _UP_FLAGS)
+
+
+def _add(command: Function, flags: Sequence[Callable[[Any], Any]]) -> Function:
+    for flag in reversed(flags):  # as stacked decorators would
+        command = flag(command)
+    return command
 
 
 def options_from(values: dict[str, Any]) -> Options:

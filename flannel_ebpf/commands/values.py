@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -151,3 +151,18 @@ class Verbosity(click.ParamType[int]):
         if not (digits.isascii() and digits.isdigit()):
             self.fail(f"{digits!r} is not a number such as 1.", param, ctx)
         return int(digits)
+
+
+class Subnet(click.ParamType[IPv4Network]):
+    """A subnet with its prefix length."""
+
+    name = "subnet"
+
+    def convert(self, value: str, param: Parameter, ctx: Context) -> IPv4Network:
+        """Return the network; host bits must be zero, lest a typo reserve another subnet."""
+        try:
+            if "/" not in value:
+                raise ValueError  # Python would take it for a /32
+            return IPv4Network(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a subnet such as 10.1.5.0/24.", param, ctx)
