@@ -1,0 +1,219 @@
+"""The kernel's networking as one set of objects: read what is ours, apply what should change."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network
+from types import TracebackType
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from flannel_ebpf.errors import DeviceMissing, KernelError
+from flannel_ebpf.kernel import bulk, links, sysctl, tc, vxlan
+from flannel_ebpf.kernel.netlink import Answer, Request, RouteSocket
+from flannel_ebpf.objects import (
+    FdbEntry,
+    Filter,
+    LinkAddress,
+    Neighbour,
+    Object,
+    Route,
+    Scope,
+    Sysctl,
+    VxlanLink,
+    XdpMode,
+    XdpProgram,
+)
+from flannel_ebpf.plan import Delete, Op, Put
+
+_ALREADY_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
+_NO_DEVICE = {errno.ENODEV, errno.ENXIO}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An operation that the kernel refused, and why."""
+
+    op: Op
+    error: KernelError
+
+
+class KernelNetwork:
+    """Links, addresses, routes, neighbours, FDB, filters, XDP and sysctls of one network namespace.
+
+    The namespace is that of the thread that makes it, and only that thread may use it.
+    """
+
+    def __init__(self) -> None:
+        self.netlink = RouteSocket()
+        self.links = links.Links(self.netlink)
+        self._ip = IPRoute()
+
+    def __enter__(self) -> KernelNetwork:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the sockets; everything in the kernel stays."""
+        self.netlink.close()
+        self._ip.close()
+
+    def read(
+        self,
+        scope: Scope,
+        *,
+        wanted: AbstractSet[IPv4Network] = frozenset(),
+        owns_xdp: Callable[[int], bool] = lambda _: False,
+    ) -> set[Object]:
+        """Return every object of this network, and nothing of anybody else's.
+
+        `wanted` are the destinations at which a route that is not ours may be returned, to be adopted.
+        `owns_xdp` tells from a program id whether the uplink's XDP program is ours. Raises KernelError.
+        """
+        present = links.read_links(self.netlink)
+        names = {index: link.name for index, link in present.items()}
+        found: set[Object] = set(bulk.read_routes(self.netlink, scope, names, wanted))
+        found.update(tc.read_filters(self.netlink, scope.filter_handle))
+        uplink = present.get(scope.uplink)
+        if uplink and uplink.xdp_prog and owns_xdp(uplink.xdp_prog):
+            mode: XdpMode = "native" if uplink.xdp_native else "generic"
+            found.add(XdpProgram(scope.uplink, mode, uplink.xdp_prog))
+        for path in scope.sysctls:
+            value = sysctl.read(path)
+            if value is not None:
+                found.add(Sysctl(path, value))
+        overlay = next(
+            (link for link in present.values() if scope.overlay and link.name == scope.overlay), None
+        )
+        if overlay:
+            found.update(self._read_overlay(scope, overlay))
+        return found
+
+    def _read_overlay(self, scope: Scope, link: links.Link) -> Iterator[Object]:
+        device = links.vxlan_link(link)
+        if device:
+            yield device
+            yield from bulk.read_neighbours(self.netlink, link.name, link.index)
+            yield from bulk.read_fdb(self.netlink, link.name, link.index)
+        for address in links.read_addresses(self.netlink, link.index):
+            if address.interface.ip in scope.network:
+                yield LinkAddress(link.name, address.interface)
+
+    def apply(
+        self, ops: Sequence[Op], scope: Scope, programs: Mapping[str, int] | None = None
+    ) -> list[Failure]:
+        """Carry out every operation, in order; return those that failed. One failure stops no other.
+
+        `programs` gives the descriptor of each program by name, for filters and "fl_xdp".
+        """
+        failures: list[Failure] = []
+        waiting: list[tuple[Op, Request]] = []
+        indexes: dict[str, int] = {"": 0}
+        for op in ops:
+            try:
+                if isinstance(op.obj, Route | Neighbour | FdbEntry):
+                    waiting.append((op, self._bulk_request(op, op.obj, indexes)))
+                    continue
+                failures += self._flush(waiting)
+                indexes = {"": 0}
+                self._apply_one(op, scope, programs or {})
+            except KernelError as error:
+                if not (isinstance(op, Delete) and isinstance(error, DeviceMissing)):
+                    failures.append(Failure(op, error))
+        return failures + self._flush(waiting)
+
+    def _bulk_request(self, op: Op, obj: bulk.Bulk, indexes: dict[str, int]) -> Request:
+        if obj.ifname not in indexes:
+            indexes[obj.ifname] = links.index_of(self.netlink, obj.ifname)
+        make = bulk.put_request if isinstance(op, Put) else bulk.delete_request
+        return make(obj, indexes[obj.ifname])
+
+    def _flush(self, waiting: list[tuple[Op, Request]]) -> list[Failure]:
+        answers = self.netlink.exchange([request for _, request in waiting])
+        failures = []
+        for (op, _), answer in zip(waiting, answers, strict=True):
+            done = not answer.code or (isinstance(op, Delete) and answer.code in _ALREADY_GONE)
+            if not done:
+                failures.append(Failure(op, _refusal(op, answer)))
+        waiting.clear()
+        return failures
+
+    def _apply_one(self, op: Op, scope: Scope, programs: Mapping[str, int]) -> None:
+        try:
+            if isinstance(op, Put):
+                self._put(op, scope, programs)
+            else:
+                self._delete(op.obj, scope)
+        except NetlinkError as error:
+            if isinstance(op, Delete) and error.code in _ALREADY_GONE:
+                return
+            raise _refusal(op, Answer(error.code, _own_words(error), b"")) from error
+
+    def _put(self, op: Put, scope: Scope, programs: Mapping[str, int]) -> None:
+        match op.obj:
+            case VxlanLink():
+                vxlan.put(self._ip, self.netlink, op.obj, op.old if isinstance(op.old, VxlanLink) else None)
+            case LinkAddress(ifname, address):
+                self._address("replace", ifname, address)
+            case Sysctl(path, value):
+                sysctl.write(path, value)
+            case Filter():
+                tc.put_filter(self._ip, op.obj, scope.filter_handle, _program(programs, op.obj.program))
+            case XdpProgram():
+                old = op.old if isinstance(op.old, XdpProgram) else None
+                tc.put_xdp(self._ip, op.obj, old, _program(programs, "fl_xdp"))
+            case _:
+                raise KernelError(f"{type(op.obj).__name__} is no object of the kernel's networking")
+
+    def _delete(self, obj: Object, scope: Scope) -> None:
+        match obj:
+            case VxlanLink():
+                self._ip.link("del", index=links.index_of(self.netlink, obj.name))
+            case LinkAddress(ifname, address):
+                self._address("del", ifname, address)
+            case Sysctl():
+                pass  # a value has no absence; whoever wants another one puts it
+            case Filter():
+                tc.delete_filter(self._ip, obj, scope.filter_handle)
+            case XdpProgram():
+                tc.delete_xdp(self._ip, obj)
+            case _:
+                raise KernelError(f"{type(obj).__name__} is no object of the kernel's networking")
+
+    def _address(self, verb: str, ifname: str, address: IPv4Interface) -> None:
+        index = links.index_of(self.netlink, ifname)
+        self._ip.addr(verb, index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+
+    def drop_idle_clsact(self, ifindex: int) -> bool:
+        """Remove a device's clsact qdisc if no filter stands on it; say whether it was (for a purge)."""
+        try:
+            return tc.drop_idle_clsact(self._ip, self.netlink, ifindex)
+        except NetlinkError as error:
+            raise KernelError(f"clsact of device {ifindex}: {os.strerror(error.code)}", error.code) from error
+
+
+def _program(programs: Mapping[str, int], name: str) -> int:
+    if name not in programs:
+        raise KernelError(f"program {name!r} is not loaded")
+    return programs[name]
+
+
+def _refusal(op: Op, answer: Answer) -> KernelError:
+    verb = "put" if isinstance(op, Put) else "delete"
+    said = f" ({answer.text})" if answer.text else ""
+    kind = DeviceMissing if answer.code in _NO_DEVICE else KernelError
+    return kind(f"{verb} {op.obj}: {os.strerror(answer.code)}{said}", answer.code)
+
+
+def _own_words(error: NetlinkError) -> str:
+    words = error.args[1] if len(error.args) > 1 else ""
+    return words if isinstance(words, str) and words != os.strerror(error.code) else ""
