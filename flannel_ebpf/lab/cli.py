@@ -8,6 +8,7 @@ from types import FrameType
 
 import click
 
+from flannel_ebpf.errors import LabError
 from flannel_ebpf.lab import netns, teardown
 from flannel_ebpf.lab.cluster import Lab, labs
 from flannel_ebpf.lab.drawing import draw
@@ -53,7 +54,12 @@ def up(  # noqa: PLR0917 - click passes every option by name
         network=network,
         extra_up_args=up_args,
     )
-    built = Lab.up(spec)
+    try:
+        built = Lab.up(spec)
+    except LabError as error:
+        # Its text ends with a log that is gone with the lab: shown in full, not squeezed into one line.
+        click.echo(f"lab {name}: {error}", err=True)
+        raise click.exceptions.Exit(1) from error
     suffix = "" if name == "lab" else f" --name {name}"
     click.echo(draw(built))
     click.echo(f"try:    flannel-ebpf lab exec{suffix} n1p1 -- ping -c3 {built.nodes[-1].pods[0].ip}")

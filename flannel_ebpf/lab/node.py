@@ -89,8 +89,7 @@ class Node(Host):
         """Return the command line of this node's `flannel-ebpf up`."""
         fastpath = [f"--fastpath={self.spec.fastpath}"] if self.spec.fastpath else []
         return [
-            str(Path(sys.executable).with_name("flannel-ebpf")),
-            "up",
+            *(sys.executable, "-m", "flannel_ebpf", "up"),
             f"--etcd-endpoints={ETCD_ENDPOINT}",
             f"--etcd-prefix={self.spec.etcd_prefix}",
             "--iface=eth0",

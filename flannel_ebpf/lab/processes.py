@@ -14,6 +14,10 @@ from flannel_ebpf.errors import LabError
 from flannel_ebpf.lab import netns
 
 
+_spawned: set[int] = set()
+"""Children of this process that `spawn` made: ours to reap. Others belong to their subprocess.Popen."""
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """One process; `started` is its start in clock ticks after boot, so that a reused pid is not it."""
@@ -44,9 +48,9 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs. A child of ours that has ended is reaped on the way."""
-        with suppress(ChildProcessError):
-            os.waitpid(self.pid, os.WNOHANG)
+        """Whether it still runs. One that `spawn` made here and that has ended is reaped on the way."""
+        if self.pid in _spawned and os.waitpid(self.pid, os.WNOHANG)[0] == self.pid:
+            _spawned.discard(self.pid)
         return Process.of(self.pid) == self
 
     def signal(self, number: int) -> None:
@@ -91,6 +95,7 @@ def spawn(ns: str, command: Sequence[str], *, log: Path, pidfile: Path) -> Proce
         )
     except OSError as error:
         raise LabError(f"cannot start {line[0]}: {error.strerror}") from error
+    _spawned.add(pid)
     process = Process.of(pid)
     if process is None:
         raise LabError(f"{command[0]} ended at once: {tail(log)}")

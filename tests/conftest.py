@@ -1,0 +1,74 @@
+"""What holds for all tests: none is skipped, interrupts clean up, and the end says how many of each ran."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Generator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+ROOT = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-frames", type=int, default=20_000, help="mutated frames per fuzz test (default 20000)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fuzz: as long as --fuzz-frames says; `make fuzz` runs only these")
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Make SIGTERM what Ctrl-C is: fixtures are torn down, so nothing stays behind."""
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="session")
+def fuzz_frames(request: pytest.FixtureRequest) -> int:
+    """How many frames a fuzz test feeds."""
+    return int(request.config.getoption("--fuzz-frames"))
+
+
+NO_SKIPS = "a skip counts as a failure here: every machine that runs these tests must be able to run all"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid}: {call.excinfo and call.excinfo.value}\n{NO_SKIPS}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid}: {report.longrepr}\n{NO_SKIPS}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests of each kind ran and how they ended."""
+    lines: dict[str, Counter[str]] = {}
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            parts = Path(report.nodeid).parts
+            kind = parts[1] if len(parts) > 2 and parts[0] == ROOT.name else "other"
+            lines.setdefault(kind, Counter())[outcome] += 1
+    terminalreporter.section("tests by kind")
+    for kind, counts in sorted(lines.items()):
+        said = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+        terminalreporter.write_line(f"{kind:<6} {said}")
