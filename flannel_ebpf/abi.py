@@ -7,6 +7,7 @@ Addresses are in wire order; counters and ports are host byte order unless a fie
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from enum import IntEnum, IntFlag
@@ -15,6 +16,21 @@ from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
 from flannel_ebpf.errors import AbiMismatch
 from flannel_ebpf.model import Mac
+
+NO_MAC = Mac(bytes(6))
+"""Peer.vtep_mac of a peer that has none."""
+
+
+def pack_u32(number: int) -> bytes:
+    """Return a bare __u32, the key of fl_ports (ifindex), fl_reasons (Reason) and fl_peer_stats (slot)."""
+    return struct.pack("=I", number)
+
+
+def unpack_u32(data: bytes) -> int:
+    """Read a bare __u32; AbiMismatch when it is not four bytes."""
+    if len(data) != 4:
+        raise AbiMismatch(f"__u32: {data.hex()} is not four bytes")
+    return int.from_bytes(data, sys.byteorder)
 
 
 class Mode(IntEnum):
@@ -50,6 +66,13 @@ class Cap(IntFlag):
     ENCAP_L2_ETH = 4
     DECAP_L4_UDP = 8
     CSUM_LEVEL = 16
+    COARSE_CLOCK = 32
+
+
+class PeerFlag(IntFlag):
+    """What is special about the way to a peer."""
+
+    ON_LINK = 1
 
 
 class PodFlag(IntFlag):
@@ -81,7 +104,7 @@ Reason = IntEnum(
     "Reason",
     "UNKNOWN FAST_VXLAN FAST_DIRECT FAST_UDP LEARN_NEW LEARN_REVALIDATE LEARN_LEFT LEARN_DELIVERED "
     "LEARN_YOUNG LEARN_CHANGED TCP_STATE NOT_OVERLAY NOT_IPV4 NOT_UNICAST TRUNCATED BAD_HEADER IP_OPTIONS "
-    "FRAGMENT TTL TOO_BIG PROTOCOL GSO ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD SHAPED POD_SOURCE HELPER "
+    "FRAGMENT TTL TOO_BIG PROTOCOL GSO ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD SHAPED NOT_GATEWAY POD_SOURCE HELPER "
     "DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_BROKEN",
     start=0,
 )
@@ -98,6 +121,7 @@ ENUMS: dict[str, dict[str, int]] = {
     "fl_fastpath": _constants(Fastpath, "FL_FASTPATH_"),
     "fl_check": _constants(Check, "FL_CHECK_"),
     "fl_cap": _constants(Cap, "FL_CAP_"),
+    "fl_peer_flag": _constants(PeerFlag, "FL_PEER_"),
     "fl_pod_flag": _constants(PodFlag, "FL_POD_"),
     "fl_flow_bit": _constants(FlowBit, "FL_"),
     "fl_hook": _constants(Hook, "FL_HOOK_", "FL_HOOKS"),
@@ -183,13 +207,14 @@ def _converters(kind: Any, code: str) -> tuple[Callable[[Any], Any], Callable[[A
     return int, kind
 
 
-@_mirrors("fl_config", "4s 4s 4s 4s 4s 6s H H H I I I I I I B B B 5x")
+@_mirrors("fl_config", "4s 4s 4s 4s 4s 6s H H H I I I I I I I I I B B 2x")
 @dataclass(frozen=True, slots=True)
 class Config(Record):
     """What a program knows when it is loaded; constant afterwards, so the verifier removes dead branches.
 
     `port` is the tunnel's, `sport_min` to `sport_max` the kernel's local port range; `uplink` an ifindex;
     `peer_len` the prefix length shared by every lease (fl_peers is a hash), or 0 (it is an LPM trie).
+    `direct_routing`: some peers of a vxlan network are Mode.DIRECT; `ttl` is for outer headers.
     """
 
     public_ip: IPv4Address
@@ -205,11 +230,13 @@ class Config(Record):
     uplink: int
     learn_mark: int
     peer_len: int
-    caps: Cap
     revalidate_ms: int
+    caps: Cap
     backend: Mode
     fastpath: Fastpath
     source_check: Check
+    direct_routing: bool
+    ttl: int
 
 
 @_mirrors("fl_subnet_v4", "I 4s")
@@ -221,7 +248,7 @@ class SubnetKey(Record):
     addr: IPv4Address
 
 
-@_mirrors("fl_peer_v4", "4s 6s B x H H")
+@_mirrors("fl_peer_v4", "4s 6s B B H H")
 @dataclass(frozen=True, slots=True)
 class Peer(Record):
     """Value of fl_peers. `mtu` is the largest outer packet; `slot` indexes fl_peer_stats."""
@@ -229,6 +256,7 @@ class Peer(Record):
     public_ip: IPv4Address
     vtep_mac: Mac
     mode: Mode
+    flags: PeerFlag
     mtu: int
     slot: int
 
@@ -272,7 +300,7 @@ class FlowKey(Record):
     proto: int
 
 
-@_mirrors("fl_flow", "Q Q I B 3x")
+@_mirrors("fl_flow", "Q Q I I")
 @dataclass(frozen=True, slots=True)
 class Flow(Record):
     """Value of fl_flows: when the kernel last carried each direction (ns, CLOCK_MONOTONIC)."""
@@ -281,6 +309,15 @@ class Flow(Record):
     rx_since: int
     ifindex: int
     bits: FlowBit
+
+
+@_mirrors("fl_cell", "H H")
+@dataclass(frozen=True, slots=True)
+class Cell(Record):
+    """Value of fl_sketch: packets that flows with this hash sent lately, halved every epoch."""
+
+    epoch: int
+    packets: int
 
 
 @_mirrors("fl_count", "Q Q Q Q Q")
