@@ -99,7 +99,8 @@ enum fl_pod_flag {
 };
 
 struct fl_pod_v4 {
-	__u32 ifindex; /* host side of the veth */
+	__u32 ifindex; /* host side of the veth; 0: a bridge flooded the packet that taught it, so unknown */
+	__u32 lesson;  /* id and checksum of the packet that taught it */
 	__u8 mac[6];
 	__u8 gateway_mac[6]; /* source of frames that the kernel delivers to the pod */
 	__u8 flags;          /* enum fl_pod_flag bits */
