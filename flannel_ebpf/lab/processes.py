@@ -13,7 +13,6 @@ from pathlib import Path
 from flannel_ebpf.errors import LabError
 from flannel_ebpf.lab import netns
 
-
 _spawned: set[int] = set()
 """Children of this process that `spawn` made: ours to reap. Others belong to their subprocess.Popen."""
 
