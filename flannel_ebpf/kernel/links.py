@@ -152,6 +152,13 @@ def vxlan_link(link: Link) -> VxlanLink | None:
     )
 
 
+def uplink(link: Link, address: Address) -> Uplink:
+    """Return a device with one of its addresses as the uplink; a device without Ethernet has a zero MAC."""
+    mac = Mac(link.mac if len(link.mac) == 6 else bytes(6))
+    interface = address.interface
+    return Uplink(link.index, link.name, interface.ip, interface.network.prefixlen, link.mtu, mac)
+
+
 class Links:
     """Questions about the node's devices, asked through one socket (and so in its namespace and thread)."""
 
@@ -162,9 +169,8 @@ class Links:
         """Return the uplink as it is now, None when the device or its address `ip` is gone."""
         link = read_links(self._netlink).get(ifindex)
         for address in read_addresses(self._netlink, ifindex) if link else ():
-            if link and address.interface.ip == ip and len(link.mac) == 6:
-                length = address.interface.network.prefixlen
-                return Uplink(ifindex, link.name, ip, length, link.mtu, Mac(link.mac))
+            if link and address.interface.ip == ip:
+                return uplink(link, address)
         return None
 
     def pod_ports(self, subnet: IPv4Network) -> list[PodPort]:

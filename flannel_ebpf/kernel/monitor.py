@@ -1,0 +1,119 @@
+"""A thread that hears of changes in the kernel and wakes the loop; what changed, the next pass reads."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import struct
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from flannel_ebpf.errors import KernelError
+from flannel_ebpf.kernel.links import find_link
+from flannel_ebpf.kernel.netlink import RouteSocket, attributes, messages
+
+_RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_TC = 0x1, 0x4, 0x8
+_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x10, 0x40
+_GROUPS = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_TC | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE
+
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWROUTE, _RTM_DELROUTE = 16, 17, 24, 25
+_NEIGHBOUR = {28, 29}  # RTM_NEWNEIGH, RTM_DELNEIGH
+_RT_TABLE_MAIN = 254
+_IFLA_IFNAME = 3
+_IFINDEX = struct.Struct("=4xi")  # second word of ndmsg and ifinfomsg
+
+_GATHER = 0.1
+"""Seconds in which further changes join the first: a pod's arrival alone makes about twenty messages."""
+
+
+class KernelMonitor:
+    """Calls `on_change`, from its own thread, soon after a link, address, route, filter or peer of ours changed.
+
+    Left out are the neighbours and FDB entries of all devices but `overlay`, tables other than main, and
+    changes made by the sockets in `own_ports`: without that, each pass that writes would cause another.
+    Messages lost in a flood count as a change.
+    """
+
+    def __init__(
+        self, on_change: Callable[[], None], overlay: str = "", own_ports: tuple[int, ...] = ()
+    ) -> None:
+        self._on_change = on_change
+        self._overlay = overlay
+        self._own_ports = frozenset(own_ports)
+        self._stopped = os.eventfd(0, os.EFD_CLOEXEC)
+        # Opened here, not in the thread, so that no change after the constructor is missed.
+        self._netlink = RouteSocket(_GROUPS)
+        with RouteSocket() as asking:
+            link = find_link(asking, overlay) if overlay else None
+        self._overlay_index = link.index if link else 0
+        self._thread = threading.Thread(target=self._run, name="kernel-monitor", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> KernelMonitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the thread and close the socket; no call of `on_change` begins after this returns."""
+        if not self._thread.is_alive() and self._stopped < 0:
+            return
+        os.eventfd_write(self._stopped, 1)
+        self._thread.join()
+        self._netlink.close()
+        os.close(self._stopped)
+        self._stopped = -1
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._netlink, select.POLLIN)
+        poll.register(self._stopped, select.POLLIN)
+        while True:
+            ready = {descriptor for descriptor, _ in poll.poll()}
+            if self._stopped in ready:
+                return
+            if self._receive():
+                if select.select([self._stopped], [], [], _GATHER)[0]:
+                    return
+                while select.select([self._netlink], [], [], 0)[0]:
+                    self._receive()
+                self._on_change()
+
+    def _receive(self) -> bool:
+        """Take one datagram off the socket and say whether it matters."""
+        try:
+            data = self._netlink.receive()
+        except KernelError as error:
+            return error.code == errno.ENOBUFS
+        relevant = False
+        for kind, port, body in messages(data):  # all of them: each may tell the overlay's index
+            relevant = self._matters(kind, port, body) or relevant
+        return relevant
+
+    def _matters(self, kind: int, port: int, body: bytes) -> bool:
+        if len(body) < _IFINDEX.size:
+            return False
+        if kind in (_RTM_NEWLINK, _RTM_DELLINK):
+            self._note_overlay(kind, body)
+        if port in self._own_ports:
+            return False
+        if kind in _NEIGHBOUR:
+            return bool(self._overlay_index) and _IFINDEX.unpack_from(body)[0] == self._overlay_index
+        if kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
+            return body[4] == _RT_TABLE_MAIN
+        return True
+
+    def _note_overlay(self, kind: int, body: bytes) -> None:
+        if not self._overlay:
+            return
+        name = attributes(body, 16).get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+        index = _IFINDEX.unpack_from(body)[0]
+        if name == self._overlay and kind == _RTM_NEWLINK:
+            self._overlay_index = index
+        elif index == self._overlay_index and kind == _RTM_DELLINK and body[0] == 0:
+            self._overlay_index = 0
