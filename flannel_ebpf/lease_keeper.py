@@ -22,7 +22,7 @@ from flannel_ebpf.config import NetworkConfig
 from flannel_ebpf.errors import ConfigError, EtcdError, InvalidLease, LeaseConflict, LeaseError, LeaseLost
 from flannel_ebpf.etcd.registry import Registry, Snapshot
 from flannel_ebpf.model import Lease
-from flannel_ebpf.schema import Item, parse_lease
+from flannel_ebpf.schema import Item, parse_item
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class LeaseKeeper:
         if held is not None:
             self._check_owner(held, wanted)
             wanted = replace(wanted, extra=held.extra, etcd_lease=held.etcd_lease)
-        wanted = replace(wanted, mod_revision=item.mod_revision)
+        wanted = replace(wanted, mod_revision=item.mod_revision, create_revision=item.create_revision)
         permanent = wanted.etcd_lease == 0
         renewal = not permanent and (_now() >= self._renew_at or wanted.etcd_lease != mine.etcd_lease)
         if wanted == held and not renewal:
@@ -233,7 +233,7 @@ def _now() -> float:
 
 def _parse(item: Item) -> Lease | None:
     try:
-        return parse_lease(item.key, item.value, item.etcd_lease, item.mod_revision)
+        return parse_item(item)
     except InvalidLease as error:
         log.warning("our own lease was overwritten, writing ours again: %s", error)
         return None

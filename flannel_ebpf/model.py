@@ -57,6 +57,7 @@ class Lease:
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     etcd_lease: int = 0
     mod_revision: int = 0
+    create_revision: int = 0
     key: str = ""
     subnet6: IPv6Network | None = None
 

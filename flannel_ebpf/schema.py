@@ -1,6 +1,7 @@
 """Etcd's side of flannel's contract: lease keys and values, byte for byte (pkg/subnet, pkg/lease).
 
-Keys are `<prefix>/subnets/10.1.5.0-24`, with `&fc00::-64` appended in dual-stack clusters. Values are compact
+Keys are `<prefix>/subnets/10.1.5.0-24`, with `&fc00::-64` appended in dual-stack clusters; flannel takes any
+path that ends so, here a key beside `subnets/` is none of the cluster's. Values are compact
 JSON in Go's field order. What is read is as tolerant as Go's encoding/json: field names match in any
 case, a repeated field's last value counts, unknown fields are kept aside.
 """
@@ -22,7 +23,7 @@ MAX_LENGTH = 31
 """flannel reads the IPv4 length as a 5-bit number."""
 MAX_LENGTH6 = 127
 
-_SUBNET = re.compile(r"/(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?\Z", re.ASCII)
+_SUBNET = re.compile(r"/subnets/(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?\Z", re.ASCII)
 _FIELDS = {
     name.casefold(): name
     for name in ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data")
@@ -37,6 +38,7 @@ class Item:
     value: bytes
     etcd_lease: int
     mod_revision: int
+    create_revision: int
 
 
 def join(prefix: str, *parts: str) -> str:
@@ -77,7 +79,9 @@ def encode_lease(lease: Lease) -> bytes:
 
 
 @lru_cache(maxsize=16384)
-def parse_lease(key: str, value: bytes, etcd_lease: int = 0, mod_revision: int = 0) -> Lease:
+def parse_lease(
+    key: str, value: bytes, etcd_lease: int = 0, mod_revision: int = 0, create_revision: int = 0
+) -> Lease:
     """Return the lease of one key and value.
 
     A missing PublicIP reads as 0.0.0.0, as in flannel. The IPv6 half of a dual-stack lease ends up in
@@ -106,9 +110,15 @@ def parse_lease(key: str, value: bytes, etcd_lease: int = 0, mod_revision: int =
         extra=extra,
         etcd_lease=etcd_lease,
         mod_revision=mod_revision,
+        create_revision=create_revision,
         key=key,
         subnet6=subnet6,
     )
+
+
+def parse_item(item: Item) -> Lease:
+    """Return the lease that `item` is; raises InvalidLease."""
+    return parse_lease(item.key, item.value, item.etcd_lease, item.mod_revision, item.create_revision)
 
 
 def parse_snapshot(items: Iterable[Item]) -> tuple[tuple[Lease, ...], tuple[Skipped, ...]]:
@@ -120,7 +130,7 @@ def parse_snapshot(items: Iterable[Item]) -> tuple[tuple[Lease, ...], tuple[Skip
     skipped: list[Skipped] = []
     for item in sorted(items, key=lambda item: item.mod_revision):
         try:
-            lease = parse_lease(item.key, item.value, item.etcd_lease, item.mod_revision)
+            lease = parse_item(item)
         except InvalidLease as error:
             skipped.append(Skipped(item.key, str(error)))
             continue
@@ -136,15 +146,14 @@ def _parse_key(key: str) -> tuple[IPv4Network, IPv6Network | None]:
     if match is None:
         raise InvalidLease(f"{key}: not a lease key: it should end in a subnet such as /10.1.5.0-24")
     address, length, address6, length6 = match.groups()
-    if int(length) > MAX_LENGTH:
-        raise InvalidLease(f"{key}: prefix length {length} is more than {MAX_LENGTH}")
-    if length6 is not None and int(length6) > MAX_LENGTH6:
-        raise InvalidLease(f"{key}: IPv6 prefix length {length6} is more than {MAX_LENGTH6}")
     try:
         subnet = IPv4Network((address, int(length)))
-        return subnet, None if address6 is None else IPv6Network((address6, int(length6)))
+        subnet6 = IPv6Network((address6, int(length6)), strict=False) if address6 else None
     except ValueError as error:
         raise InvalidLease(f"{key}: {error}") from None
+    if subnet.prefixlen > MAX_LENGTH or (subnet6 is not None and subnet6.prefixlen > MAX_LENGTH6):
+        raise InvalidLease(f"{key}: the subnet is a single address")
+    return subnet, subnet6
 
 
 def _parse_object(key: str, value: bytes) -> Mapping[str, Any]:

@@ -14,12 +14,16 @@ from ipaddress import IPv4Network
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one snapshot says: `subnets` are the peers', `own_key` whether our own lease is in it."""
+    """What one snapshot says.
+
+    `subnets` are the peers', `own_created` is the create_revision of our own key, 0 when it is not there: it
+    tells of a key that was deleted and written again in between.
+    """
 
     cluster_id: int
     revision: int
     subnets: frozenset[IPv4Network]
-    own_key: bool
+    own_created: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +39,16 @@ class SnapshotGuard:
     """Compares each snapshot with the last one believed.
 
     `grace` is in seconds, 0 believes everything. `programmed` are the peers that a daemon finds in the
-    kernel at its start; `continuous` says that it found its own lease in etcd too, so that etcd's data
-    is the data those peers came from.
+    kernel at its start, `own_created` the create_revision of its lease. `continuous` says that it found
+    this lease in etcd and did not have to make it: etcd's data is the data those peers came from.
     """
 
     def __init__(
-        self, grace: float, programmed: Iterable[IPv4Network] = (), *, continuous: bool = True
+        self, grace: float, programmed: Iterable[IPv4Network], own_created: int, *, continuous: bool
     ) -> None:
         self._grace = grace
-        self._believed = Seen(0, 0, frozenset(programmed), own_key=True)
-        self._doubt = "" if continuous else "etcd had lost our own lease when this daemon started"
+        self._believed = Seen(0, 0, frozenset(programmed), own_created)
+        self._doubt = "" if continuous else "etcd had no lease of ours when this daemon started"
         self._since: float | None = None
 
     def judge(self, seen: Seen, now: float) -> Verdict:
@@ -71,7 +75,7 @@ class SnapshotGuard:
             return f"etcd's cluster id changed from {before.cluster_id:x} to {seen.cluster_id:x}"
         if seen.revision < before.revision:
             return f"etcd's revision went back from {before.revision} to {seen.revision}"
-        if not seen.own_key:
+        if seen.own_created != before.own_created:
             return "our own lease vanished from etcd"
         return ""
 

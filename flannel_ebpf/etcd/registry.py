@@ -76,7 +76,7 @@ class Registry:
         """
         key = lease.key or schema.subnet_key(self.prefix, lease.subnet)
         absent = messages.Compare(key=key.encode(), target=messages.Compare.VERSION, version=0)
-        return self._write(replace(lease, key=key), ttl, absent)
+        return self._write(replace(lease, key=key, create_revision=0), ttl, absent)
 
     def rewrite(self, lease: Lease, ttl: int) -> Lease:
         """Replace the key's value and TTL, if it still is at `lease.mod_revision`.
@@ -125,7 +125,7 @@ class Registry:
 
     def _held(self, subnet: IPv4Network) -> Lease | None:
         item = self.read(schema.subnet_key(self.prefix, subnet))
-        return schema.parse_lease(item.key, item.value, item.etcd_lease, item.mod_revision) if item else None
+        return schema.parse_item(item) if item else None
 
     def _write(self, lease: Lease, ttl: int, condition: Any) -> Lease:
         key, value = lease.key.encode(), schema.encode_lease(lease)
@@ -139,12 +139,14 @@ class Registry:
             self._revoke(grant)
             raise  # after EtcdUnavailable the grant may hold the key already: revoking would delete it
         if response.succeeded:
-            return replace(lease, etcd_lease=grant, mod_revision=response.header.revision)
+            revision = response.header.revision
+            created = lease.create_revision or revision
+            return replace(lease, etcd_lease=grant, mod_revision=revision, create_revision=created)
         for kv in response.responses[0].response_range.kvs:
             if (
                 kv.lease == grant and kv.value == value
             ):  # our first attempt got through, only its answer was lost
-                return replace(lease, etcd_lease=grant, mod_revision=kv.mod_revision)
+                return schema.parse_item(_item(kv))
         self._revoke(grant)
         raise LeaseConflict(f"{lease.key} was written by somebody else at the same time")
 
@@ -160,7 +162,9 @@ class Registry:
 
 
 def _item(kv: Any) -> schema.Item:
-    return schema.Item(kv.key.decode(errors="replace"), kv.value, kv.lease, kv.mod_revision)
+    return schema.Item(
+        kv.key.decode(errors="replace"), kv.value, kv.lease, kv.mod_revision, kv.create_revision
+    )
 
 
 def _get(key: bytes) -> Any:
