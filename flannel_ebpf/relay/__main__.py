@@ -8,6 +8,7 @@ second, makes the workers read it again; SIGTERM ends the relay and leaves the T
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import logging
 import os
@@ -64,8 +65,8 @@ def main() -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     table = peers.PeerTable()
-    table.replace(_read_peers(options.peers))
     stamp = _stamp(options.peers)
+    table.replace(_read_peers(options.peers))
     sockets = [_open_socket(options) for _ in range(options.queues)]
     queues = tun.open_queues(options.tun, options.queues)
     tun.configure(options.tun, options.mtu, options.address, options.network)
@@ -139,7 +140,8 @@ def _fork(loop: Callable[[Refresh], None], path: Path, table: peers.PeerTable) -
         nonlocal changed
         if changed:
             changed = False
-            table.replace(_read_peers(path))
+            with contextlib.suppress(FlannelError):  # the main process says so
+                table.replace(_read_peers(path))
 
     signal.signal(signal.SIGHUP, note)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -162,8 +164,8 @@ def _supervise(path: Path, stamp: tuple[int, int], workers: list[int]) -> int:
                 log.error("worker %d ended with %d", pid, os.waitstatus_to_exitcode(status))
                 workers.remove(pid)
                 return _end(workers, 1)
-        if _stamp(path) != stamp:
-            stamp = _stamp(path)
+        seen, stamp = stamp, _stamp(path)
+        if seen != stamp:
             try:
                 _read_peers(path)
             except FlannelError as error:

@@ -192,10 +192,7 @@ class FromPeers:
         receive, space = self._sock.recvmsg_into, socket.CMSG_SPACE(4)
         buffers = (self._view,)
         while True:
-            try:
-                length, notes, _, (sender, _) = receive(buffers, space)
-            except OSError:
-                continue  # an ICMP error of an earlier datagram, reported on this socket
+            length, notes, _, (sender, _) = receive(buffers, space)
             refresh()
             segment = int.from_bytes(notes[0][2], sys.byteorder) if notes else length
             self.deliver(sender, length, segment or 1)
