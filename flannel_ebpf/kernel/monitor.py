@@ -29,7 +29,7 @@ _GATHER = 0.1
 
 
 class KernelMonitor:
-    """Calls `on_change`, from its own thread, soon after a link, address, route, filter or peer of ours changed.
+    """Calls `on_change`, from its own thread, soon after a link, address, route, filter or peer changed.
 
     Left out are the neighbours and FDB entries of all devices but `overlay`, tables other than main, and
     changes made by the sockets in `own_ports`: without that, each pass that writes would cause another.
