@@ -104,8 +104,8 @@ Reason = IntEnum(
     "Reason",
     "UNKNOWN FAST_VXLAN FAST_DIRECT FAST_UDP LEARN_NEW LEARN_REVALIDATE LEARN_LEFT LEARN_DELIVERED "
     "LEARN_YOUNG LEARN_CHANGED TCP_STATE NOT_OVERLAY NOT_IPV4 NOT_UNICAST TRUNCATED BAD_HEADER IP_OPTIONS "
-    "FRAGMENT TTL TOO_BIG PROTOCOL GSO ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD SHAPED NOT_GATEWAY POD_SOURCE HELPER "
-    "DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_BROKEN",
+    "FRAGMENT TTL TOO_BIG PROTOCOL GSO ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD SHAPED NOT_GATEWAY "
+    "POD_SOURCE HELPER DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_BROKEN",
     start=0,
 )
 """In what each packet ended; bpf/flannel.h says what each one means."""
@@ -269,12 +269,16 @@ class AddrKey(Record):
     addr: IPv4Address
 
 
-@_mirrors("fl_pod_v4", "I 6s 6s B 3x")
+@_mirrors("fl_pod_v4", "I I 6s 6s B 3x")
 @dataclass(frozen=True, slots=True)
 class Pod(Record):
-    """Value of fl_pods: host side of the veth, and the MACs of frames that the kernel delivers there."""
+    """Value of fl_pods: host side of the veth, and the MACs of frames that the kernel delivers there.
+
+    `ifindex` is 0 while unknown (a bridge flooded the packet); `lesson` tells one teaching packet from another.
+    """
 
     ifindex: int
+    lesson: int
     mac: Mac
     gateway_mac: Mac
     flags: PodFlag
