@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Every map and the constants. The loader pins maps by name, so both objects share those they both define. */
+#ifndef FLANNEL_MAPS_H
+#define FLANNEL_MAPS_H
+
+#include <linux/bpf.h>
+
+#include <bpf/bpf_helpers.h>
+
+#include "flannel.h"
+
+#define FL_SKETCH_CELLS 65536
+
+/* Filled in by the loader before load. */
+const volatile struct fl_config fl_cfg = {};
+
+/* The loader turns it into an LPM trie where fl_cfg.peer_len is 0: hence no preallocation. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct fl_subnet_v4);
+	__type(value, struct fl_peer_v4);
+} fl_peers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct fl_addr_v4);
+	__type(value, struct fl_subnet_v4);
+} fl_vteps SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, FL_REASONS);
+	__type(key, __u32);
+	__type(value, struct fl_count);
+} fl_reasons SEC(".maps");
+
+#ifndef FLANNEL_XDP
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct fl_addr_v4);
+	__type(value, struct fl_pod_v4);
+} fl_pods SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct fl_port);
+} fl_ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 262144);
+	__type(key, struct fl_flow_key_v4);
+	__type(value, struct fl_flow);
+} fl_flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FL_SKETCH_CELLS);
+	__type(key, __u32);
+	__type(value, struct fl_cell);
+} fl_sketch SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 8192);
+	__type(key, __u32);
+	__type(value, struct fl_traffic);
+} fl_peer_stats SEC(".maps");
+#endif
+
+#endif

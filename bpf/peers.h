@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Who lives where, and who may say so. */
+#ifndef FLANNEL_PEERS_H
+#define FLANNEL_PEERS_H
+
+#include "parse.h"
+
+static __always_inline struct fl_peer_v4 *find_peer(__u32 addr)
+{
+	__u32 len = fl_cfg.peer_len ? fl_cfg.peer_len : 32;
+	__u32 masked = fl_cfg.peer_len ? addr & bpf_htonl(~0U << (32 - len)) : addr;
+	struct fl_subnet_v4 key = { .len = len };
+
+	__builtin_memcpy(key.addr, &masked, sizeof(key.addr));
+	return bpf_map_lookup_elem(&fl_peers, &key);
+}
+
+static __always_inline bool is_member(__u32 addr)
+{
+	struct fl_addr_v4 key;
+
+	__builtin_memcpy(key.addr, &addr, sizeof(key.addr));
+	return bpf_map_lookup_elem(&fl_vteps, &key);
+}
+
+static __always_inline __u32 public_ip(const struct fl_peer_v4 *peer)
+{
+	return *(const __u32 *)peer->public_ip;
+}
+
+/*
+ * May the node at `outer` send packets from `inner`? Its own subnet's, and its own address's.
+ * `peer` is the holder of inner's subnet, or NULL.
+ */
+static __always_inline enum fl_reason check_peer_source(const struct fl_peer_v4 *peer, __u32 outer, __u32 inner)
+{
+	if (fl_cfg.source_check == FL_CHECK_OFF || (peer && public_ip(peer) == outer))
+		return FL_UNKNOWN;
+	if (!is_member(outer))
+		return FL_DROP_NOT_MEMBER;
+	return inner == outer ? FL_UNKNOWN : FL_DROP_PEER_SOURCE;
+}
+
+/* For tunnel packets that carry no IPv4. */
+static __always_inline enum fl_reason check_member(__u32 outer)
+{
+	return fl_cfg.source_check == FL_CHECK_OFF || is_member(outer) ? FL_UNKNOWN : FL_DROP_NOT_MEMBER;
+}
+
+#endif

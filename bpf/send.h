@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Last steps shared by all modes: to the uplink, into the pod, and the peer's counters. */
+#ifndef FLANNEL_SEND_H
+#define FLANNEL_SEND_H
+
+#include <linux/pkt_cls.h>
+
+#include "peers.h"
+#include "pods.h"
+
+#define FL_AF_INET 2
+
+/* Packets on the wire. Asked before the headers change, which clears gso_segs. */
+static __always_inline __u32 segments(struct __sk_buff *skb)
+{
+	return skb->gso_segs ? skb->gso_segs : 1;
+}
+
+static __always_inline struct fl_traffic *traffic_of(const struct fl_peer_v4 *peer)
+{
+	__u32 slot = peer->slot;
+
+	return bpf_map_lookup_elem(&fl_peer_stats, &slot);
+}
+
+/* Bytes of all segments' IPv4 packets. */
+static __always_inline __u64 total_len(const struct fl_packet *p, __u32 segments)
+{
+	return p->len + (__u64)(segments - 1) * p->headers;
+}
+
+static __always_inline void count_tx(const struct fl_peer_v4 *peer, const struct fl_packet *p, __u32 segments)
+{
+	struct fl_traffic *traffic = traffic_of(peer);
+
+	if (!traffic)
+		return;
+	traffic->tx_packets += segments;
+	traffic->tx_bytes += total_len(p, segments);
+}
+
+static __always_inline void count_rx(const struct fl_peer_v4 *peer, const struct fl_packet *p, __u32 segments)
+{
+	struct fl_traffic *traffic = traffic_of(peer);
+
+	if (!traffic)
+		return;
+	traffic->rx_packets += segments;
+	traffic->rx_bytes += total_len(p, segments);
+}
+
+/*
+ * Out of the uplink. Neighbours are always the kernel's; the route too, unless the peer is on-link and
+ * therefore its own next hop, which saves the lookup.
+ */
+static __always_inline enum fl_reason send_to_peer(const struct fl_peer_v4 *peer, enum fl_reason carried)
+{
+	struct bpf_redir_neigh next = { .nh_family = FL_AF_INET };
+	long verdict;
+
+	next.ipv4_nh = public_ip(peer);
+	if (peer->flags & FL_PEER_ON_LINK)
+		verdict = bpf_redirect_neigh(fl_cfg.uplink, &next, sizeof(next), 0);
+	else
+		verdict = bpf_redirect_neigh(fl_cfg.uplink, NULL, 0, 0);
+	return verdict == TC_ACT_REDIRECT ? carried : FL_DROP_BROKEN;
+}
+
+/* Into the pod. `eth` is where its Ethernet header is to be. */
+static __always_inline enum fl_reason deliver(struct __sk_buff *skb, struct ethhdr *eth, const struct fl_pod_v4 *pod,
+					      enum fl_reason carried)
+{
+	long verdict;
+
+	copy_mac(eth->h_dest, pod->mac);
+	copy_mac(eth->h_source, pod->gateway_mac);
+	skb->queue_mapping = 0; /* the uplink's queue number means nothing on a veth */
+	if (fl_cfg.caps & FL_CAP_REDIRECT_PEER)
+		verdict = bpf_redirect_peer(pod->ifindex, 0);
+	else
+		verdict = bpf_redirect(pod->ifindex, 0);
+	return verdict == TC_ACT_REDIRECT ? carried : FL_DROP_BROKEN;
+}
+
+#endif

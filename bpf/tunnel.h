@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What vxlan and udp share: the outer IPv4 and UDP header, and taking it off. */
+#ifndef FLANNEL_TUNNEL_H
+#define FLANNEL_TUNNEL_H
+
+#include <linux/udp.h>
+
+#include "parse.h"
+
+#define FL_UDP_LEN 8
+#define FL_OUTER_LEN (FL_ETH_LEN + FL_IP_LEN + FL_UDP_LEN)
+
+#define FL_ECN_MASK 3
+#define FL_ECN_ECT_1 1
+#define FL_ECN_ECT_0 2
+#define FL_ECN_CE 3
+
+/* Outer headers as they start after the Ethernet header. */
+struct fl_outer {
+	struct iphdr ip;
+	struct udphdr udp;
+};
+
+/*
+ * Is this a tunnel packet for us, well-formed outside? FL_OUTER_LEN bytes at `eth` are readable and its IPv4
+ * destination is our public address. The kernel reassembles, and handles outer options.
+ */
+static __always_inline enum fl_reason match_outer(const struct ethhdr *eth, __u32 frame_len)
+{
+	const struct fl_outer *outer = (const void *)(eth + 1);
+	__u32 len = bpf_ntohs(outer->ip.tot_len);
+
+	if (outer->ip.protocol != IPPROTO_UDP)
+		return FL_NOT_OVERLAY;
+	if (outer->ip.version != 4 || outer->ip.ihl != 5)
+		return FL_OUTER;
+	if (outer->udp.dest != bpf_htons(fl_cfg.port))
+		return FL_NOT_OVERLAY;
+	if (outer->ip.frag_off & FL_IP_MF_OR_OFFSET || len != frame_len - FL_ETH_LEN ||
+	    bpf_ntohs(outer->udp.len) != len - FL_IP_LEN || sum_ipv4(&outer->ip) != 0xffff)
+		return FL_OUTER;
+	return FL_UNKNOWN;
+}
+
+/*
+ * Outer header of a packet of `len` bytes (IPv4 total length). UDP checksum 0: what is inside may still be
+ * waiting for its own checksum, and receivers accept 0 on IPv4.
+ */
+static __always_inline void write_outer(struct fl_outer *outer, __u16 len, __u8 tos, __u16 frag_off, __u16 id,
+					__u32 peer_ip, __u16 sport)
+{
+	outer->ip = (struct iphdr){
+		.version = 4,
+		.ihl = 5,
+		.tos = tos,
+		.tot_len = bpf_htons(len),
+		.id = id,
+		.frag_off = frag_off,
+		.ttl = fl_cfg.ttl,
+		.protocol = IPPROTO_UDP,
+		.saddr = FL_CFG_ADDR(public_ip),
+		.daddr = peer_ip,
+	};
+	outer->ip.check = ~sum_ipv4(&outer->ip);
+	outer->udp = (struct udphdr){
+		.source = bpf_htons(sport),
+		.dest = bpf_htons(fl_cfg.port),
+		.len = bpf_htons(len - FL_IP_LEN),
+	};
+}
+
+/* Insert `len` bytes behind the Ethernet header; on error the packet is untouched. */
+static __always_inline enum fl_reason make_room(struct __sk_buff *skb, __u32 len, __u64 flags)
+{
+	flags |= BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
+	if (fl_cfg.caps & FL_CAP_CSUM_LEVEL)
+		flags |= BPF_F_ADJ_ROOM_NO_CSUM_RESET;
+	if (!bpf_skb_adjust_room(skb, len, BPF_ADJ_ROOM_MAC, flags))
+		return FL_UNKNOWN;
+	return skb->gso_size ? FL_GSO : FL_HELPER;
+}
+
+/* Take `len` bytes of tunnel headers off; on error the packet is untouched. */
+static __always_inline enum fl_reason take_off(struct __sk_buff *skb, __s32 len)
+{
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+
+	if (fl_cfg.caps & FL_CAP_CSUM_LEVEL)
+		flags |= BPF_F_ADJ_ROOM_NO_CSUM_RESET;
+	if (bpf_skb_adjust_room(skb, -len, BPF_ADJ_ROOM_MAC, flags))
+		return FL_HELPER;
+	/* what was verified so far was the outer checksum */
+	if (fl_cfg.caps & FL_CAP_CSUM_LEVEL)
+		bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+	return FL_UNKNOWN;
+}
+
+#endif

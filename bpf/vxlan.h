@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * VXLAN as the kernel's device sends and takes it, drivers/net/vxlan: the peer cannot tell the difference but
+ * by the outer UDP checksum.
+ */
+#ifndef FLANNEL_VXLAN_H
+#define FLANNEL_VXLAN_H
+
+#include "send.h"
+#include "tunnel.h"
+
+#define FL_VXLAN_LEN 8
+#define FL_VXLAN_FLAGS bpf_htonl(0x08000000) /* I flag, everything reserved zero */
+#define FL_VXLAN_OVERHEAD (FL_IP_LEN + FL_UDP_LEN + FL_VXLAN_LEN + FL_ETH_LEN)
+#define FL_VXLAN_INNER (FL_ETH_LEN + FL_VXLAN_OVERHEAD) /* offset of the inner IPv4 packet */
+
+/* BPF_F_ADJ_ROOM_ENCAP_L2_ETH may be newer than the headers of the build host. */
+#define FL_ROOM_L2_ETH (1ULL << 6)
+
+struct fl_vxlan {
+	__u32 flags;
+	__u32 vni;
+};
+
+static __always_inline __u32 vxlan_vni(void)
+{
+	return bpf_htonl(fl_cfg.vni << 8);
+}
+
+/* udp_flow_src_port() of the kernel: flows keep their port, hence their path, when they change between us. */
+static __always_inline __u16 vxlan_source_port(__u32 hash)
+{
+	hash ^= hash << 16;
+	return (((__u64)hash * (fl_cfg.sport_max - fl_cfg.sport_min)) >> 32) + fl_cfg.sport_min;
+}
+
+/* INET_ECN_encapsulate() with the device's tos 0: ECN is copied, CE becomes ECT(0). */
+static __always_inline __u8 vxlan_outer_tos(__u8 inner)
+{
+	__u8 ecn = inner & FL_ECN_MASK;
+
+	return ecn == FL_ECN_CE ? FL_ECN_ECT_0 : ecn;
+}
+
+static __always_inline enum fl_reason vxlan_send(struct __sk_buff *skb, const struct fl_packet *p,
+						 const struct fl_peer_v4 *peer)
+{
+	__u64 flags = BPF_F_ADJ_ROOM_ENCAP_L2(FL_ETH_LEN);
+	__u32 len = p->len + FL_VXLAN_OVERHEAD;
+	enum fl_reason reason;
+	struct fl_outer *outer;
+	struct fl_vxlan *vxlan;
+	struct ethhdr *inner;
+	void *data, *end;
+	__u32 hash;
+
+	if (skb->gso_size && !(fl_cfg.caps & FL_CAP_ENCAP_L2_ETH))
+		return FL_GSO;
+	if (fl_cfg.caps & FL_CAP_ENCAP_L2_ETH)
+		flags |= FL_ROOM_L2_ETH;
+	hash = bpf_get_hash_recalc(skb);
+	reason = make_room(skb, FL_VXLAN_OVERHEAD, flags);
+	if (reason)
+		return reason;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	if (data + FL_VXLAN_INNER + FL_IP_LEN > end)
+		return FL_DROP_BROKEN;
+	outer = data + FL_ETH_LEN;
+	write_outer(outer, len, vxlan_outer_tos(p->tos), 0, bpf_get_prandom_u32(), public_ip(peer),
+		    vxlan_source_port(hash));
+	vxlan = (void *)(outer + 1);
+	vxlan->flags = FL_VXLAN_FLAGS;
+	vxlan->vni = vxlan_vni();
+	inner = (void *)(vxlan + 1);
+	copy_mac(inner->h_dest, peer->vtep_mac);
+	copy_mac(inner->h_source, (const void *)fl_cfg.vtep_mac);
+	inner->h_proto = bpf_htons(ETH_P_IP);
+	decrement_ttl((void *)(inner + 1), ttl_cost(FL_MODE_VXLAN));
+	return send_to_peer(peer, FL_FAST_VXLAN);
+}
+
+/*
+ * VXLAN header of a packet that match_outer() accepted. FL_OUTER_LEN + FL_VXLAN_LEN bytes are readable.
+ */
+static __always_inline enum fl_reason match_vxlan(const struct fl_vxlan *vxlan)
+{
+	if (vxlan->flags != FL_VXLAN_FLAGS || vxlan->vni & bpf_htonl(0xff))
+		return FL_VXLAN_HEADER;
+	return vxlan->vni == vxlan_vni() ? FL_UNKNOWN : FL_VNI;
+}
+
+/* Inner Ethernet header: the kernel would take it for its own device, and not as its own echo. */
+static __always_inline enum fl_reason match_inner_mac(const struct ethhdr *inner)
+{
+	const void *own = (const void *)fl_cfg.vtep_mac;
+
+	if (!same_mac(inner->h_dest, own) || same_mac(inner->h_source, own))
+		return FL_INNER_MAC;
+	if (inner->h_source[0] & 1 || (!*(const __u32 *)inner->h_source && !*(const __u16 *)&inner->h_source[4]))
+		return FL_INNER_MAC;
+	return FL_UNKNOWN;
+}
+
+/* RFC 6040 at the tunnel's end. FL_ECN where the kernel would drop, log, or differ between versions. */
+static __always_inline enum fl_reason match_ecn(__u8 outer, __u8 inner)
+{
+	outer &= FL_ECN_MASK;
+	inner &= FL_ECN_MASK;
+	if (!inner && outer)
+		return FL_ECN;
+	return inner == FL_ECN_ECT_0 && outer == FL_ECN_ECT_1 ? FL_ECN : FL_UNKNOWN;
+}
+
+/* Decapsulate a packet on which every check has passed, and deliver it. */
+static __always_inline enum fl_reason vxlan_deliver(struct __sk_buff *skb, const struct fl_packet *p,
+						    const struct fl_pod_v4 *pod, __u8 outer_tos)
+{
+	enum fl_reason reason;
+	struct iphdr *ip;
+	void *data, *end;
+
+	reason = take_off(skb, FL_VXLAN_OVERHEAD);
+	if (reason)
+		return reason;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	ip = data + FL_ETH_LEN;
+	if ((void *)(ip + 1) > end)
+		return FL_DROP_BROKEN;
+	decrement_ttl(ip, ttl_cost(FL_MODE_VXLAN));
+	if ((outer_tos & FL_ECN_MASK) == FL_ECN_CE && (p->tos & FL_ECN_MASK) != FL_ECN_CE)
+		set_tos(ip, p->tos | FL_ECN_CE);
+	return deliver(skb, data, pod, FL_FAST_VXLAN);
+}
+
+#endif
