@@ -83,7 +83,8 @@ class Options:
     def renew_margin(self) -> float:
         """Seconds before its expiry at which a lease is renewed.
 
-        A lease shorter than flannel's day is renewed after a third of its life at the latest: the flag's
-        60 minutes would otherwise reach back to before it was taken.
+        A lease too short for the flag's margin (flannel's are a day, ours may be less) is renewed after a
+        third of its life.
         """
-        return min(self.subnet_lease_renew_margin * 60, self.lease_ttl * 2 / 3)
+        margin = self.subnet_lease_renew_margin * 60
+        return margin if margin < self.lease_ttl else self.lease_ttl * 2 / 3

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from flannel_ebpf.cli import COMMANDS, main
+from flannel_ebpf.errors import KernelError
+from flannel_ebpf.options import EtcdOptions, Options
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No FLANNELD_* variable of the machine, and the logging set-up of a command ends with its test."""
+    import os  # noqa: PLC0415 - only here
+
+    for name in os.environ:
+        if name.startswith("FLANNELD_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(logging.root, "handlers", [])
+
+
+class Daemon:
+    """Stands where the daemon is: keeps the options it was given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[Options] = []
+        self.status = 0
+        self.failure: Exception | None = None
+        module = ModuleType("flannel_ebpf.daemon")
+        module.run = self.run  # type: ignore[attr-defined] # a module made by hand
+        monkeypatch.setitem(sys.modules, "flannel_ebpf.daemon", module)
+
+    def run(self, options: Options) -> int:
+        self.calls.append(options)
+        if self.failure:
+            raise self.failure
+        return self.status
+
+    def options(self, *arguments: str) -> Options:
+        assert main(["up", *arguments]) == 0
+        return self.calls.pop()
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    return Daemon(monkeypatch)
+
+
+def test_without_flags_the_options_are_the_defaults(daemon: Daemon) -> None:
+    assert daemon.options() == Options()
+
+
+FLANNELD_FLAGS: list[tuple[str, str, Any]] = [
+    ("subnet-file", "/run/other.env", Path("/run/other.env")),
+    ("subnet-lease-renew-margin", "1439", 1439),
+    ("iface-can-reach", "192.0.2.9", "192.0.2.9"),
+    ("public-ip", "192.0.2.1", IPv4Address("192.0.2.1")),
+    ("ip-masq", "true", True),
+    ("ip-masq-fully-random-disable", "true", True),
+    ("iptables-resync", "9", 9),
+    ("iptables-forward-rules", "false", False),
+    ("ip-blackhole-route", "1", True),
+    ("healthz-ip", "127.0.0.1", "127.0.0.1"),
+    ("healthz-port", "8090", 8090),
+    ("iface", "eth1", ("eth1",)),
+    ("iface-regex", "eth(1| 2)", ("eth(1| 2)",)),
+]
+OWN_FLAGS: list[tuple[str, str, Any]] = [
+    ("datapath", "ebpf", "ebpf"),
+    ("fastpath", "subnets", "subnets"),
+    ("revalidate", "0.5", 0.5),
+    ("flow-entries", "1024", 1024),
+    ("source-check", "count", "count"),
+    ("xdp", "auto", "auto"),
+    ("fwmark", "0x100", 0x100),
+    ("lease-ttl", "600", 600),
+    ("wipe-grace", "0", 0.0),
+    ("state-dir", "/run/two", Path("/run/two")),
+    ("bpf-pin-root", "/sys/fs/bpf/two", Path("/sys/fs/bpf/two")),
+    ("metrics-listen", "127.0.0.1:9100", "127.0.0.1:9100"),
+]
+
+
+@pytest.mark.parametrize(("flag", "text", "value"), FLANNELD_FLAGS + OWN_FLAGS)
+def test_every_flag_in_each_of_its_spellings(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, flag: str, text: str, value: Any
+) -> None:
+    field = flag.replace("-", "_")
+    assert getattr(Options(), field) != value
+    for spelling in ([f"--{flag}={text}"], [f"-{flag}={text}"]):
+        assert getattr(daemon.options(*spelling), field) == value
+    if not isinstance(value, bool):
+        assert getattr(daemon.options(f"-{flag}", text), field) == value
+    monkeypatch.setenv(f"FLANNELD_{field.upper()}", text)
+    assert getattr(daemon.options(), field) == value
+
+
+@pytest.mark.parametrize("field", ["keyfile", "certfile", "cafile", "username", "password", "prefix"])
+def test_etcd_flags(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    pair = {"keyfile": ["--etcd-certfile=/c"], "certfile": ["--etcd-keyfile=/k"]}.get(field, [])
+    assert getattr(daemon.options(f"--etcd-{field}=/x", *pair).etcd, field) == "/x"
+    monkeypatch.setenv(f"FLANNELD_ETCD_{field.upper()}", "/y")
+    assert getattr(daemon.options(*pair).etcd, field) == "/y"
+
+
+def test_endpoints_are_a_comma_list(daemon: Daemon) -> None:
+    given = "https://192.0.2.1:2379, http://[2001:db8::1]:4001,etcd:2379"
+    expected = ("https://192.0.2.1:2379", "http://[2001:db8::1]:4001", "etcd:2379")
+    assert daemon.options("--etcd-endpoints", given).etcd == EtcdOptions(endpoints=expected)
+
+
+def test_a_slash_at_the_prefix_end_says_nothing(daemon: Daemon) -> None:
+    assert daemon.options("--etcd-prefix=/net/a/").etcd.prefix == "/net/a"
+
+
+def test_a_flag_wins_over_its_variable_and_an_empty_variable_is_none(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLANNELD_HEALTHZ_PORT", "1")
+    monkeypatch.setenv("FLANNELD_PUBLIC_IP", "")
+    options = daemon.options("--healthz-port=2")
+    assert (options.healthz_port, options.public_ip) == (2, None)
+
+
+def test_repeatable_flags_keep_their_order(daemon: Daemon) -> None:
+    options = daemon.options("--iface=eth1", "-iface", "192.0.2.7", "--iface-regex=a", "--iface-regex=b")
+    assert options.iface == ("eth1", "192.0.2.7")
+    assert options.iface_regex == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--ip-masq"], True),
+        (["-ip-masq", "--xdp=off"], True),
+        (["--ip-masq=true"], True),
+        (["--ip-masq=T"], True),
+        (["--ip-masq=false"], False),
+        (["-ip-masq=0"], False),
+        (["--ip-masq=false", "--ip-masq"], True),
+    ],
+)
+def test_booleans_stand_alone_or_carry_a_value(daemon: Daemon, arguments: list[str], expected: bool) -> None:
+    assert daemon.options(*arguments).ip_masq is expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "level"),
+    [([], logging.INFO), (["-v", "1"], logging.DEBUG), (["-v=2"], logging.DEBUG), (["--v=0"], logging.INFO)],
+)
+def test_verbosity_as_klog_spells_it(daemon: Daemon, arguments: list[str], level: int) -> None:
+    daemon.options(*arguments)
+    assert logging.getLogger("flannel_ebpf").level == level
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--subnet-lease-renew-margin=0"], ["--subnet-lease-renew-margin", "0", "1<=x<=1439"]),
+        (["--subnet-lease-renew-margin=1440"], ["1440", "1<=x<=1439"]),
+        (["--healthz-port=65536"], ["--healthz-port", "65536"]),
+        (["--public-ip=eth0"], ["--public-ip", "'eth0'", "192.0.2.1"]),
+        (["--public-ip=2001:db8::1"], ["--public-ip", "2001:db8::1"]),
+        (["--iface-regex=("], ["--iface-regex", "'('"]),
+        (["--etcd-endpoints=ftp://a:1"], ["--etcd-endpoints", "ftp://a:1", "https://"]),
+        (["--etcd-endpoints=http://a:b"], ["--etcd-endpoints", "http://a:b"]),
+        (["--etcd-endpoints=,"], ["--etcd-endpoints", "at least one"]),
+        (["--etcd-prefix="], ["--etcd-prefix", "/coreos.com/network"]),
+        (["--etcd-keyfile=/k"], ["--etcd-keyfile", "/k", "--etcd-certfile"]),
+        (["--etcd-certfile=/c"], ["--etcd-certfile", "/c", "--etcd-keyfile"]),
+        (["--datapath=fast"], ["--datapath", "'fast'", "auto", "ebpf", "kernel"]),
+        (["--ip-masq=perhaps"], ["--ip-masq", "perhaps"]),
+        (["--fwmark=3"], ["--fwmark", "'3'", "one bit"]),
+        (["--fwmark=0x4000"], ["--fwmark", "kube-proxy"]),
+        (["--revalidate=nan"], ["--revalidate", "'nan'", "0.1 to 3600"]),
+        (["--metrics-listen=9100"], ["--metrics-listen", "'9100'", "127.0.0.1:9100"]),
+        (["-v=much"], ["-v", "'much'"]),
+        (["--kube-subnet-mgr"], ["--kube-subnet-mgr"]),
+        (["surplus"], ["surplus"]),
+    ],
+)
+def test_a_bad_flag_is_one_line_and_status_1(
+    daemon: Daemon, capfd: pytest.CaptureFixture[str], arguments: list[str], parts: list[str]
+) -> None:
+    assert main(["up", *arguments]) == 1
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("flannel-ebpf: ")
+    assert [part for part in parts if part not in err] == []
+    assert daemon.calls == []
+
+
+def test_a_bad_variable_is_named_as_such(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLANNELD_HEALTHZ_PORT", "http")
+    assert main(["up"]) == 1
+    assert "FLANNELD_HEALTHZ_PORT" in capfd.readouterr().err
+
+
+def test_an_error_of_ours_is_one_line_and_status_1(daemon: Daemon, capfd: pytest.CaptureFixture[str]) -> None:
+    daemon.failure = KernelError("flannel.1:\n  no such device")
+    assert main(["up"]) == 1
+    assert capfd.readouterr().err == "flannel-ebpf: flannel.1: no such device\n"
+
+
+def test_ctrl_c_is_no_trace(daemon: Daemon, capfd: pytest.CaptureFixture[str]) -> None:
+    daemon.failure = KeyboardInterrupt()  # type: ignore[assignment] # not an Exception, but raised the same
+    assert main(["up"]) == 130
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_daemons_status_is_the_commands(daemon: Daemon) -> None:
+    daemon.status = 3
+    assert main(["up"]) == 3
+
+
+def test_log_lines_look_like_klogs_and_stay_lines(daemon: Daemon, capfd: pytest.CaptureFixture[str]) -> None:
+    daemon.options()
+    log = logging.getLogger("flannel_ebpf.somewhere")
+    log.warning("two\nlines")
+    log.debug("not asked for")
+    logging.getLogger("library").info("not ours")
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    head, _, message = lines[0].partition("] ")
+    assert message == r"two\nlines"
+    assert head[0] == "W"
+    assert "test_cli.py:" in head
+
+
+@pytest.mark.parametrize("option", ["--version", "-version"])
+def test_version_goes_to_stderr_as_flannelds_does(option: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([option]) == 0
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert main(["version"]) == 0
+    assert capfd.readouterr().out == err != ""
+
+
+def test_help_names_every_command_and_each_flag_once(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capfd.readouterr().out
+    assert [name for name in COMMANDS if f"\n  {name} " not in text] == []
+    assert main(["up", "--help"]) == 0
+    text = capfd.readouterr().out
+    for flag, _, _ in FLANNELD_FLAGS + OWN_FLAGS:
+        assert f"  --{flag} " in text
+
+
+def test_an_unknown_command_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["upp"]) == 1
+    assert "upp" in capfd.readouterr().err
+
+
+def test_reading_the_command_line_imports_no_client_and_no_lab() -> None:
+    script = (
+        "import sys; from flannel_ebpf.cli import main; main(['up', '--help']);"
+        "print([name for name in ('grpc', 'pyroute2', 'prometheus_client', 'bcc', 'flannel_ebpf.lab')"
+        " if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_reader_that_has_seen_enough_is_no_trace() -> None:
+    command = f"set -o pipefail; {sys.executable} -m flannel_ebpf up --help | true"
+    result = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True)
+    assert "Traceback" not in result.stderr
+    assert "Exception" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("margin", "ttl", "seconds"), [(60, 86_400, 3600), (1439, 86_400, 86_340), (60, 60, 40), (1, 86_400, 60)]
+)
+def test_a_short_lease_is_renewed_in_its_life(margin: int, ttl: int, seconds: float) -> None:
+    assert Options(subnet_lease_renew_margin=margin, lease_ttl=ttl).renew_margin == seconds
