@@ -84,11 +84,15 @@ class Lab:
         """
         readiness.wait(self.nodes, readiness.unready, deadline)
 
-    def wait_attached(self, deadline: float = 10.0) -> None:
-        """Wait until nodes with `datapath=ebpf` have their programs on the uplink and every pod's veth."""
-        if self.spec.fastpath == "off":
-            return
-        nodes = [node for node in self.nodes if self.spec.datapath_of(node.name) == "ebpf"]
+    def wait_attached(self, nodes: Sequence[Node] | None = None, deadline: float = 10.0) -> None:
+        """Wait until `nodes` have their programs on the uplink and on every pod's veth.
+
+        Without `nodes`: those whose datapath is `ebpf`, unless the lab's fast path is off. Raises LabError
+        as `wait_ready` does.
+        """
+        if nodes is None:
+            on = self.spec.fastpath != "off"
+            nodes = [node for node in self.nodes if on and self.spec.datapath_of(node.name) == "ebpf"]
         readiness.wait(nodes, readiness.unattached, deadline)
 
     @property

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import Any
 
 from flannel_ebpf.errors import LabError
 from flannel_ebpf.lab import netns, processes
@@ -67,16 +65,12 @@ class Node(Host):
         self.gateway  # noqa: B018 - the one place that says why there is none yet
         return int(self.environment()["FLANNEL_MTU"])
 
-    def map_dump(self, name: str) -> list[dict[str, Any]]:
-        """Return `bpftool map dump` of the pinned map `name`, decoded by its BTF.
-
-        Raises LabError when no such map is pinned below `pin_root`.
-        """
-        path = next(iter(sorted(self.pin_root.rglob(name))), None)
-        if path is None:
+    def map_path(self, name: str) -> Path:
+        """Return where the map `name` is pinned, the newest of several; LabError when there is none."""
+        pins = sorted(self.pin_root.rglob(name), key=lambda pin: pin.stat().st_mtime)
+        if not pins:
             raise LabError(f"{self.name} has no map {name} pinned below {self.pin_root}")
-        dump = json.loads(self.run(["bpftool", "--json", "map", "dump", "pinned", str(path)]).stdout)
-        return [entry["formatted"] for entry in dump]
+        return pins[-1]
 
     # The daemon.
 
