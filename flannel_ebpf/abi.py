@@ -103,7 +103,7 @@ class Hook(IntEnum):
 Reason = IntEnum(
     "Reason",
     "UNKNOWN FAST_VXLAN FAST_DIRECT FAST_UDP LEARN_NEW LEARN_REVALIDATE LEARN_LEFT LEARN_DELIVERED "
-    "LEARN_YOUNG LEARN_CHANGED TCP_STATE NOT_OVERLAY NOT_IPV4 NOT_UNICAST TRUNCATED BAD_HEADER IP_OPTIONS "
+    "LEARN_YOUNG LEARN_CHANGED TCP_STATE MEMBER NOT_OVERLAY NOT_IPV4 NOT_UNICAST TRUNCATED BAD_HEADER IP_OPTIONS "
     "FRAGMENT TTL TOO_BIG PROTOCOL GSO ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD SHAPED NOT_GATEWAY "
     "POD_SOURCE HELPER DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_BROKEN",
     start=0,
@@ -274,7 +274,7 @@ class AddrKey(Record):
 class Pod(Record):
     """Value of fl_pods: host side of the veth, and the MACs of frames that the kernel delivers there.
 
-    `ifindex` is 0 while unknown (a bridge flooded the packet); `lesson` tells one teaching packet from another.
+    `ifindex` is 0 while unknown (a bridge flooded the packet); `lesson` tells teaching packets apart.
     """
 
     ifindex: int
