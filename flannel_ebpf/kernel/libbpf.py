@@ -50,13 +50,14 @@ def load(job: Job) -> None:
     handle = _require(library.bpf_object__open_file(job.object.encode(), None), f"open {job.object}")
     try:
         _prepare(library, handle, job)
-        with _stderr_of_libbpf() as output:
-            result = library.bpf_object__load(handle)
+        with _printed_by_libbpf() as printed:
+            result = library.bpf_object__load(ctypes.c_void_p(handle))
+            output = printed()
         if result:
-            raise _refusal(job.object, -result, output())
+            raise _refusal(job.object, -result, output)
         _pin_programs(library, handle, Path(job.programs))
     finally:
-        library.bpf_object__close(handle)
+        library.bpf_object__close(ctypes.c_void_p(handle))
 
 
 def _library() -> Any:
@@ -116,7 +117,7 @@ def _each(following: Any, name: Any, handle: int) -> Iterator[tuple[ctypes.c_voi
 
 
 @contextmanager
-def _stderr_of_libbpf() -> Iterator[Callable[[], str]]:
+def _printed_by_libbpf() -> Iterator[Callable[[], str]]:
     """Catch what libbpf prints on file descriptor 2, the verifier's log above all."""
     kept, file = os.dup(2), os.memfd_create("libbpf")
     os.dup2(file, 2)
