@@ -8,6 +8,7 @@ import os
 import struct
 from io import FileIO
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -51,9 +52,11 @@ def configure(name: str, mtu: int, address: IPv4Address, network: IPv4Network) -
     """Bring `name` up with `mtu`, `address`/32 as its only IPv4 address and the route to `network`.
 
     What is right already is left alone; addresses and our routes that belong to an earlier lease or
-    network go. flannel sets up the same (udp_network_amd64.go: configureIface). Raises DeviceMissing,
-    KernelError.
+    network go. flannel sets up the same (udp_network_amd64.go: configureIface), less accept_local: the
+    relay's ICMP answers come in on this device from its own address, and the kernel would drop them as
+    martians. Raises DeviceMissing, KernelError.
     """
+    _accept_local(name)
     with IPRoute() as ipr:
         index = _index(ipr, name)
         try:
@@ -74,6 +77,14 @@ def configure(name: str, mtu: int, address: IPv4Address, network: IPv4Network) -
                     ipr.route("del", dst=dst, oif=index, proto=ROUTE_PROTOCOL)
         except NetlinkError as error:
             raise KernelError(f"TUN device {name}: {error}", error.code) from error
+
+
+def _accept_local(name: str) -> None:
+    path = Path(f"/proc/sys/net/ipv4/conf/{name}/accept_local")
+    try:
+        path.write_text("1")
+    except OSError as error:
+        raise KernelError(f"{path}: {error.strerror}", error.errno or 0) from error
 
 
 def delete(name: str) -> bool:
