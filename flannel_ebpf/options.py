@@ -19,9 +19,11 @@ XdpChoice = Literal["off", "generic", "native", "auto"]
 
 @dataclass(frozen=True, slots=True)
 class EtcdOptions:
-    """Where etcd is and how to log in to it; "" means not given.
+    """Where etcd is, how to be let in, and the prefix of the network's keys; "" means not given.
 
-    Unlike flanneld, a CA alone is enough for TLS.
+    Endpoints are URLs; https makes the connection TLS. The server is checked against `cafile`, or the
+    system's authorities without one (flanneld wants a client certificate before it does TLS at all).
+    `certfile` and `keyfile` come together or not at all.
     """
 
     endpoints: tuple[str, ...] = ("http://127.0.0.1:4001", "http://127.0.0.1:2379")

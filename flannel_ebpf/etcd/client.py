@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,24 +12,9 @@ import grpc
 
 from flannel_ebpf.errors import ConfigError, EtcdUnavailable
 from flannel_ebpf.etcd.session import Session
+from flannel_ebpf.options import EtcdOptions
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EtcdOptions:
-    """Where etcd is and how to be let in; the fields are flanneld's `--etcd-*` flags.
-
-    Endpoints are URLs; https makes the connection TLS. The server is checked against `cafile`, or the
-    system's authorities without one. `certfile` and `keyfile` come together or not at all.
-    """
-
-    endpoints: tuple[str, ...]
-    keyfile: str = ""
-    certfile: str = ""
-    cafile: str = ""
-    username: str = ""
-    password: str = field(default="", repr=False)
 
 
 class EtcdClient:
