@@ -89,9 +89,7 @@ def through_bpf(lab: Lab) -> float:
         print_reasons(node, before[node.name], after[node.name])
     sent = (after["n1"] - before["n1"])[Hook.FROM_POD, Reason.FAST_VXLAN]
     received = (after["n2"] - before["n2"])[Hook.FROM_PEER, Reason.FAST_VXLAN]
-    print(
-        f"  {DEVICE} on n1 carried {stray:,} packets; BPF encapsulated {sent:,}, on n2 decapsulated {received:,}."
-    )
+    print(f"  {DEVICE} on n1 carried {stray:,} packets; BPF sent {sent:,}, and received {received:,} on n2.")
     prove(sent > ENOUGH, f"n1 encapsulated only {sent} packets in BPF")
     prove(received > ENOUGH, f"n2 decapsulated only {received} packets in BPF")
     prove(stray < STRAY * sent, f"{stray} packets took {DEVICE} while BPF carried {sent}")
