@@ -74,7 +74,8 @@ static __always_inline enum fl_reason admit_rx(struct __sk_buff *skb, const stru
 			return FL_LEARN_YOUNG;
 		flow = bpf_map_lookup_elem(&fl_flows, &key);
 		if (!flow || !is_open(flow, p->proto, FL_RX, flow->rx_since, now))
-			return learn_start(skb, &key, flow, FL_RX, FL_RX_ARRIVED, 0, flow ? flow->rx_since : 0, now);
+			return learn_start(skb, &key, flow, FL_RX, FL_RX_ARRIVED, 0, flow ? flow->rx_since : 0,
+					   now);
 		*pod = find_pod(p->dst);
 		if (*pod && (*pod)->ifindex != flow->ifindex) {
 			flow->bits = 0;

@@ -24,7 +24,7 @@ enum fl_mode {
 enum fl_fastpath {
 	FL_FASTPATH_OFF = 0,
 	FL_FASTPATH_SUBNETS = 1, /* every packet between pods */
-	FL_FASTPATH_FLOWS = 2,   /* flows that the kernel has just carried unchanged */
+	FL_FASTPATH_FLOWS = 2,	 /* flows that the kernel has just carried unchanged */
 };
 
 /* What to do with packets whose source is not who may send it. */
@@ -38,10 +38,10 @@ enum fl_check {
 enum fl_cap {
 	FL_CAP_REDIRECT_NEIGH = 1 << 0,
 	FL_CAP_REDIRECT_PEER = 1 << 1,
-	FL_CAP_ENCAP_L2_ETH = 1 << 2,  /* BPF_F_ADJ_ROOM_ENCAP_L2_ETH: GSO packets may be encapsulated */
-	FL_CAP_DECAP_L4_UDP = 1 << 3,  /* BPF_F_ADJ_ROOM_DECAP_L4_UDP: tunnel state of aggregates is cleared */
-	FL_CAP_CSUM_LEVEL = 1 << 4,    /* bpf_csum_level and BPF_F_ADJ_ROOM_NO_CSUM_RESET */
-	FL_CAP_COARSE_CLOCK = 1 << 5,  /* bpf_ktime_get_coarse_ns */
+	FL_CAP_ENCAP_L2_ETH = 1 << 2, /* BPF_F_ADJ_ROOM_ENCAP_L2_ETH: GSO packets may be encapsulated */
+	FL_CAP_DECAP_L4_UDP = 1 << 3, /* BPF_F_ADJ_ROOM_DECAP_L4_UDP: tunnel state of aggregates is cleared */
+	FL_CAP_CSUM_LEVEL = 1 << 4,   /* bpf_csum_level and BPF_F_ADJ_ROOM_NO_CSUM_RESET */
+	FL_CAP_COARSE_CLOCK = 1 << 5, /* bpf_ktime_get_coarse_ns */
 };
 
 /* Set once before load, read-only afterwards: the verifier removes branches they rule out. */
@@ -52,20 +52,20 @@ struct fl_config {
 	__u8 subnet[4];
 	__u8 subnet_mask[4];
 	__u8 vtep_mac[6];
-	__u16 port; /* tunnel's UDP port: 8472 vxlan, 8285 udp */
+	__u16 port;	 /* tunnel's UDP port: 8472 vxlan, 8285 udp */
 	__u16 sport_min; /* net.ipv4.ip_local_port_range, inclusive, for vxlan's source port */
 	__u16 sport_max;
 	__u32 vni;
-	__u32 uplink;     /* ifindex */
+	__u32 uplink;	  /* ifindex */
 	__u32 learn_mark; /* the one skb->mark bit that is ours; never leaves the host */
-	__u32 peer_len;   /* prefix length shared by every lease: fl_peers is a hash; 0: it is an LPM trie */
+	__u32 peer_len;	  /* prefix length shared by every lease: fl_peers is a hash; 0: it is an LPM trie */
 	__u32 revalidate_ms;
 	enum fl_cap caps; /* bits */
 	enum fl_mode backend;
 	enum fl_fastpath fastpath;
 	enum fl_check source_check;
 	__u8 direct_routing; /* 1: some peers of a vxlan network are FL_MODE_DIRECT */
-	__u8 ttl;            /* of outer headers: net.ipv4.ip_default_ttl */
+	__u8 ttl;	     /* of outer headers: net.ipv4.ip_default_ttl */
 	__u8 pad[2];
 };
 
@@ -82,10 +82,10 @@ enum fl_peer_flag {
 struct fl_peer_v4 {
 	__u8 public_ip[4];
 	__u8 vtep_mac[6]; /* zero unless mode is FL_MODE_VXLAN */
-	__u8 mode;        /* enum fl_mode */
-	__u8 flags;       /* enum fl_peer_flag bits */
-	__u16 mtu;  /* largest outer IPv4 packet on the way to public_ip */
-	__u16 slot; /* index of this peer's counters in fl_peer_stats */
+	__u8 mode;	  /* enum fl_mode */
+	__u8 flags;	  /* enum fl_peer_flag bits */
+	__u16 mtu;	  /* largest outer IPv4 packet on the way to public_ip */
+	__u16 slot;	  /* index of this peer's counters in fl_peer_stats */
 };
 
 /* fl_vteps: public address of a member -> its subnet (a member with several subnets: any of them). */
@@ -103,7 +103,7 @@ struct fl_pod_v4 {
 	__u32 lesson;  /* id and checksum of the packet that taught it */
 	__u8 mac[6];
 	__u8 gateway_mac[6]; /* source of frames that the kernel delivers to the pod */
-	__u8 flags;          /* enum fl_pod_flag bits */
+	__u8 flags;	     /* enum fl_pod_flag bits */
 	__u8 pad[3];
 };
 
@@ -179,39 +179,39 @@ enum fl_reason {
 	FL_FAST_VXLAN,
 	FL_FAST_DIRECT,
 	FL_FAST_UDP,
-	FL_LEARN_NEW,        /* flow without both bits yet */
+	FL_LEARN_NEW,	     /* flow without both bits yet */
 	FL_LEARN_REVALIDATE, /* admitted, but too long ago */
-	FL_LEARN_LEFT,       /* fl_to_peer: the kernel let it out unchanged */
+	FL_LEARN_LEFT,	     /* fl_to_peer: the kernel let it out unchanged */
 	FL_LEARN_DELIVERED,  /* fl_to_pod: the kernel delivered it unchanged */
-	FL_LEARN_YOUNG,      /* too few packets yet to be worth a flow entry */
+	FL_LEARN_YOUNG,	     /* too few packets yet to be worth a flow entry */
 	FL_LEARN_CHANGED,    /* fl_to_*: no flow entered with this tuple: NAT, or evicted */
-	FL_TCP_STATE,        /* SYN, FIN or RST: conntrack must see it */
-	FL_MEMBER,           /* fl_xdp: a member's tunnel packet, passed on */
-	FL_NOT_OVERLAY,      /* no peer's subnet and not our tunnel */
-	FL_NOT_IPV4,         /* ARP, IPv6 and other EtherTypes, VLAN tags */
-	FL_NOT_UNICAST,      /* multicast or broadcast, frame or address */
+	FL_TCP_STATE,	     /* SYN, FIN or RST: conntrack must see it */
+	FL_MEMBER,	     /* fl_xdp: a member's tunnel packet, passed on */
+	FL_NOT_OVERLAY,	     /* no peer's subnet and not our tunnel */
+	FL_NOT_IPV4,	     /* ARP, IPv6 and other EtherTypes, VLAN tags */
+	FL_NOT_UNICAST,	     /* multicast or broadcast, frame or address */
 	FL_TRUNCATED,
-	FL_BAD_HEADER,       /* version, header length, total length or checksum */
+	FL_BAD_HEADER, /* version, header length, total length or checksum */
 	FL_IP_OPTIONS,
 	FL_FRAGMENT,
 	FL_TTL,
-	FL_TOO_BIG,          /* larger than the path: the kernel fragments or answers */
-	FL_PROTOCOL,         /* neither TCP, UDP nor ICMP echo */
-	FL_GSO,              /* a super-packet of a kind the kernel must segment */
-	FL_ECN,              /* RFC 6040 says drop or log: the kernel decides */
-	FL_OUTER,            /* outer IPv4 options, fragment or length that does not fit */
+	FL_TOO_BIG,	     /* larger than the path: the kernel fragments or answers */
+	FL_PROTOCOL,	     /* neither TCP, UDP nor ICMP echo */
+	FL_GSO,		     /* a super-packet of a kind the kernel must segment */
+	FL_ECN,		     /* RFC 6040 says drop or log: the kernel decides */
+	FL_OUTER,	     /* outer IPv4 options, fragment or length that does not fit */
 	FL_VXLAN_HEADER,     /* reserved bits, or no I flag */
-	FL_VNI,              /* another network's */
-	FL_INNER_MAC,        /* inner destination is not our VTEP */
-	FL_NO_POD,           /* no known pod has this address */
-	FL_SHAPED,           /* pod's veth has a shaping qdisc */
-	FL_NOT_GATEWAY,      /* pod's frame is for another machine on its bridge, which then routes it */
-	FL_POD_SOURCE,       /* pod sends from outside this node's subnet: it routes; never accelerated */
-	FL_HELPER,           /* a BPF helper refused; packet still whole */
+	FL_VNI,		     /* another network's */
+	FL_INNER_MAC,	     /* inner destination is not our VTEP */
+	FL_NO_POD,	     /* no known pod has this address */
+	FL_SHAPED,	     /* pod's veth has a shaping qdisc */
+	FL_NOT_GATEWAY,	     /* pod's frame is for another machine on its bridge, which then routes it */
+	FL_POD_SOURCE,	     /* pod sends from outside this node's subnet: it routes; never accelerated */
+	FL_HELPER,	     /* a BPF helper refused; packet still whole */
 	FL_DROP_NOT_MEMBER,  /* tunnel packet whose outer source holds no lease */
 	FL_DROP_PEER_SOURCE, /* inner source outside the sender's subnet */
 	FL_DROP_POD_SOURCE,  /* pod sends from an address that is another pod's */
-	FL_DROP_BROKEN,      /* a helper failed after the packet was changed; should stay 0 */
+	FL_DROP_BROKEN,	     /* a helper failed after the packet was changed; should stay 0 */
 	FL_REASONS,
 };
 

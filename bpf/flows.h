@@ -92,7 +92,8 @@ static __always_inline bool is_young(const struct fl_flow_key_v4 *key, __u64 now
 	return packets < FL_YOUNG;
 }
 
-static __always_inline bool is_open(const struct fl_flow *flow, __u8 proto, __u32 direction, __u64 since, __u64 now)
+static __always_inline bool is_open(const struct fl_flow *flow, __u8 proto, __u32 direction, __u64 since,
+				    __u64 now)
 {
 	__u32 needed = proto == IPPROTO_TCP ? FL_TX | FL_RX : direction;
 
@@ -104,8 +105,8 @@ static __always_inline bool is_open(const struct fl_flow *flow, __u8 proto, __u3
  * it, so that the program at the other end looks at it. `ifindex` is the pod's veth, 0 when not known here.
  */
 static __always_inline enum fl_reason learn_start(struct __sk_buff *skb, const struct fl_flow_key_v4 *key,
-						  struct fl_flow *flow, __u32 direction, __u32 entered, __u32 ifindex,
-						  __u64 since, __u64 now)
+						  struct fl_flow *flow, __u32 direction, __u32 entered,
+						  __u32 ifindex, __u64 since, __u64 now)
 {
 	bool expired;
 

@@ -76,7 +76,7 @@ static __always_inline __u16 sum_ipv4(const struct iphdr *ip)
 /* RFC 1624 for one 16-bit word of the header. */
 static __always_inline void replace_word(struct iphdr *ip, __u16 old, __u16 new)
 {
-	__u32 sum = (__u16)~ip->check + (__u16)~old + (__u32)new;
+	__u32 sum = (__u16)~ip->check + (__u16)~old + (__u32) new;
 
 	sum = (sum & 0xffff) + (sum >> 16);
 	ip->check = ~(__u16)(sum + (sum >> 16));

@@ -105,8 +105,8 @@ static __always_inline void learn_pod(struct __sk_buff *skb, const struct ethhdr
 		pod->ifindex = 0;
 		return;
 	}
-	if (pod && pod->ifindex == new.ifindex && pod->flags == new.flags && same_mac(pod->mac, new.mac) &&
-	    same_mac(pod->gateway_mac, new.gateway_mac)) {
+	if (pod && pod->ifindex == new.ifindex && pod->flags == new.flags &&same_mac(pod->mac, eth->h_dest) &&
+	    same_mac(pod->gateway_mac, eth->h_source)) {
 		pod->lesson = lesson;
 		return;
 	}

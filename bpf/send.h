@@ -67,8 +67,8 @@ static __always_inline enum fl_reason send_to_peer(const struct fl_peer_v4 *peer
 }
 
 /* Into the pod. `eth` is where its Ethernet header is to be. */
-static __always_inline enum fl_reason deliver(struct __sk_buff *skb, struct ethhdr *eth, const struct fl_pod_v4 *pod,
-					      enum fl_reason carried)
+static __always_inline enum fl_reason deliver(struct __sk_buff *skb, struct ethhdr *eth,
+					      const struct fl_pod_v4 *pod, enum fl_reason carried)
 {
 	long verdict;
 
