@@ -20,15 +20,17 @@ struct fl_arp {
 	__u8 target_ip[4];
 };
 
-static __always_inline void copy_mac(void *to, const void *from)
+/* Both take volatile MACs: what fl_cfg holds at run time is not what the compiler sees. */
+static __always_inline void copy_mac(void *to, const volatile void *from)
 {
-	*(__u32 *)to = *(const __u32 *)from;
-	*(__u16 *)(to + 4) = *(const __u16 *)(from + 4);
+	*(__u32 *)to = *(const volatile __u32 *)from;
+	*(__u16 *)(to + 4) = *(const volatile __u16 *)(from + 4);
 }
 
-static __always_inline bool same_mac(const void *a, const void *b)
+static __always_inline bool same_mac(const void *a, const volatile void *b)
 {
-	return *(const __u32 *)a == *(const __u32 *)b && *(const __u16 *)(a + 4) == *(const __u16 *)(b + 4);
+	return *(const __u32 *)a == *(const volatile __u32 *)b &&
+	       *(const __u16 *)(a + 4) == *(const volatile __u16 *)(b + 4);
 }
 
 /* The pod at this address, or NULL while its place is not known. */

@@ -74,7 +74,7 @@ static __always_inline enum fl_reason vxlan_send(struct __sk_buff *skb, const st
 	vxlan->vni = vxlan_vni();
 	inner = (void *)(vxlan + 1);
 	copy_mac(inner->h_dest, peer->vtep_mac);
-	copy_mac(inner->h_source, (const void *)fl_cfg.vtep_mac);
+	copy_mac(inner->h_source, fl_cfg.vtep_mac);
 	inner->h_proto = bpf_htons(ETH_P_IP);
 	decrement_ttl((void *)(inner + 1), ttl_cost(FL_MODE_VXLAN));
 	return send_to_peer(peer, FL_FAST_VXLAN);
@@ -93,7 +93,7 @@ static __always_inline enum fl_reason match_vxlan(const struct fl_vxlan *vxlan)
 /* Inner Ethernet header: the kernel would take it for its own device, and not as its own echo. */
 static __always_inline enum fl_reason match_inner_mac(const struct ethhdr *inner)
 {
-	const void *own = (const void *)fl_cfg.vtep_mac;
+	const volatile void *own = fl_cfg.vtep_mac;
 
 	if (!same_mac(inner->h_dest, own) || same_mac(inner->h_source, own))
 		return FL_INNER_MAC;
