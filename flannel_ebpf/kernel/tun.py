@@ -9,6 +9,7 @@ import struct
 from io import FileIO
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from socket import AF_INET
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -18,6 +19,7 @@ from flannel_ebpf.objects import ROUTE_PROTOCOL
 
 _TUNSETIFF = 0x400454CA
 _TUNSETPERSIST = 0x400454CB
+_IFF_UP = 1
 _FLAGS = 0x0001 | 0x1000 | 0x0100
 """IFF_TUN | IFF_NO_PI | IFF_MULTI_QUEUE of linux/if_tun.h."""
 
@@ -51,38 +53,57 @@ def _open_queue(name: str) -> FileIO:
 def configure(name: str, mtu: int, address: IPv4Address, network: IPv4Network) -> None:
     """Bring `name` up with `mtu`, `address`/32 as its only IPv4 address and the route to `network`.
 
-    What is right already is left alone; addresses and our routes that belong to an earlier lease or
-    network go. flannel sets up the same (udp_network_amd64.go: configureIface), less accept_local: the
-    relay's ICMP answers come in on this device from its own address, and the kernel would drop them as
-    martians. Raises DeviceMissing, KernelError.
+    What is right already is left alone, so that calling it again wakes nobody; addresses and our routes
+    that belong to an earlier lease or network go. flannel sets up the same (udp_network_amd64.go:
+    configureIface), less accept_local: the relay's ICMP answers come in on this device from its own
+    address, and the kernel would drop them as martians. Raises DeviceMissing, KernelError.
     """
     _accept_local(name)
     with IPRoute() as ipr:
         index = _index(ipr, name)
         try:
-            ipr.link("set", index=index, mtu=mtu, state="up")
-            ipr.addr("replace", index=index, address=str(address), prefixlen=32)
-            for other in ipr.get_addr(index=index, family=2):
-                if other.get_attr("IFA_ADDRESS") != str(address) or other["prefixlen"] != 32:
-                    ipr.addr(
-                        "del",
-                        index=index,
-                        address=other.get_attr("IFA_ADDRESS"),
-                        prefixlen=other["prefixlen"],
-                    )
-            ipr.route("replace", dst=str(network), oif=index, proto=ROUTE_PROTOCOL, scope=0)
-            for route in ipr.get_routes(oif=index, family=2, proto=ROUTE_PROTOCOL):
-                dst = f"{route.get_attr('RTA_DST')}/{route['dst_len']}"
-                if dst != str(network):
-                    ipr.route("del", dst=dst, oif=index, proto=ROUTE_PROTOCOL)
+            _set_link(ipr, index, mtu)
+            _set_address(ipr, index, f"{address}/32")
+            _set_route(ipr, index, str(network))
         except NetlinkError as error:
             raise KernelError(f"TUN device {name}: {error}", error.code) from error
+
+
+def _set_link(ipr: IPRoute, index: int, mtu: int) -> None:
+    link = ipr.get_links(index)[0]
+    if link.get_attr("IFLA_MTU") != mtu or not link["flags"] & _IFF_UP:
+        ipr.link("set", index=index, mtu=mtu, state="up")
+
+
+def _set_address(ipr: IPRoute, index: int, wanted: str) -> None:
+    found = {
+        f"{address.get_attr('IFA_ADDRESS')}/{address['prefixlen']}"
+        for address in ipr.get_addr(index=index, family=AF_INET)
+    }
+    if wanted not in found:
+        ipr.addr("add", index=index, address=wanted)
+    for stale in found - {wanted}:
+        ipr.addr("del", index=index, address=stale)
+
+
+def _set_route(ipr: IPRoute, index: int, wanted: str) -> None:
+    found = {
+        f"{route.get_attr('RTA_DST')}/{route['dst_len']}"
+        for route in ipr.get_routes(oif=index, family=AF_INET, proto=ROUTE_PROTOCOL)
+    }
+    if wanted not in found:
+        ipr.route("replace", dst=wanted, oif=index, proto=ROUTE_PROTOCOL, scope=0)
+    for stale in found - {wanted}:
+        ipr.route("del", dst=stale, oif=index, proto=ROUTE_PROTOCOL)
 
 
 def _accept_local(name: str) -> None:
     path = Path(f"/proc/sys/net/ipv4/conf/{name}/accept_local")
     try:
-        path.write_text("1")
+        if path.read_text().strip() != "1":
+            path.write_text("1")
+    except FileNotFoundError as error:
+        raise DeviceMissing(f"TUN device {name} is not there", errno.ENODEV) from error
     except OSError as error:
         raise KernelError(f"{path}: {error.strerror}", error.errno or 0) from error
 

@@ -97,7 +97,7 @@ def _loops(
         mtu=options.mtu,
         port=options.port,
         address=options.address,
-        batch=options.batch == "on",
+        batch=options.batch == "on" and _can_batch(sock),
     )
     from_peers = FromPeers(
         queue, sock, table, rows[1], mtu=options.mtu, source_check=options.source_check == "on"
@@ -112,13 +112,24 @@ def _open_socket(options: argparse.Namespace) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER)
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _SOCKET_BUFFER)
-        if options.batch == "on":
-            sock.setsockopt(socket.SOL_UDP, UDP_GRO, 1)
         sock.bind((str(options.bind), options.port))
     except OSError as error:
         what = f"UDP socket {options.bind}:{options.port}: {error.strerror}"
         raise KernelError(what, error.errno or 0) from error
     return sock
+
+
+def _can_batch(sock: socket.socket) -> bool:
+    """Ask for UDP_GRO (Linux 5.0), which also says that UDP_SEGMENT (4.18) is there.
+
+    An older kernel would ignore the segment size and send a whole batch as one datagram.
+    """
+    try:
+        sock.setsockopt(socket.SOL_UDP, UDP_GRO, 1)
+    except OSError:
+        log.info("this kernel cannot batch datagrams: one packet a system call")
+        return False
+    return True
 
 
 def _fork(loop: Callable[[Refresh], None], path: Path, table: peers.PeerTable) -> int:

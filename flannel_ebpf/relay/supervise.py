@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from flannel_ebpf.errors import KernelError
+from flannel_ebpf.kernel import tun
 from flannel_ebpf.relay import counters
 from flannel_ebpf.relay.peers import encode
 
@@ -85,8 +86,9 @@ class Relay:
     def ensure_running(self) -> Done:
         """See to it that a relay with our settings runs; return what was done.
 
-        Without a peers file it starts with no peers. Raises KernelError with the relay's own last words
-        when it does not come up.
+        Without a peers file it starts with no peers. A running relay's TUN is put right if somebody
+        took it down or its address or route away. Raises KernelError with the relay's own last words when
+        it does not come up.
         """
         lock = self._try_lock()
         if lock is None:
@@ -94,6 +96,7 @@ class Relay:
             if self._running_command() == self._spec.command():
                 done: Done = "running" if pid == self._known else "adopted"
                 self._watch(pid)
+                tun.configure(self._spec.tun, self._spec.mtu, self._spec.address, self._spec.network)
                 return done
             self.stop()
             lock = self._try_lock()

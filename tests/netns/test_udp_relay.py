@@ -319,6 +319,36 @@ def test_relay_outlives_its_daemon_and_is_adopted(
     assert successor.stop()
 
 
+def test_device_is_repaired(tmp_path: Path, wire: socket.socket) -> None:
+    ended = threading.Event()
+    relay = Relay(lab.spec(tmp_path), lambda _: ended.set())
+    relay.update_peers(lab.PEERS)
+    with lab.inside(NODE):
+        relay.ensure_running()
+        lab.run("ip", "-n", NODE, "link", "set", "flannel0", "down")
+        wire.sendto(lab.inner(), (lab.NODE, 8285))
+        lab.eventually(lambda: relay.status()["rx_error"] == 1)
+        assert relay.ensure_running() == "running"
+        lab.run("ip", "-n", NODE, "link", "delete", "flannel0")
+        assert ended.wait(5)
+        assert relay.ensure_running() == "restarted"
+    with closing(lab.udp_socket(NODE, "10.1.5.0", 7000)) as app:
+        app.sendto(b"up again", ("10.1.6.2", 5000))
+        assert wire.recv(2000).endswith(b"up again")
+
+
+def test_looking_after_a_right_device_wakes_nobody(relay: Relay) -> None:
+    with lab.inside(NODE), closing(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)) as events:
+        events.bind((0, 1 | 0x10 | 0x40))  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE
+        events.setblocking(False)
+        for _ in range(3):
+            assert relay.ensure_running() == "running"
+        with pytest.raises(BlockingIOError):
+            events.recv(65536)
+        lab.run("ip", "-n", NODE, "link", "set", "flannel0", "mtu", "1400")
+        assert events.recv(65536)
+
+
 def test_port_in_use_is_said_in_the_relays_own_words(tmp_path: Path) -> None:
     with closing(lab.udp_socket(NODE, lab.NODE, 8285)), lab.inside(NODE):
         with pytest.raises(KernelError, match=r"192\.168\.78\.1:8285: Address already in use"):
