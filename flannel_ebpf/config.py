@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
 from typing import Any, ClassVar, Literal
 
-from flannel_ebpf.errors import ConfigError
+from flannel_ebpf.errors import ConfigError, UnknownBackend
 
 BackendType = Literal["vxlan", "host-gw", "udp"]
 
@@ -85,7 +85,8 @@ def parse_network_config(text: str, source: str) -> NetworkConfig:
     """Read and check a network config; `source` says in errors where `text` came from.
 
     Keys match in any letter case, unknown keys are ignored, null counts as not given, CIDRs are masked to
-    their network address: all as flanneld reads it. Raises ConfigError.
+    their network address: all as flanneld reads it. Raises ConfigError, and as its subclass UnknownBackend
+    for a backend that only another program, or none, can run.
     """
     keys = _read_object(text, source)
     if not keys.flag("EnableIPv4", True):
@@ -174,8 +175,9 @@ def _backend(keys: _Keys) -> VxlanConfig | HostGwConfig | UdpConfig:
         return UdpConfig(port=backend.number("Port", UDP_PORT, 1, MAX_PORT))
     known = ", ".join(KNOWN_BACKENDS)
     if name in OTHER_FLANNEL_BACKENDS:
-        raise backend.error("Type", f"one of {known}; flannel's {name} is not implemented by flannel-ebpf")
-    raise backend.error("Type", f"one of {known}")
+        known += f"; flannel's {name} is not implemented by flannel-ebpf"
+    error = backend.error("Type", f"one of {known}")
+    raise UnknownBackend(error.source, error.value, error.expected)
 
 
 def _vxlan_mtu(backend: _Keys) -> int:

@@ -2,6 +2,7 @@
 
     FlannelError
       ConfigError             a flag, variable, file or etcd config that cannot be used
+      UnknownBackend        the network's backend is not one of ours: no retry, as flanneld
       AlreadyRunning          another daemon holds this network's lock
       EtcdError
         EtcdUnavailable       no endpoint answers; trying again may help
@@ -31,15 +32,20 @@ class FlannelError(Exception):
 class ConfigError(FlannelError):
     """A setting that cannot be used.
 
-    `value` is what was given, `source` where it was read (flag, variable, etcd key, file),
+    `value` is what was given (None: nothing), `source` where it was read (flag, variable, etcd key, file),
     `expected` what would be right.
     """
 
     def __init__(self, source: str, value: object, expected: str) -> None:
-        super().__init__(f"{source}: {value!r} cannot be used: {expected}")
+        given = "nothing is there" if value is None else f"{value!r} cannot be used"
+        super().__init__(f"{source}: {given}: {expected}")
         self.source = source
         self.value = value
         self.expected = expected
+
+
+class UnknownBackend(ConfigError):
+    """The network config asks for a backend that this program has not; flanneld exits on it too."""
 
 
 class AlreadyRunning(FlannelError):

@@ -14,7 +14,16 @@ from typing import Any, TypeVar, get_args
 import click
 from click.core import ParameterSource
 
-from flannel_ebpf.commands.values import Address, Endpoints, Listen, Mark, Prefix, Regex, Seconds
+from flannel_ebpf.commands.values import (
+    Address,
+    Endpoints,
+    Listen,
+    Mark,
+    OptionalAddress,
+    Prefix,
+    Regex,
+    Seconds,
+)
 from flannel_ebpf.errors import ConfigError
 from flannel_ebpf.options import (
     DatapathChoice,
@@ -96,7 +105,7 @@ _UP_FLAGS = (
     _flag("iface", str, "Uplink by name or address; repeatable, the first that is there.", multiple=True),
     _flag("iface-regex", Regex(), "Uplink by regular expression, after --iface.", multiple=True),
     _flag("iface-can-reach", str, "Uplink by the route to this address."),
-    _flag("public-ip", Address(), "Address that other nodes use to reach this one."),
+    _flag("public-ip", OptionalAddress(), "Address that other nodes use to reach this one."),
     _flag("subnet-lease-renew-margin", click.IntRange(1, 1439), "Minutes before expiry to renew the lease."),
     _flag("ip-masq", bool, "Masquerade traffic that leaves the network."),
     _flag("ip-masq-fully-random-disable", bool, "Masquerade without fully random ports."),
@@ -150,5 +159,5 @@ def options_from(values: dict[str, Any]) -> Options:
             raise ConfigError(f"--etcd-{given}", etcd[given], f"together with --etcd-{missing}, or neither")
     rest = {name: value for name, value in values.items() if not name.startswith("etcd_")}
     if "healthz_ip" in rest:
-        rest["healthz_ip"] = str(rest["healthz_ip"] or _DEFAULTS.healthz_ip)
+        rest["healthz_ip"] = str(rest["healthz_ip"])
     return Options(etcd=EtcdOptions(**etcd), **rest)

@@ -17,19 +17,27 @@ Parameter = click.Parameter | None
 Context = click.Context | None
 
 
-class Address(click.ParamType[IPv4Address | None]):
-    """An IPv4 address; "" means not given."""
+class Address(click.ParamType[IPv4Address]):
+    """An IPv4 address."""
 
     name = "address"
 
-    def convert(self, value: Any, param: Parameter, ctx: Context) -> IPv4Address | None:
-        """Return the IPv4Address, or None for ""."""
-        if isinstance(value, IPv4Address) or not value:
-            return value or None
+    def convert(self, value: Any, param: Parameter, ctx: Context) -> IPv4Address:
+        """Return the address."""
         try:
             return IPv4Address(value)
         except AddressValueError:
             self.fail(f"{value!r} is not an IPv4 address such as 192.0.2.1.", param, ctx)
+
+
+class OptionalAddress(click.ParamType[IPv4Address | None]):
+    """An IPv4 address; "" means not given, as unit files with unset variables have it."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: Parameter, ctx: Context) -> IPv4Address | None:
+        """Return the address or None."""
+        return Address().convert(value, param, ctx) if value else None
 
 
 class Endpoints(click.ParamType[tuple[str, ...]]):

@@ -129,6 +129,10 @@ def test_a_flag_wins_over_its_variable_and_an_empty_variable_is_none(
     assert (options.healthz_port, options.public_ip) == (2, None)
 
 
+def test_an_empty_public_ip_is_none(daemon: Daemon) -> None:
+    assert daemon.options("--public-ip=").public_ip is None
+
+
 def test_repeatable_flags_keep_their_order(daemon: Daemon) -> None:
     options = daemon.options("--iface=eth1", "-iface", "192.0.2.7", "--iface-regex=a", "--iface-regex=b")
     assert options.iface == ("eth1", "192.0.2.7")

@@ -19,7 +19,7 @@ from flannel_ebpf.config import (
     VxlanConfig,
     parse_network_config,
 )
-from flannel_ebpf.errors import ConfigError
+from flannel_ebpf.errors import ConfigError, UnknownBackend
 
 SOURCE = "etcd key /coreos.com/network/config"
 
@@ -106,7 +106,7 @@ def test_nftables_choice_is_read() -> None:
         ('{"Network": NaN}', "", "NaN", "NaN is not JSON"),
         ("[" * 100_000, "", "[[[", "JSON object"),
         ('{"SubnetLen": ' + "9" * 5000 + "}", "", "999", "JSON object"),
-        ("{}", "Network", "None", "10.1.0.0/16"),
+        ("{}", "Network", "nothing is there", "10.1.0.0/16"),
         ('{"Network": "10.1.0.0"}', "Network", "10.1.0.0", "10.1.0.0/16"),
         ('{"Network": "10.1.0.0/255.255.0.0"}', "Network", "255.255", "10.1.0.0/16"),
         ('{"Network": "10.1.0.0/33"}', "Network", "/33", "10.1.0.0/16"),
@@ -135,8 +135,8 @@ def test_nftables_choice_is_read() -> None:
         ('{"Network": "10.1.0.0/16", "EnableIPv6": true}', "EnableIPv6", "True", "IPv6 comes later"),
         ('{"Network": "10.1.0.0/16", "EnableNFTables": 1}', "EnableNFTables", "1", "true or false"),
         ('{"Network": "10.1.0.0/16", "Backend": "vxlan"}', "Backend", "'vxlan'", '{"Type": "vxlan"}'),
-        ('{"Network": "10.1.0.0/16", "Backend": null}', "Backend.Type", "None", "vxlan, host-gw, udp"),
-        ('{"Network": "10.1.0.0/16", "Backend": {}}', "Backend.Type", "None", "vxlan, host-gw, udp"),
+        ('{"Network": "10.1.0.0/16", "Backend": null}', "Backend.Type", "nothing is there", "vxlan, host-gw"),
+        ('{"Network": "10.1.0.0/16", "Backend": {}}', "Backend.Type", "nothing is there", "vxlan, host-gw"),
         ('{"Network": "10.1.0.0/16", "Backend": {"Type": "gre"}}', "Backend.Type", "gre", "one of vxlan"),
         ('{"Network": "10.1.0.0/16", "Backend": {"Type": "WireGuard"}}', "Backend.Type", "WireGuard",
          "wireguard is not implemented by flannel-ebpf"),
@@ -152,6 +152,15 @@ def test_an_error_names_source_key_value_and_what_would_be_right(
     assert value in message
     assert expected in caught.value.expected
     assert len(message) < 600
+
+
+@pytest.mark.parametrize("backend", [{}, {"Type": "gre"}, {"Type": "ipip"}])
+def test_an_unknown_backend_is_told_from_a_config_that_may_yet_be_mended(backend: dict[str, str]) -> None:
+    with pytest.raises(UnknownBackend):
+        parse(Network="10.1.0.0/16", Backend=backend)
+    with pytest.raises(ConfigError) as caught:
+        parse(Network="10.1.0.0/16", Backend={"Type": "vxlan", "VNI": -1})
+    assert not isinstance(caught.value, UnknownBackend)
 
 
 @pytest.mark.parametrize(
