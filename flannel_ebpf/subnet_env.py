@@ -77,6 +77,16 @@ def write(path: Path, env: SubnetEnv) -> None:
         ) from error
 
 
+def update(path: Path, env: SubnetEnv) -> None:
+    """Write the file unless it says just this already; raises ConfigError."""
+    try:
+        if path.read_text(encoding="ascii") == render(env):
+            return
+    except (OSError, UnicodeDecodeError):
+        pass  # missing or unreadable: writing replaces it
+    write(path, env)
+
+
 def read(path: Path) -> Previous:
     """Read what an earlier daemon wrote: quotes, comments, spaces and `export` do not matter.
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from flannel_ebpf.backends import hostgw, udp, vxlan
 from flannel_ebpf.backends.peer import Node, Peer
 from flannel_ebpf.config import NetworkConfig
-from flannel_ebpf.model import Lease, PathFacts, Skipped, Uplink
+from flannel_ebpf.model import Lease, Mac, PathFacts, Skipped, Uplink
 from flannel_ebpf.objects import Object
 
 __all__ = ["Backend", "Node", "Peer", "backend_of"]
@@ -31,7 +31,7 @@ class Backend(Protocol):
     def mtu(self, config: NetworkConfig, uplink: Uplink) -> int:
         """Return the MTU that pods get (FLANNEL_MTU)."""
 
-    def lease_data(self, node: Node) -> tuple[str, Any]:
+    def lease_data(self, config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
         """Return BackendType and BackendData of our own lease."""
 
     def peers(self, node: Node, leases: Sequence[Lease], paths: Paths) -> tuple[list[Peer], list[Skipped]]:

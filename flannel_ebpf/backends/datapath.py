@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
 from flannel_ebpf import abi
-from flannel_ebpf.backends.peer import Peer
+from flannel_ebpf.backends.peer import Node, Peer
+from flannel_ebpf.config import HostGwConfig, VxlanConfig
 from flannel_ebpf.model import PodPort
 from flannel_ebpf.objects import Direction, Filter, MapEntry
 
@@ -45,6 +47,7 @@ def peer_entries(peers: Sequence[Peer], slots: Slots) -> list[MapEntry]:
             public_ip=peer.public_ip,
             vtep_mac=peer.vtep_mac or abi.NO_MAC,
             mode=peer.mode,
+            flags=abi.PeerFlag.ON_LINK if peer.on_link else abi.PeerFlag(0),
             mtu=peer.mtu,
             slot=slots[peer.subnet],
         )
@@ -73,15 +76,17 @@ def pod_entries(learned: Iterable[MapEntry], ports: Sequence[PodPort]) -> list[M
     by_index = {port.ifindex: port for port in ports}
     kept = []
     for entry in learned:
+        if entry.map != "fl_pods":
+            continue
         pod = abi.Pod.unpack(entry.value)
         port = by_index.get(pod.ifindex)
-        if entry.map == "fl_pods" and port:
-            kept.append(MapEntry("fl_pods", entry.map_key, pod.with_flags(_flags(port).flags).pack()))
+        if port:
+            kept.append(MapEntry("fl_pods", entry.map_key, replace(pod, flags=_flags(port).flags).pack()))
     return kept
 
 
 def _flags(port: PodPort) -> abi.Port:
-    return abi.Port(flags=int(abi.PodFlag.SHAPED) if port.shaped else 0)
+    return abi.Port(flags=abi.PodFlag.SHAPED if port.shaped else abi.PodFlag(0))
 
 
 def filters(
@@ -106,3 +111,52 @@ def filters(
             found.append(stand(port.ifindex, "ingress", "fl_from_pod"))
             found.append(stand(port.ifindex, "egress", "fl_to_pod"))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator chose about the datapath, and what this host can do.
+
+    `sport_min`, `sport_max` and `ttl` are the kernel's net.ipv4.ip_local_port_range and ip_default_ttl: the
+    outer headers must not tell our packets from the kernel's.
+    """
+
+    fastpath: abi.Fastpath
+    source_check: abi.Check
+    revalidate_ms: int
+    learn_mark: int
+    caps: abi.Cap
+    sport_min: int
+    sport_max: int
+    ttl: int
+
+
+def constants(node: Node, peers: Sequence[Peer], settings: Settings) -> abi.Config:
+    """Return fl_config: all that the programs know of this node, fixed when they are loaded."""
+    network = node.config.network
+    backend = node.config.backend
+    return abi.Config(
+        public_ip=node.public_ip,
+        network=network.network_address,
+        network_mask=network.netmask,
+        subnet=node.subnet.network_address,
+        subnet_mask=node.subnet.netmask,
+        vtep_mac=node.vtep_mac or abi.NO_MAC,
+        port=0 if isinstance(backend, HostGwConfig) else backend.port,
+        sport_min=settings.sport_min,
+        sport_max=settings.sport_max,
+        vni=backend.vni if isinstance(backend, VxlanConfig) else 0,
+        uplink=node.uplink.ifindex,
+        learn_mark=settings.learn_mark,
+        peer_len=peer_len(peers, node.config.subnet_len),
+        revalidate_ms=settings.revalidate_ms,
+        caps=settings.caps,
+        backend=_MODES[node.config.backend_type],
+        fastpath=settings.fastpath,
+        source_check=settings.source_check,
+        direct_routing=isinstance(backend, VxlanConfig) and backend.direct_routing,
+        ttl=settings.ttl,
+    )
+
+
+_MODES = {"vxlan": abi.Mode.VXLAN, "host-gw": abi.Mode.DIRECT, "udp": abi.Mode.UDP}

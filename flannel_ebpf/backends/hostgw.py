@@ -7,9 +7,9 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from flannel_ebpf.abi import Mode
-from flannel_ebpf.backends.peer import Node, Peer, remote
+from flannel_ebpf.backends.peer import Node, Peer, path_to, remote
 from flannel_ebpf.config import NetworkConfig
-from flannel_ebpf.model import Lease, PathFacts, Skipped, Uplink
+from flannel_ebpf.model import Lease, Mac, PathFacts, Skipped, Uplink
 from flannel_ebpf.objects import Object, Route
 
 BACKEND_TYPE = "host-gw"
@@ -25,7 +25,7 @@ def mtu(config: NetworkConfig, uplink: Uplink) -> int:
     return uplink.mtu
 
 
-def lease_data(node: Node) -> tuple[str, Any]:
+def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
     """Return `host-gw`; flanneld writes no BackendData."""
     return BACKEND_TYPE, None
 
@@ -44,8 +44,8 @@ def peers(
         if lease.backend_type != BACKEND_TYPE:
             skipped.append(Skipped(str(lease.subnet), f"BackendType {lease.backend_type!r} is not host-gw"))
             continue
-        path = paths.get(lease.public_ip)
-        found.append(Peer(lease.subnet, lease.public_ip, Mode.DIRECT, path.mtu if path else node.uplink.mtu))
+        path = path_to(node, lease, paths)
+        found.append(Peer(lease.subnet, lease.public_ip, Mode.DIRECT, path.mtu, path.on_link))
     return found, skipped
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from flannel_ebpf.abi import Mode
 from flannel_ebpf.config import NetworkConfig
-from flannel_ebpf.model import Lease, Mac, Uplink
+from flannel_ebpf.model import Lease, Mac, PathFacts, Uplink
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,23 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A remote subnet and the way there. `mtu` is the largest outer IPv4 packet towards `public_ip`."""
+    """A remote subnet and the way there.
+
+    `mtu` is the largest outer IPv4 packet towards `public_ip`; `on_link` is true when that is a neighbour
+    on the uplink, so that no router lies between.
+    """
 
     subnet: IPv4Network
     public_ip: IPv4Address
     mode: Mode
     mtu: int
+    on_link: bool
     vtep_mac: Mac | None = None
+
+
+def path_to(node: Node, lease: Lease, paths: Mapping[IPv4Address, PathFacts]) -> PathFacts:
+    """Return what routing says of the way to a peer; when it says nothing, the uplink's MTU and a router."""
+    return paths.get(lease.public_ip) or PathFacts(mtu=node.uplink.mtu, on_link=False)
 
 
 def remote(node: Node, leases: Iterable[Lease]) -> list[Lease]:

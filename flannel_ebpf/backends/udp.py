@@ -10,9 +10,9 @@ from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 from flannel_ebpf.abi import Mode
-from flannel_ebpf.backends.peer import Node, Peer, remote
+from flannel_ebpf.backends.peer import Node, Peer, path_to, remote
 from flannel_ebpf.config import NetworkConfig
-from flannel_ebpf.model import Lease, PathFacts, Skipped, Uplink
+from flannel_ebpf.model import Lease, Mac, PathFacts, Skipped, Uplink
 from flannel_ebpf.objects import LinkAddress, Object, Route
 
 OVERHEAD = 28
@@ -31,7 +31,7 @@ def mtu(config: NetworkConfig, uplink: Uplink) -> int:
     return uplink.mtu - OVERHEAD
 
 
-def lease_data(node: Node) -> tuple[str, Any]:
+def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
     """Return no type and no data: flanneld's udp leases carry neither."""
     return "", None
 
@@ -42,8 +42,8 @@ def peers(
     """Return every lease of another node: flannel's udp backend does not look at the type."""
     found = []
     for lease in remote(node, leases):
-        path = paths.get(lease.public_ip)
-        found.append(Peer(lease.subnet, lease.public_ip, Mode.UDP, path.mtu if path else node.uplink.mtu))
+        path = path_to(node, lease, paths)
+        found.append(Peer(lease.subnet, lease.public_ip, Mode.UDP, path.mtu, path.on_link))
     return found, []
 
 

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 from flannel_ebpf.abi import Mode
-from flannel_ebpf.backends.peer import Node, Peer, remote
+from flannel_ebpf.backends.peer import Node, Peer, path_to, remote
 from flannel_ebpf.config import NetworkConfig, VxlanConfig
 from flannel_ebpf.errors import ConfigError
 from flannel_ebpf.model import Lease, Mac, PathFacts, Skipped, Uplink
@@ -38,9 +38,9 @@ def mtu(config: NetworkConfig, uplink: Uplink) -> int:
     return (settings(config).mtu or uplink.mtu) - OVERHEAD
 
 
-def lease_data(node: Node) -> tuple[str, Any]:
+def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
     """Return `vxlan` and the VNI and VTEP MAC, in flanneld's field order."""
-    return BACKEND_TYPE, {"VNI": settings(node.config).vni, "VtepMAC": str(node.vtep_mac)}
+    return BACKEND_TYPE, {"VNI": settings(config).vni, "VtepMAC": str(mac)}
 
 
 def vtep_mac_of(lease: Lease) -> Mac:
@@ -69,14 +69,15 @@ def peers(
         except ConfigError as error:
             skipped.append(Skipped(str(lease.subnet), str(error)))
             continue
-        path = paths.get(lease.public_ip)
-        mode = Mode.DIRECT if direct_routing and path and path.on_link else Mode.VXLAN
+        path = path_to(node, lease, paths)
+        mode = Mode.DIRECT if direct_routing and path.on_link else Mode.VXLAN
         found.append(
             Peer(
                 subnet=lease.subnet,
                 public_ip=lease.public_ip,
                 mode=mode,
-                mtu=path.mtu if path else node.uplink.mtu,
+                mtu=path.mtu,
+                on_link=path.on_link,
                 vtep_mac=mac if mode == Mode.VXLAN else None,
             )
         )

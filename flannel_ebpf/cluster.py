@@ -1,0 +1,128 @@
+"""The other nodes' leases as etcd last told them, held through outages and sudden losses."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from flannel_ebpf.errors import EtcdError
+from flannel_ebpf.etcd import Registry
+from flannel_ebpf.lease_keeper import LeaseKeeper
+from flannel_ebpf.model import Lease, Skipped
+from flannel_ebpf.snapshot_guard import Seen, SnapshotGuard
+
+log = logging.getLogger(__name__)
+
+PERIOD = 60.0
+"""Seconds between snapshots that nothing asked for."""
+FIRST_RETRY, LONGEST_RETRY = 0.2, 5.0
+"""Seconds after a snapshot that failed, doubling."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The leases that count: the last snapshot's, and those that are not believed to be gone.
+
+    `may_remove` is false while a snapshot is in doubt: nothing that a former process left in the kernel is
+    deleted then.
+    """
+
+    leases: tuple[Lease, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    may_remove: bool = False
+
+
+class Cluster:
+    """Follows etcd on a thread of its own, so that an etcd that hangs never delays the kernel's side.
+
+    `programmed` are the subnets found in the kernel at start. `on_change` is called, on that thread, after
+    each snapshot that says something new.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        keeper: LeaseKeeper,
+        grace: float,
+        programmed: Iterable[IPv4Network],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._registry = registry
+        self._keeper = keeper
+        self._guard = SnapshotGuard(
+            grace, programmed, keeper.lease.create_revision, continuous=keeper.reused
+        )
+        self._on_change = on_change
+        self._doubt = ""
+        self._recheck = PERIOD
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="cluster", daemon=True)
+        self.view = View()
+
+    def wake(self) -> None:
+        """Read etcd again soon."""
+        self._wake.set()
+
+    def start(self) -> None:
+        """Follow etcd from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; the view stays as it is."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        retry = FIRST_RETRY
+        self._wake.set()
+        wait = PERIOD
+        while True:
+            self._wake.wait(wait)
+            self._wake.clear()
+            if self._stopping:
+                return
+            before = self.view
+            try:
+                self.refresh()
+                retry, wait = FIRST_RETRY, self._recheck
+            except EtcdError as error:
+                log.warning("leases not read, keeping what is known, next try in %.1f s: %s", retry, error)
+                retry, wait = min(retry * 2, LONGEST_RETRY), retry
+            if self.view != before:
+                self._on_change()
+
+    def refresh(self) -> None:
+        """Read etcd once; raises EtcdUnavailable or EtcdRefused and then keeps what it had."""
+        snapshot = self._registry.snapshot()
+        self._keeper.observe(snapshot)
+        own = self._keeper.lease
+        verdict = self._guard.judge(
+            Seen(
+                cluster_id=snapshot.cluster_id,
+                revision=snapshot.revision,
+                subnets=frozenset(lease.subnet for lease in snapshot.leases if lease.subnet != own.subnet),
+                own_created=next((it.create_revision for it in snapshot.leases if it.key == own.key), 0),
+            ),
+            time.monotonic(),
+        )
+        listed = {lease.subnet for lease in snapshot.leases}
+        held = () if verdict.may_remove else (it for it in self.view.leases if it.subnet not in listed)
+        self._tell(verdict.why, snapshot.skipped)
+        self.view = View((*snapshot.leases, *held), snapshot.skipped, verdict.may_remove)
+        self._recheck = PERIOD if verdict.may_remove else min(PERIOD, verdict.wait)
+
+    def _tell(self, doubt: str, skipped: tuple[Skipped, ...]) -> None:
+        if doubt != self._doubt:
+            log.warning("%s", doubt or "etcd's leases are believed again")
+            self._doubt = doubt
+        known = set(self.view.skipped)
+        for one in skipped:
+            if one not in known:
+                log.warning("etcd key %s is no lease and is skipped: %s", one.key, one.why)

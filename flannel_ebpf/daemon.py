@@ -1,0 +1,202 @@
+"""`flannel-ebpf up`: join the network, then keep the kernel in line until told to stop.
+
+Threads: this one reconciles; `Cluster` follows etcd, `LeaseKeeper` renews, `KernelMonitor` hears of changes.
+They carry nothing but a wake-up: each pass reads what it needs.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from contextlib import ExitStack
+from dataclasses import replace
+
+from flannel_ebpf import notify, subnet_env
+from flannel_ebpf.backends import Node, backend_of
+from flannel_ebpf.cluster import Cluster, View
+from flannel_ebpf.errors import ConfigError, KernelError, LeaseLost
+from flannel_ebpf.etcd import EtcdClient, Registry, Watch
+from flannel_ebpf.firewall import Firewall
+from flannel_ebpf.health import HealthServer
+from flannel_ebpf.join import Stopped, choose_uplink, lease_data, persist, read_config, take_lease
+from flannel_ebpf.kernel.monitor import KernelMonitor
+from flannel_ebpf.kernel.network import KernelNetwork
+from flannel_ebpf.lease_keeper import LeaseKeeper
+from flannel_ebpf.lock import network_lock
+from flannel_ebpf.options import Options
+from flannel_ebpf.reconcile import Outcome, Reconciler
+from flannel_ebpf.relay_side import RelaySide
+from flannel_ebpf.report import Report
+from flannel_ebpf.settings import datapath_settings, open_datapath
+
+log = logging.getLogger(__name__)
+
+PERIOD = 60.0
+"""Seconds between passes that nothing asked for: drift that no event told of ends here."""
+FIRST_RETRY, LONGEST_RETRY = 0.2, 10.0
+"""Seconds after a pass with failures, doubling."""
+
+
+def run(options: Options) -> int:
+    """Run until SIGTERM or SIGINT (status 0); raises FlannelError for what flanneld would exit on.
+
+    A lost lease is raised too, after the loop has ended: the data path stays as it is.
+    """
+    stop = threading.Event()
+    wake = threading.Event()
+
+    def end(_signal: int, _frame: object) -> None:
+        stop.set()
+        wake.set()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second signal kills, as with flanneld
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)
+    with ExitStack() as stack:
+        try:
+            Daemon(options, stop, wake, stack).run()
+        except Stopped as error:
+            log.info("%s", error)
+    log.info("stopped; the lease, the overlay and its programs stay")
+    return 0
+
+
+class Daemon:
+    """One run of the daemon. What it opens goes onto `stack` and is closed in reverse."""
+
+    def __init__(
+        self, options: Options, stop: threading.Event, wake: threading.Event, stack: ExitStack
+    ) -> None:
+        self._options = options
+        self._stop = stop
+        self._wake = wake
+        self._stack = stack
+        self._lost: LeaseLost | None = None
+        self._ready = False
+        self._retry = FIRST_RETRY
+        self._said: frozenset[str] = frozenset()
+
+    def run(self) -> None:
+        """Join, then reconcile until stopped; raises LeaseLost when the subnet went to another node."""
+        options = self._options
+        if options.healthz_port:
+            server = HealthServer(options.healthz_ip, options.healthz_port, lambda: self._ready)
+            self._stack.enter_context(server)
+        client = EtcdClient(options.etcd)
+        self._stack.callback(client.close)
+        registry = Registry(client, options.etcd.prefix)
+        log.info("waiting for etcd at %s", ", ".join(options.etcd.endpoints))
+        config = persist(lambda: read_config(registry), "reading the network config", self._stop)
+        log.info("network %s, backend %s", config.network, config.backend_type)
+        self._stack.enter_context(network_lock(options.state_dir, config.network))
+        keeper = LeaseKeeper(registry, self._on_lost, ttl=options.lease_ttl, margin=int(options.renew_margin))
+        uplink, public_ip = choose_uplink(options, config)
+        node = persist(
+            lambda: take_lease(keeper, registry, options, config, uplink, public_ip),
+            "taking a lease",
+            self._stop,
+        )
+        keeper.start()
+        self._stack.callback(keeper.stop)
+        self._keep(node, keeper, registry, client)
+        if self._lost:
+            raise self._lost
+
+    def _keep(self, node: Node, keeper: LeaseKeeper, registry: Registry, client: EtcdClient) -> None:
+        options, stack = self._options, self._stack
+        kernel = stack.enter_context(KernelNetwork())
+        bpf, caps, why_not = open_datapath(options, node.config)
+        if bpf:
+            stack.enter_context(bpf)
+        reconciler = Reconciler(
+            kernel,
+            Firewall(options, "nftables" if node.config.enable_nftables else "iptables"),
+            bpf,
+            datapath_settings(options, caps),
+            options.bpf_pin_root,
+            why_not,
+            required=options.datapath == "ebpf",
+        )
+        relay = RelaySide(options, self._wake.set)
+        report = Report(options.state_dir, options.datapath)
+        programmed = reconciler.programmed(node)
+        cluster = Cluster(registry, keeper, options.wipe_grace, programmed, self._wake.set)
+        stack.callback(cluster.stop)
+        cluster.start()
+        watch = Watch(client, registry.watched, cluster.wake)
+        stack.callback(watch.stop)
+        watch.start()
+        overlay = backend_of(node.config).overlay_name(node.config)
+        stack.enter_context(KernelMonitor(self._wake.set, overlay, (kernel.netlink.port,)))
+        while not self._stop.is_set():
+            delay = PERIOD
+            view = cluster.view
+            if view.leases:
+                node = self._follow_uplink(node, keeper)
+                outcome = self._pass(node, view, reconciler, relay)
+                delay = self._settle(node, outcome)
+                report.write(node, keeper.lease, view, outcome)
+            self._wake.wait(delay)
+            self._wake.clear()
+
+    def _pass(self, node: Node, view: View, reconciler: Reconciler, relay: RelaySide) -> Outcome:
+        subnet_env.update(self._options.subnet_file, _environment(node, self._options))
+        try:
+            relay.run(node, view.leases, accelerated=reconciler.accelerates)
+            return reconciler.run(node, view.leases, may_delete=view.may_remove)
+        except KernelError as error:
+            return Outcome(errors=[error])
+
+    def _follow_uplink(self, node: Node, keeper: LeaseKeeper) -> Node:
+        """Return the node with its uplink as it is now; a new address is published under the same subnet."""
+        try:
+            uplink, public_ip = choose_uplink(self._options, node.config)
+        except ConfigError as error:
+            self._say({f"uplink {node.uplink.name} is kept as it was: {error}"})
+            return node
+        if public_ip != node.public_ip:
+            log.warning("public IP changes from %s to %s", node.public_ip, public_ip)
+            keeper.update(public_ip, lease_data(node.config, node.vtep_mac)[1])
+        return replace(node, uplink=uplink, public_ip=public_ip)
+
+    def _settle(self, node: Node, outcome: Outcome) -> float:
+        """Log what a pass did and return the seconds until the next one."""
+        if outcome.writes:
+            log.info(
+                "%d changes made: %d peers, %d pods, %s",
+                outcome.writes,
+                len(outcome.peers),
+                outcome.pods,
+                "BPF" if outcome.accelerated else "kernel path",
+            )
+        problems = {str(error) for error in outcome.errors}
+        if outcome.why_not:
+            problems.add(f"no BPF on this host, packets take the kernel path: {outcome.why_not}")
+        self._say(problems)
+        if outcome.errors:
+            delay, self._retry = self._retry, min(self._retry * 2, LONGEST_RETRY)
+            return delay
+        self._retry = FIRST_RETRY
+        if not self._ready:
+            self._ready = True
+            notify.ready()
+            log.info("ready: subnet %s, MTU in %s", node.subnet, self._options.subnet_file)
+        return PERIOD
+
+    def _say(self, problems: set[str]) -> None:
+        """Log each problem when it appears, not on every pass."""
+        for problem in sorted(problems - self._said):
+            log.warning("%s", problem)
+        self._said = frozenset(problems)
+
+    def _on_lost(self, error: LeaseLost) -> None:
+        self._lost = error
+        self._stop.set()
+        self._wake.set()
+
+
+def _environment(node: Node, options: Options) -> subnet_env.SubnetEnv:
+    mtu = backend_of(node.config).mtu(node.config, node.uplink)
+    return subnet_env.SubnetEnv(node.config.network, node.subnet, mtu, options.ip_masq)

@@ -1,0 +1,60 @@
+"""Which firewall rules this node wants, and what they were last seen to be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from ipaddress import IPv4Network
+
+from flannel_ebpf.backends import Node
+from flannel_ebpf.kernel.network import Failure
+from flannel_ebpf.kernel.rules import Rules, supports_random_fully
+from flannel_ebpf.objects import Object, Ruleset
+from flannel_ebpf.options import Options
+from flannel_ebpf.plan import Op
+from flannel_ebpf.rules import Tool, ruleset
+
+
+class Firewall:
+    """Masquerade and forward rules, as the options and the network config ask for them.
+
+    Reading rules runs a program, so what was read counts for `--iptables-resync` seconds unless we changed
+    it since.
+    """
+
+    def __init__(self, options: Options, tool: Tool) -> None:
+        self._options = options
+        self._tool = tool
+        self._rules = Rules()
+        self._seen: frozenset[Object] = frozenset()
+        self._read_at = float("-inf")
+
+    def wanted(self, node: Node) -> list[Object]:
+        """Return the rules that should be there: none or one set."""
+        options = self._options
+        rules = ruleset(
+            self._tool,
+            node.config.network,
+            node.subnet,
+            masquerade=options.ip_masq,
+            forward=options.iptables_forward_rules,
+            random_fully=options.ip_masq and self._random_fully,
+        )
+        return [rules] if rules else []
+
+    def read(self, network: IPv4Network) -> frozenset[Object]:
+        """Return this network's rules, of either tool; raises KernelError."""
+        if time.monotonic() - self._read_at >= self._options.iptables_resync:
+            self._seen = frozenset(self._rules.read(network))
+            self._read_at = time.monotonic()
+        return self._seen
+
+    def apply(self, ops: Sequence[Op]) -> list[Failure]:
+        """Carry out operations on rule sets; return those that failed."""
+        self._read_at = float("-inf")
+        return self._rules.apply([op for op in ops if isinstance(op.obj, Ruleset)])
+
+    @cached_property
+    def _random_fully(self) -> bool:
+        return not self._options.ip_masq_fully_random_disable and supports_random_fully(self._tool)

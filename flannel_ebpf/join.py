@@ -1,0 +1,137 @@
+"""How a node joins its network: config from etcd, uplink, VTEP address, lease."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flannel_ebpf import subnet_env
+from flannel_ebpf.backends import Node, backend_of, vxlan
+from flannel_ebpf.config import NetworkConfig, VxlanConfig, parse_network_config
+from flannel_ebpf.errors import ConfigError, EtcdError, FlannelError, LeaseError, UnknownBackend
+from flannel_ebpf.etcd import Registry
+from flannel_ebpf.kernel.links import find_link, vxlan_link
+from flannel_ebpf.kernel.netlink import RouteSocket
+from flannel_ebpf.kernel.uplink import find_uplink
+from flannel_ebpf.lease_keeper import LeaseKeeper
+from flannel_ebpf.model import Lease, Mac, Uplink
+from flannel_ebpf.options import Options
+from flannel_ebpf.schema import config_key
+
+log = logging.getLogger(__name__)
+
+RETRY = 1.0
+"""Seconds between attempts, flanneld's own."""
+
+_T = TypeVar("_T")
+
+
+class Stopped(FlannelError):
+    """The daemon was told to stop while it waited."""
+
+
+def persist(attempt: Callable[[], _T], what: str, stop: threading.Event) -> _T:
+    """Return what `attempt` returns once it succeeds; say each new reason once.
+
+    Raises Stopped, and UnknownBackend at once: waiting will not give us a backend, and flanneld exits too.
+    """
+    said = ""
+    while not stop.is_set():
+        try:
+            return attempt()
+        except UnknownBackend:
+            raise
+        except (ConfigError, EtcdError, LeaseError) as error:
+            if str(error) != said:
+                log.warning("%s, trying again every %g s: %s", what, RETRY, error)
+                said = str(error)
+            stop.wait(RETRY)
+    raise Stopped(f"stopped while {what}")
+
+
+def read_config(registry: Registry) -> NetworkConfig:
+    """Return the network config; raises ConfigError also when there is none yet, and EtcdError."""
+    text = registry.network_config()
+    source = f"etcd key {config_key(registry.prefix)}"
+    if text is None:
+        raise ConfigError(source, None, "the network config, such as " + EXAMPLE)
+    return parse_network_config(text, source)
+
+
+EXAMPLE = '{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}'
+
+
+def choose_uplink(options: Options, config: NetworkConfig) -> tuple[Uplink, IPv4Address]:
+    """Return the uplink and the address that peers use; raises ConfigError.
+
+    host-gw refuses a public address that is not the uplink's own, as flannel does: peers route to it.
+    """
+    uplink = find_uplink(options.iface, options.iface_regex, options.iface_can_reach, options.public_ip)
+    public_ip = options.public_ip or uplink.ip
+    if config.backend_type == "host-gw" and public_ip != uplink.ip:
+        raise ConfigError(
+            "--public-ip", str(public_ip), f"{uplink.name}'s own address {uplink.ip}: host-gw cannot cross NAT"
+        )
+    return uplink, public_ip
+
+
+def vtep_mac(config: NetworkConfig, public_ip: IPv4Address, leases: tuple[Lease, ...]) -> Mac | None:
+    """Return our VTEP's address: the device's, else the one our lease has, else one derived from this host.
+
+    So it survives restarts, a deleted device and reboots, and peers never need to hear of a new one.
+    """
+    if not isinstance(config.backend, VxlanConfig):
+        return None
+    with RouteSocket() as netlink:
+        link = find_link(netlink, vxlan.overlay_name(config))
+    device = vxlan_link(link) if link else None
+    if device:
+        return device.mac
+    for lease in leases:
+        if lease.public_ip == public_ip and lease.backend_type == vxlan.BACKEND_TYPE:
+            try:
+                return vxlan.vtep_mac_of(lease)
+            except ConfigError as error:
+                log.warning("our own lease is not used for the VTEP address: %s", error)
+    return _derived_mac(config, public_ip)
+
+
+def _derived_mac(config: NetworkConfig, public_ip: IPv4Address) -> Mac:
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        machine = ""
+    seed = f"{machine} {config.network} {vxlan.overlay_name(config)} {public_ip}"
+    octets = bytearray(hashlib.blake2b(seed.encode(), digest_size=6).digest())
+    octets[0] = octets[0] & 0xFE | 0x02  # unicast, locally administered, as flannel's random ones
+    return Mac(bytes(octets))
+
+
+def take_lease(
+    keeper: LeaseKeeper,
+    registry: Registry,
+    options: Options,
+    config: NetworkConfig,
+    uplink: Uplink,
+    public_ip: IPv4Address,
+) -> Node:
+    """Take a lease and return this node as it then stands; raises LeaseError, EtcdError."""
+    mac = vtep_mac(config, public_ip, registry.snapshot().leases)
+    backend_type, data = lease_data(config, mac)
+    previous = subnet_env.read(options.subnet_file)
+    if previous.warning:
+        log.warning("%s", previous.warning)
+    lease = keeper.acquire(config, public_ip, backend_type, data, previous.subnet)
+    how = "kept" if keeper.reused else "acquired"
+    log.info("subnet %s %s for public IP %s on %s", lease.subnet, how, public_ip, uplink.name)
+    return Node(config, uplink, public_ip, lease.subnet, mac)
+
+
+def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
+    """Return BackendType and BackendData of our own lease."""
+    return backend_of(config).lease_data(config, mac)

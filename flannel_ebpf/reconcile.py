@@ -1,0 +1,199 @@
+"""One pass of the control loop: read what is there, plan, apply.
+
+The lease's way: `Cluster` (etcd) -> backend.peers -> backend.objects -> plan -> KernelNetwork and Datapath.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from itertools import groupby
+from pathlib import Path
+
+from flannel_ebpf.abi import Fastpath
+from flannel_ebpf.backends import Node, Peer, backend_of, datapath
+from flannel_ebpf.datapath import Datapath
+from flannel_ebpf.errors import BpfError, DeviceMissing, KernelError
+from flannel_ebpf.firewall import Firewall
+from flannel_ebpf.kernel import sysctl
+from flannel_ebpf.kernel.links import Links, find_link
+from flannel_ebpf.kernel.network import Failure, KernelNetwork
+from flannel_ebpf.kernel.pins import Pins
+from flannel_ebpf.loader import Loaded
+from flannel_ebpf.model import Lease, PodPort, Skipped
+from flannel_ebpf.objects import MapEntry, Object, Route, Ruleset, Scope, Sysctl, VxlanLink
+from flannel_ebpf.plan import Op, plan
+
+log = logging.getLogger(__name__)
+
+ROUNDS = 3
+"""A device change is planned alone: one round makes it, the next does the rest, one more for a foreign hand."""
+
+BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
+"""Conntrack sees only part of an accelerated stream, and would call what it sees next invalid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one pass found and did.
+
+    `errors` are the operations that failed, or the one thing that stopped the pass; `writes` counts the
+    operations carried out, 0 when everything was right. `accelerated` is whether BPF programs stand on
+    their hooks; `why_not` says why they do not although they were asked for.
+    """
+
+    peers: Sequence[Peer] = ()
+    skipped: Sequence[Skipped] = ()
+    errors: Sequence[KernelError] = ()
+    writes: int = 0
+    pods: int = 0
+    accelerated: bool = False
+    why_not: str = ""
+
+
+class Reconciler:
+    """Brings this node's kernel in line with the leases, however far off it is.
+
+    `bpf` is None when the kernel path alone is used; `why_not` then says why, if it was not asked for. With `required`, a host that cannot run the programs
+    is an error; otherwise the pass goes on without them.
+    """
+
+    def __init__(
+        self,
+        kernel: KernelNetwork,
+        firewall: Firewall,
+        bpf: Datapath | None,
+        settings: datapath.Settings,
+        pin_root: Path,
+        why_not: str = "",
+        *,
+        required: bool,
+    ) -> None:
+        self._kernel = kernel
+        self._links = Links(kernel.netlink)
+        self._firewall = firewall
+        self._bpf = bpf
+        self._settings = settings
+        self._pin_root = pin_root
+        self._why_not = why_not
+        self._required = required
+
+    def run(self, node: Node, leases: Sequence[Lease], *, may_delete: bool) -> Outcome:
+        """Do one pass and say what it did.
+
+        Raises KernelError when the kernel cannot be read, BpfError when programs are `required` and cannot run.
+        """
+        backend = backend_of(node.config)
+        paths = self._links.path_facts({lease.public_ip for lease in leases}, node.uplink)
+        peers, skipped = backend.peers(node, leases, paths)
+        ports = self._links.pod_ports(node.subnet)
+        loaded, why_not = self._load(node, peers)
+        failures: list[Failure] = []
+        writes = 0
+        for _ in range(ROUNDS):
+            wanted = [*backend.objects(node, peers), *self._firewall.wanted(node)]
+            entries: list[MapEntry] = []
+            if loaded and self._bpf:
+                entries = self._bpf.read()
+                wanted += self._accelerate(node, peers, ports, loaded.programs, entries)
+            scope = _scope(node, wanted)
+            routes = frozenset(obj.dst for obj in wanted if isinstance(obj, Route))
+            actual = [
+                *self._kernel.read(scope, wanted=routes),
+                *self._firewall.read(node.config.network),
+                *entries,
+            ]
+            ops = plan(wanted, actual, may_delete=may_delete)
+            failures = self._apply(ops, scope)
+            writes += len(ops) - len(failures)
+            if not any(isinstance(op.obj, VxlanLink) for op in ops):
+                break
+        if not failures:
+            self._sweep(node, loaded)
+        errors = [failure.error for failure in failures]
+        return Outcome(peers, skipped, errors, writes, len(ports), loaded is not None, why_not)
+
+    @property
+    def accelerates(self) -> bool:
+        """Whether BPF programs are wanted and possible here."""
+        return self._bpf is not None
+
+    def programmed(self, node: Node) -> frozenset[IPv4Network]:
+        """Return the remote subnets that the kernel has routes of ours to: what a former process left."""
+        found = self._kernel.read(_scope(node, ()))
+        return frozenset(obj.dst for obj in found if isinstance(obj, Route))
+
+    def _sweep(self, node: Node, loaded: Loaded | None) -> None:
+        """Unpin what is not in use, now that nothing is attached from it any more."""
+        if loaded and self._bpf:
+            self._bpf.sweep()
+        elif self._bpf is None:
+            Pins.of(node.config.network, self._pin_root).remove_all()
+
+    def _load(self, node: Node, peers: Sequence[Peer]) -> tuple[Loaded | None, str]:
+        if self._bpf is None:
+            return None, self._why_not
+        try:
+            return self._bpf.load(datapath.constants(node, peers, self._settings)), ""
+        except BpfError as error:
+            if self._required:
+                raise
+            return None, str(error)
+
+    def _accelerate(
+        self,
+        node: Node,
+        peers: Sequence[Peer],
+        ports: Sequence[PodPort],
+        programs: Mapping[str, int],
+        entries: Sequence[MapEntry],
+    ) -> list[Object]:
+        """Return what the BPF side should hold, beside the kernel path."""
+        assert self._bpf is not None  # noqa: S101 - called with programs loaded
+        name = backend_of(node.config).overlay_name(node.config)
+        overlay = find_link(self._kernel.netlink, name) if name else None
+        slots = datapath.assign_slots(peers, datapath.slots_in(entries), self._bpf.slots())
+        wanted: list[Object] = [
+            *datapath.peer_entries(peers, slots),
+            *datapath.port_entries(ports),
+            *datapath.pod_entries(entries, ports),
+            *datapath.filters(ports, node.uplink.ifindex, overlay.index if overlay else 0, peers, programs),
+        ]
+        if self._settings.fastpath == Fastpath.FLOWS and sysctl.read(BE_LIBERAL) is not None:
+            wanted.append(Sysctl(BE_LIBERAL, "1"))
+        return wanted
+
+    def _apply(self, ops: Sequence[Op], scope: Scope) -> list[Failure]:
+        """Hand each run of operations to the edge it belongs to, in the plan's order.
+
+        Filters come last in it and are left out when anything before them failed that they need.
+        """
+        failures: list[Failure] = []
+        for kind, group in groupby(ops, lambda op: _edge(op.obj)):
+            batch = list(group)
+            if kind is Ruleset:
+                failures += self._firewall.apply(batch)
+            elif kind is MapEntry and self._bpf:
+                failures += self._bpf.apply(batch)
+            else:
+                fds = self._bpf.program_fds() if self._bpf else {}
+                failures += self._kernel.apply(batch, scope, fds)
+            if any(isinstance(failure.error, DeviceMissing) for failure in failures):
+                break
+        return failures
+
+
+def _edge(obj: Object) -> type:
+    return type(obj) if isinstance(obj, Ruleset | MapEntry) else object
+
+
+def _scope(node: Node, wanted: Sequence[Object]) -> Scope:
+    return Scope(
+        network=node.config.network,
+        subnet=node.subnet,
+        overlay=backend_of(node.config).overlay_name(node.config),
+        uplink=node.uplink.ifindex,
+        sysctls=tuple(obj.path for obj in wanted if isinstance(obj, Sysctl)),
+    )

@@ -1,0 +1,54 @@
+"""The udp backend's relay process, kept beside the reconciled state: it makes the TUN that routes need."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from flannel_ebpf.backends import Node, udp
+from flannel_ebpf.backends.peer import remote
+from flannel_ebpf.config import UdpConfig
+from flannel_ebpf.model import Lease
+from flannel_ebpf.options import Options
+from flannel_ebpf.relay.supervise import Relay, RelaySpec
+
+log = logging.getLogger(__name__)
+
+
+class RelaySide:
+    """Starts, adopts and tells the relay; does nothing in a network of another backend.
+
+    `wake` is called when the relay ends by itself, so that the next pass starts it again.
+    """
+
+    def __init__(self, options: Options, wake: Callable[[], None]) -> None:
+        self._options = options
+        self._wake = wake
+        self._relay: Relay | None = None
+        self._spec: RelaySpec | None = None
+
+    def run(self, node: Node, leases: Sequence[Lease], *, accelerated: bool) -> None:
+        """See to it that the relay runs with this node's settings and peers; raises KernelError."""
+        if not isinstance(node.config.backend, UdpConfig):
+            return
+        spec = RelaySpec(
+            folder=self._options.state_dir / f"relay-{udp.TUN_NAME}",
+            tun=udp.TUN_NAME,
+            bind=node.uplink.ip,
+            port=node.config.backend.port,
+            mtu=udp.mtu(node.config, node.uplink),
+            address=node.subnet.network_address,
+            network=node.config.network,
+            source_check=self._options.source_check == "drop",
+            batch=not accelerated,
+        )
+        if self._relay is None or spec != self._spec:
+            self._relay, self._spec = Relay(spec, self._on_exit), spec
+        self._relay.update_peers({lease.subnet: lease.public_ip for lease in remote(node, leases)})
+        done = self._relay.ensure_running()
+        if done != "running":
+            log.info("relay on %s:%d %s", spec.bind, spec.port, done)
+
+    def _on_exit(self, words: str) -> None:
+        log.warning("%s", words)
+        self._wake()

@@ -1,0 +1,65 @@
+"""What the daemon last did, in a file for `flannel-ebpf status`: everything else is read from the kernel."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from flannel_ebpf.backends import Node
+from flannel_ebpf.cluster import View
+from flannel_ebpf.model import Lease
+from flannel_ebpf.reconcile import Outcome
+
+log = logging.getLogger(__name__)
+
+
+def path_of(state_dir: Path, node_network: str) -> Path:
+    """Return where the report of a network lies ("10.1.0.0/16")."""
+    return state_dir / f"{node_network.replace('/', '-')}.status.json"
+
+
+class Report:
+    """Writes the report when it changed; a report that cannot be written is a warning, once."""
+
+    def __init__(self, state_dir: Path, asked: str) -> None:
+        self._state_dir = state_dir
+        self._asked = asked
+        self._written: dict[str, Any] = {}
+        self._warned = False
+
+    def write(self, node: Node, lease: Lease, view: View, outcome: Outcome) -> None:
+        """Replace the report by one of this pass."""
+        content = {
+            "pid": os.getpid(),
+            "network": str(node.config.network),
+            "backend": node.config.backend_type,
+            "uplink": node.uplink.name,
+            "public_ip": str(node.public_ip),
+            "subnet": str(node.subnet),
+            "reservation": lease.etcd_lease == 0,
+            "datapath": {
+                "asked": self._asked,
+                "accelerated": outcome.accelerated,
+                "why_not": outcome.why_not,
+            },
+            "peers": {"wanted": len(outcome.peers), "removals_held": not view.may_remove},
+            "pods": outcome.pods,
+            "skipped": [f"{one.key}: {one.why}" for one in (*view.skipped, *outcome.skipped)],
+            "failures": [str(error) for error in outcome.errors],
+        }
+        if content == self._written:
+            return
+        path = path_of(self._state_dir, str(node.config.network))
+        new = path.with_name(path.name + ".new")
+        try:
+            new.write_text(json.dumps(content, indent=2) + "\n")
+            new.rename(path)
+        except OSError as error:
+            if not self._warned:
+                log.warning("--state-dir: %s cannot be written: %s", path, error.strerror)
+            self._warned = True
+            return
+        self._written = content

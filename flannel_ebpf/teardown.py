@@ -1,0 +1,3 @@
+"""`flannel-ebpf down`: take back what the daemon made, as much as is asked for."""
+
+from __future__ import annotations
