@@ -27,7 +27,8 @@ packages:
 $(VENV)/stamp: pyproject.toml | packages
 	@echo "setup: making the Python environment in $(VENV)"
 	@test -x $(PYTHON) || /usr/bin/python3 -m venv --system-site-packages $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --root-user-action=ignore --editable '.[test,check]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --root-user-action=ignore --use-pep517 \
+		--editable '.[test,check]'
 	@touch $@
 
 objects: packages

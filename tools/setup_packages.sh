@@ -34,8 +34,10 @@ fi
 # Debian starts a service when its package is installed, unless policy-rc.d says 101 (invoke-rc.d(8)).
 policy=/usr/sbin/policy-rc.d
 kept=$policy.before-flannel-ebpf
+log=$(mktemp)
+quietly() { "$@" > "$log" 2>&1 || { cat "$log" >&2; return 1; }; }
 restore() {
-    rm -f "$policy"
+    rm -f "$policy" "$log"
     if [ -e "$kept" ]; then mv "$kept" "$policy"; fi
 }
 trap restore EXIT
@@ -51,8 +53,8 @@ for service in "${services[@]}"; do
 done
 
 export DEBIAN_FRONTEND=noninteractive
-apt-get -qq update
-apt-get -qq -o Dpkg::Use-Pty=0 install --no-install-recommends "${missing[@]}" > /dev/null
+quietly apt-get -qq update
+quietly apt-get -qq -o Dpkg::Use-Pty=0 install --no-install-recommends "${missing[@]}"
 
 # Nor does any of them start at the next boot: the lab starts its own in its own namespaces.
 if command -v systemctl > /dev/null; then
