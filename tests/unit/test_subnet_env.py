@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_ebpf.errors import ConfigError
-from flannel_ebpf.subnet_env import Previous, SubnetEnv, previous_subnet, read, render, write
+from flannel_ebpf.subnet_env import Previous, SubnetEnv, previous_subnet, read, render, update, write
 
 NETWORK, SUBNET = IPv4Network("10.1.0.0/16"), IPv4Network("10.1.74.0/24")
 ENV = SubnetEnv(NETWORK, SUBNET, 1450, False)
@@ -46,6 +46,18 @@ def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left_over(tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--subnet-file"):
         write(tmp_path / "file" / "subnet.env", ENV)
+
+
+def test_update_touches_the_file_only_when_it_says_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "subnet.env"
+    update(path, ENV)
+    before = path.stat().st_ino
+    update(path, ENV)
+    assert path.stat().st_ino == before
+    for other in (TEXT.replace("1450", "1400").encode(), b"\xff"):
+        path.write_bytes(other)
+        update(path, ENV)
+        assert path.read_text() == TEXT
 
 
 @pytest.mark.parametrize(
