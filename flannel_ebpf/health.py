@@ -52,7 +52,8 @@ class HealthServer(ThreadingTCPServer):
             raise ConfigError(
                 source, f"{address}:{port}", f"a free address of this host ({error})"
             ) from error
-        self._thread = threading.Thread(target=self.serve_forever, name="health", daemon=True)
+        # serve_forever looks for the end of its life so often; the default of 0.5 s would delay every stop.
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="health", daemon=True)
         self._thread.start()
 
     @property
