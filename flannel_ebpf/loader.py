@@ -221,6 +221,8 @@ def _attempt(job: libbpf.Job) -> dict[str, str]:
         return {"kind": "verifier", "message": str(error), "log": error.log}
     except BpfError as error:
         return {"kind": "unavailable", "message": str(error), "log": ""}
+    except OSError as error:
+        return {"kind": "unavailable", "message": f"{error.filename}: {error.strerror}", "log": ""}
     return {}
 
 

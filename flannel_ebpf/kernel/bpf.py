@@ -27,6 +27,7 @@ _ENOTSUPP = 524  # kernel-internal number that map types without batch operation
 _NO_BATCH = frozenset({errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP})
 _BATCH = 4096
 _LOG_SIZE = 1 << 16
+_CTX_ROOM = 256  # the kernel writes its whole __sk_buff, 192 bytes on 6.18
 _SCHED_CLS = 3  # BPF_PROG_TYPE_SCHED_CLS
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -213,7 +214,8 @@ class Map(_Descriptor):
     def _one_by_one(self) -> Iterator[tuple[bytes, bytes]]:
         following = ctypes.create_string_buffer(self.info.key_size)
         key = b""
-        while True:
+        # a key removed meanwhile sends the walk back to the start, so its length must have a bound
+        for _ in range(2 * self.info.max_entries):
             try:
                 self._element(_NEXT_KEY, key, ctypes.addressof(following), first=not key)
             except BpfError as error:
@@ -307,18 +309,18 @@ class Program(_Descriptor):
         """
         packet = ctypes.create_string_buffer(data, len(data))
         after = ctypes.create_string_buffer(len(data) + room)
-        context, context_after = ctypes.create_string_buffer(ctx), ctypes.create_string_buffer(len(ctx) + 1)
+        context, context_after = ctypes.create_string_buffer(ctx), ctypes.create_string_buffer(_CTX_ROOM)
         attr = struct.pack(
             "=IIIIQQIIIIQQIIII",
             *(self.fd, 0, len(data), len(after), ctypes.addressof(packet), ctypes.addressof(after)),
-            *(repeat, 0, len(ctx), len(ctx)),
+            *(repeat, 0, len(ctx), _CTX_ROOM if ctx else 0),
             *((ctypes.addressof(context), ctypes.addressof(context_after)) if ctx else (0, 0)),
             *(0, 0, 0, 0),
         )
         _, out = _bpf(_TEST_RUN, attr, f"test run of {self.name}")
         verdict, _, size = struct.unpack_from("=III", out, 4)
-        duration = struct.unpack_from("=I", out, 36)[0]
-        return TestRun(verdict, after.raw[:size], context_after.raw[: len(ctx)], duration)
+        duration, _, ctx_size = struct.unpack_from("=III", out, 36)
+        return TestRun(verdict, after.raw[:size], context_after.raw[:ctx_size], duration)
 
 
 def _sized(data: bytes, size: int, what: str) -> bytes:

@@ -123,8 +123,11 @@ def maps(path: Path) -> dict[str, MapInfo]:
 
 
 def require_bpffs(root: Path = DEFAULT_ROOT) -> None:
-    """Raise BpfUnavailable unless `root` lies in a bpffs."""
-    place = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    """Raise BpfUnavailable unless `root` lies in a bpffs that we may enter."""
+    try:
+        place = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    except PermissionError as error:
+        raise BpfUnavailable(f"{error.filename}: {error.strerror}: needs root", error.errno) from error
     buffer = ctypes.create_string_buffer(256)
     _libc.statfs(os.fsencode(place), buffer)
     if ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF != _BPF_FS_MAGIC:
