@@ -226,6 +226,28 @@ def test_the_daemons_status_is_the_commands(daemon: Daemon) -> None:
     assert main(["up"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("arguments", "target", "expected"),
+    [
+        (["down"], "teardown:down", {"purge": False, "release": False}),
+        (["down", "--purge", "--release"], "teardown:down", {"purge": True, "release": True}),
+        (["status"], "inspect:status", {"as_json": False}),
+        (["status", "--json"], "inspect:status", {"as_json": True}),
+    ],
+)
+def test_down_and_status_are_about_the_network_that_the_flags_name(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], target: str, expected: dict[str, bool]
+) -> None:
+    calls: list[tuple[Options, dict[str, bool]]] = []
+    name, _, function = target.partition(":")
+    module = ModuleType(f"flannel_ebpf.{name}")
+    setattr(module, function, lambda options, **given: calls.append((options, given)))
+    monkeypatch.setitem(sys.modules, f"flannel_ebpf.{name}", module)
+    assert main([*arguments, "--state-dir=/run/two", "--etcd-prefix=/net/two"]) == 0
+    options = Options(etcd=EtcdOptions(prefix="/net/two"), state_dir=Path("/run/two"))
+    assert calls == [(options, expected)]
+
+
 def test_log_lines_look_like_klogs_and_stay_lines(daemon: Daemon, capfd: pytest.CaptureFixture[str]) -> None:
     daemon.options()
     log = logging.getLogger("flannel_ebpf.somewhere")
