@@ -37,7 +37,7 @@ def down(purge: bool, release: bool, **values: Any) -> int:
     from flannel_ebpf.teardown import down as tear_down  # noqa: PLC0415 - only this command needs it
 
     log_to_stderr(0)
-    return tear_down(options, purge=purge, release=release) or 0
+    return tear_down(options, purge=purge, release=release)
 
 
 @click.command()
@@ -48,4 +48,4 @@ def status(as_json: bool, **values: Any) -> int:
     options = options_from(values)
     from flannel_ebpf.inspect import status as show  # noqa: PLC0415 - only this command needs it
 
-    return show(options, as_json=as_json) or 0
+    return show(options, as_json=as_json)
