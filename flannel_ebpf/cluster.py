@@ -27,13 +27,14 @@ FIRST_RETRY, LONGEST_RETRY = 0.2, 5.0
 class View:
     """The leases that count: the last snapshot's, and those that are not believed to be gone.
 
-    `may_remove` is false while a snapshot is in doubt: nothing that a former process left in the kernel is
-    deleted then.
+    `may_remove` is false while a snapshot is in doubt, and `doubt` says why: nothing that a former process
+    left in the kernel is deleted then.
     """
 
     leases: tuple[Lease, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     may_remove: bool = False
+    doubt: str = ""
 
 
 class Cluster:
@@ -57,7 +58,6 @@ class Cluster:
             grace, programmed, keeper.lease.create_revision, continuous=keeper.reused
         )
         self._on_change = on_change
-        self._doubt = ""
         self._recheck = PERIOD
         self._wake = threading.Event()
         self._stopping = False
@@ -115,13 +115,13 @@ class Cluster:
         listed = {lease.subnet for lease in snapshot.leases}
         held = () if verdict.may_remove else (it for it in self.view.leases if it.subnet not in listed)
         self._tell(verdict.why, snapshot.skipped)
-        self.view = View((*snapshot.leases, *held), snapshot.skipped, verdict.may_remove)
+        doubt = "" if verdict.may_remove else verdict.why
+        self.view = View((*snapshot.leases, *held), snapshot.skipped, verdict.may_remove, doubt)
         self._recheck = PERIOD if verdict.may_remove else min(PERIOD, verdict.wait)
 
     def _tell(self, doubt: str, skipped: tuple[Skipped, ...]) -> None:
-        if doubt != self._doubt:
+        if bool(doubt) != bool(self.view.doubt):
             log.warning("%s", doubt or "etcd's leases are believed again")
-            self._doubt = doubt
         known = set(self.view.skipped)
         for one in skipped:
             if one not in known:

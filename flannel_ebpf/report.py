@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
-from flannel_ebpf.backends import Node
+from flannel_ebpf.backends import Node, backend_of
 from flannel_ebpf.cluster import View
 from flannel_ebpf.model import Lease
 from flannel_ebpf.reconcile import Outcome
@@ -16,9 +18,21 @@ from flannel_ebpf.reconcile import Outcome
 log = logging.getLogger(__name__)
 
 
-def path_of(state_dir: Path, node_network: str) -> Path:
-    """Return where the report of a network lies ("10.1.0.0/16")."""
-    return state_dir / f"{node_network.replace('/', '-')}.status.json"
+SUFFIX = ".status.json"
+
+
+def path_of(state_dir: Path, network: IPv4Network) -> Path:
+    """Return where the report of a network lies."""
+    return state_dir / f"{network.network_address}-{network.prefixlen}{SUFFIX}"
+
+
+def read_all(state_dir: Path) -> list[dict[str, Any]]:
+    """Return the reports in `state_dir`, one per network; a broken file is left out."""
+    found = []
+    for path in sorted(state_dir.glob(f"*{SUFFIX}")):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(json.loads(path.read_text()))
+    return found
 
 
 class Report:
@@ -36,6 +50,7 @@ class Report:
             "pid": os.getpid(),
             "network": str(node.config.network),
             "backend": node.config.backend_type,
+            "overlay": backend_of(node.config).overlay_name(node.config),
             "uplink": node.uplink.name,
             "public_ip": str(node.public_ip),
             "subnet": str(node.subnet),
@@ -45,14 +60,14 @@ class Report:
                 "accelerated": outcome.accelerated,
                 "why_not": outcome.why_not,
             },
-            "peers": {"wanted": len(outcome.peers), "removals_held": not view.may_remove},
+            "peers": {"wanted": len(outcome.peers), "held": view.doubt},
             "pods": outcome.pods,
             "skipped": [f"{one.key}: {one.why}" for one in (*view.skipped, *outcome.skipped)],
             "failures": [str(error) for error in outcome.errors],
         }
         if content == self._written:
             return
-        path = path_of(self._state_dir, str(node.config.network))
+        path = path_of(self._state_dir, node.config.network)
         new = path.with_name(path.name + ".new")
         try:
             new.write_text(json.dumps(content, indent=2) + "\n")
