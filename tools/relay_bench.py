@@ -129,18 +129,21 @@ def measure(folder: Path, size: int, seconds: float, pids: list[int]) -> tuple[f
     return packets / elapsed / 1000, gbit / elapsed, cpu / gbit
 
 
-def tcp(seconds: float) -> float:
-    """Return iperf3's TCP throughput in Gb/s from node A to node B."""
+def tcp(seconds: float, pids: list[int]) -> tuple[float, float, float]:
+    """Return 0, iperf3's TCP throughput in Gb/s from node A to node B, and CPU seconds per Gbit."""
     to = str(SUBNETS["rlyb-b"].network_address)
     server = subprocess.Popen(inside("rlyb-b", "iperf3", "-s", "-1"), stdout=subprocess.DEVNULL)
     try:
         time.sleep(0.3)
+        cpu = sum(map(cpu_seconds, pids))
         client = inside("rlyb-a", "iperf3", "-c", to, "-t", str(seconds), "-J")
         found = subprocess.run(client, check=True, capture_output=True, timeout=seconds + 20)
+        cpu = sum(map(cpu_seconds, pids)) - cpu
     finally:
         server.terminate()
         server.wait()
-    return float(json.loads(found.stdout)["end"]["sum_received"]["bits_per_second"]) * 1e-9
+    received = json.loads(found.stdout)["end"]["sum_received"]
+    return 0.0, float(received["bits_per_second"]) * 1e-9, cpu / (float(received["bytes"]) * 8e-9)
 
 
 def main() -> None:
@@ -162,12 +165,12 @@ def main() -> None:
                     for size in (64, 1400):
                         sample = measure(folder, size, options.seconds, pids)
                         results.setdefault((variant, f"{size} B"), []).append(sample)
-                    gbits = tcp(options.seconds)
-                    results.setdefault((variant, "TCP"), []).append((0.0, gbits, 0.0))
+                    results.setdefault((variant, "TCP"), []).append(tcp(options.seconds, pids))
     print(f"{'variant':8} {'packets':8} {'kpps':>8} {'Gb/s':>8} {'CPU s/Gbit':>11}")
     for (variant, packets), samples in sorted(results.items()):
         kpps, gbits, cpu = (statistics.median(column) for column in zip(*samples, strict=True))
-        print(f"{variant:8} {packets:8} {kpps:8.1f} {gbits:8.3f} {cpu:11.3f}")
+        rate = f"{kpps:8.1f}" if kpps else f"{'-':>8}"
+        print(f"{variant:8} {packets:8} {rate} {gbits:8.3f} {cpu:11.3f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The relay as the daemon sees it: a process that is started, adopted, told its peers, and stopped.
 
-The relay holds an inherited flock, so "it runs" is a fact of the kernel and not of a pid file; a daemon
-that starts anew finds the relay of its predecessor and leaves it running.
+The relay holds an inherited file lock, so "it runs" is a fact of the kernel and not of a pid file; a
+daemon that starts anew finds the relay of its predecessor and leaves it running. The lock is of the "open
+file description" kind: it passes to a child, and asking about it does not take it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import select
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -33,6 +35,8 @@ made one because its settings differ from the running one's."""
 
 _START_SECONDS = 10.0
 _STOP_SECONDS = 3.0
+_WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+"""struct flock of fcntl(2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +138,12 @@ class Relay:
 
     def pid(self) -> int:
         """Return the process id of the running relay, 0 when none runs."""
-        lock = self._try_lock()
-        if lock is not None:
+        lock = self._open_lock()
+        try:
+            held_by = fcntl.fcntl(lock, fcntl.F_OFD_GETLK, _WHOLE_FILE)
+        finally:
             os.close(lock)
+        if struct.unpack_from("h", held_by)[0] == fcntl.F_UNLCK:
             return 0
         return counters.read(self._path("counters"))[0]
 
@@ -156,13 +163,20 @@ class Relay:
 
     def _try_lock(self) -> int | None:
         """Return the lock's descriptor, or None while a relay holds it."""
-        lock = os.open(self._path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = self._open_lock()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.fcntl(lock, fcntl.F_OFD_SETLK, _WHOLE_FILE)
+        except (BlockingIOError, PermissionError):
             os.close(lock)
             return None
         return lock
+
+    def _open_lock(self) -> int:
+        path = self._path("lock")
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise KernelError(f"relay's lock {path}: {error.strerror}", error.errno or 0) from error
 
     def _running_command(self) -> object:
         try:

@@ -349,6 +349,35 @@ def test_looking_after_a_right_device_wakes_nobody(relay: Relay) -> None:
         assert events.recv(65536)
 
 
+def test_asking_does_not_disturb(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            Relay(lab.spec(tmp_path)).pid()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(5):
+            relay = started(tmp_path)
+            assert relay.stop()
+    finally:
+        done.set()
+        asking.join()
+
+
+def test_several_queues_carry_several_flows(tmp_path: Path, wire: socket.socket) -> None:
+    relay = started(tmp_path, queues=2)
+    for number in range(40):
+        with closing(lab.udp_socket(NODE, "10.1.5.0", 7001 + number)) as app:
+            app.sendto(b"out", ("10.1.6.2", 5000))
+            assert wire.recv(2000).endswith(b"out")
+            wire.sendto(lab.inner(port=7001 + number), (lab.NODE, 8285))
+            assert len(app.recv(2000)) == 32
+    assert relay.status()["tx_sent"] == relay.status()["rx_delivered"] == 40
+
+
 def test_port_in_use_is_said_in_the_relays_own_words(tmp_path: Path) -> None:
     with closing(lab.udp_socket(NODE, lab.NODE, 8285)), lab.inside(NODE):
         with pytest.raises(KernelError, match=r"192\.168\.78\.1:8285: Address already in use"):
