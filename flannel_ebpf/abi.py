@@ -103,9 +103,9 @@ class Hook(IntEnum):
 Reason = IntEnum(
     "Reason",
     "UNKNOWN FAST_VXLAN FAST_DIRECT FAST_UDP LEARN_NEW LEARN_REVALIDATE LEARN_LEFT LEARN_DELIVERED "
-    "LEARN_YOUNG LEARN_CHANGED TCP_STATE MEMBER NOT_OVERLAY NOT_IPV4 NOT_UNICAST TRUNCATED BAD_HEADER IP_OPTIONS "
-    "FRAGMENT TTL TOO_BIG PROTOCOL GSO ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD SHAPED NOT_GATEWAY "
-    "POD_SOURCE HELPER DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_BROKEN",
+    "LEARN_YOUNG LEARN_CHANGED TCP_STATE MEMBER NOT_OVERLAY NOT_IPV4 NOT_UNICAST TRUNCATED BAD_HEADER "
+    "IP_OPTIONS FRAGMENT TTL TOO_BIG PROTOCOL GSO ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD SHAPED "
+    "NOT_GATEWAY POD_SOURCE HELPER DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_BROKEN",
     start=0,
 )
 """In what each packet ended; bpf/flannel.h says what each one means."""
@@ -134,13 +134,13 @@ STRUCTS: dict[str, tuple[int, dict[str, tuple[int, int]]]] = {}
 
 
 class Record:
-    """A struct of bpf/flannel.h: `pack` gives its bytes, `unpack` reads them."""
+    """A struct of bpf/flannel.h, there called `c_name`: `pack` gives its bytes, `unpack` reads them."""
 
     __slots__ = ()
     _format: ClassVar[struct.Struct]
     _decode: ClassVar[tuple[Callable[[Any], Any], ...]]
     _encode: ClassVar[tuple[Callable[[Any], Any], ...]]
-    _c_name: ClassVar[str]
+    c_name: ClassVar[str]
 
     def pack(self) -> bytes:
         """Return the struct's bytes, padding zero; AbiMismatch when a value does not fit its field."""
@@ -148,7 +148,7 @@ class Record:
         try:
             return self._format.pack(*(put(one) for put, one in zip(self._encode, values, strict=True)))
         except (struct.error, OverflowError) as error:
-            raise AbiMismatch(f"struct {self._c_name}: {self} does not fit: {error}") from error
+            raise AbiMismatch(f"struct {self.c_name}: {self} does not fit: {error}") from error
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
@@ -157,7 +157,7 @@ class Record:
             values = cls._format.unpack(data)
             return cls(*(get(one) for get, one in zip(cls._decode, values, strict=True)))
         except (struct.error, ValueError) as error:
-            raise AbiMismatch(f"struct {cls._c_name}: {data.hex()} cannot be one: {error}") from error
+            raise AbiMismatch(f"struct {cls.c_name}: {data.hex()} cannot be one: {error}") from error
 
 
 _R = TypeVar("_R", bound=Record)
@@ -178,7 +178,7 @@ def _mirrors(c_name: str, layout: str) -> Callable[[type[_R]], type[_R]]:
         encode, decode = zip(
             *(_converters(hints[name], code) for name, code in zip(names, used, strict=True)), strict=True
         )
-        cls._format, cls._c_name = struct.Struct("=" + layout), c_name
+        cls._format, cls.c_name = struct.Struct("=" + layout), c_name
         cls._encode, cls._decode = encode, decode
         STRUCTS[c_name] = (cls._format.size, dict(zip(names, _places(codes), strict=True)))
         return cls

@@ -55,24 +55,25 @@ class _Type:
 
 
 class Btf:
-    """A parsed .BTF section: `structs` and `enums` by name, `maps()` of the .maps section."""
+    """A parsed .BTF section: structs, enums, and the maps of section .maps as libbpf reads them, by name."""
 
     def __init__(self, section: bytes) -> None:
-        """Parse the section's bytes; raises BpfUnavailable when they are not version 1 BTF."""
+        """Parse the section's bytes; raises BpfUnavailable when they are not whole version 1 BTF."""
         try:
             self._types = [_Type(0, "void", 0), *_types(section)]
-        except (struct.error, ValueError, KeyError) as error:
+            self.structs: Structs = {
+                one.name: (one.target, {name: (at, self.size(of)) for name, of, at in one.rows})
+                for one in self._types
+                if one.kind == _STRUCT and one.name
+            }
+            self.enums: Enums = {
+                one.name: {name: value for name, value, _ in one.rows}
+                for one in self._types
+                if one.kind == _ENUM and one.name
+            }
+            self.maps: Mapping[str, MapShape] = dict(self._maps())
+        except (struct.error, ValueError, IndexError, RecursionError) as error:
             raise BpfUnavailable(f".BTF section cannot be read ({error}); build the object again") from error
-        self.structs: Structs = {
-            one.name: (one.target, {name: (at, self.size(of)) for name, of, at in one.rows})
-            for one in self._types
-            if one.kind == _STRUCT and one.name
-        }
-        self.enums: Enums = {
-            one.name: {name: value for name, value, _ in one.rows}
-            for one in self._types
-            if one.kind == _ENUM and one.name
-        }
 
     def size(self, type_id: int) -> int:
         """Size of a type in bytes; 0 for void and functions."""
@@ -95,11 +96,12 @@ class Btf:
             return f"{one.name}{{{fields}}}{one.target}"
         return f"{one.kind}.{self.size(type_id)}"
 
-    def maps(self) -> dict[str, MapShape]:
-        """Every map of the .maps section by name, read as libbpf reads it."""
-        sections = (one for one in self._types if one.kind == _DATASEC and one.name == ".maps")
-        variables = (self._types[variable] for section in sections for _, variable, _ in section.rows)
-        return {variable.name: self._map(self._resolve(variable.target)) for variable in variables}
+    def _maps(self) -> Iterator[tuple[str, MapShape]]:
+        for section in self._types:
+            if section.kind == _DATASEC and section.name == ".maps":
+                for _, variable, _ in section.rows:
+                    named = self._types[variable]
+                    yield named.name, self._map(self._resolve(named.target))
 
     def _map(self, definition: _Type) -> MapShape:
         # BTF holds no values, so libbpf's macros put a number into an array's length and a type behind a
@@ -117,9 +119,11 @@ class Btf:
 
     def _resolve(self, type_id: int) -> _Type:
         one = self._types[type_id]
-        while one.kind in _TRANSPARENT:
+        for _ in self._types:
+            if one.kind not in _TRANSPARENT:
+                return one
             one = self._types[one.target]
-        return one
+        raise ValueError(f"type {type_id} is defined by itself")
 
 
 def check(btf: Btf, structs: Structs, enums: Enums, *, complete: bool = True) -> None:

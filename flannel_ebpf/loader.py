@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -75,10 +74,6 @@ class _Object:
         self.btf = btf.Btf(self.elf.sections[".BTF"])
         btf.check(self.btf, abi.STRUCTS, abi.ENUMS, complete=complete)
 
-    @cached_property
-    def maps(self) -> dict[str, btf.MapShape]:
-        return self.btf.maps()
-
     def constants(self, config: abi.Config) -> tuple[str, bytes]:
         """Return the section that holds fl_cfg, and its bytes with `config` in place."""
         place, value = self.elf.symbols.get(_CONSTANTS), config.pack()
@@ -137,7 +132,7 @@ def _types(request: LoadRequest) -> dict[str, int]:
 def _layout_digest(objects: list[_Object], request: LoadRequest) -> str:
     types = _types(request)
     shapes = []
-    every = [item for one in objects for item in one.maps.items()]
+    every = [item for one in objects for item in one.btf.maps.items()]
     for name, shape in sorted(every, key=lambda item: item[0]):
         numbers = dict(shape.numbers)
         numbers["type"] = types.get(name, numbers.get("type", 0))
@@ -172,7 +167,7 @@ def _intact(programs: Path, maps: Path, one: _Object) -> bool:
     if not programs.is_dir():
         return False
     pinned = {name: info.id for name, info in pins.maps(maps).items()}
-    if not pinned.keys() >= one.maps.keys():
+    if not pinned.keys() >= one.btf.maps.keys():
         return False
     used = {map_id for info in pins.programs(programs).values() for map_id in info.map_ids}
     short_names = {name[:15] for name in pinned}

@@ -127,7 +127,7 @@ def require_bpffs(root: Path = DEFAULT_ROOT) -> None:
     try:
         place = next(folder for folder in (root, *root.parents) if folder.is_dir())
     except PermissionError as error:
-        raise BpfUnavailable(f"{error.filename}: {error.strerror}: needs root", error.errno) from error
+        raise BpfUnavailable(f"{error.filename}: {error.strerror}: needs root", error.errno or 0) from error
     buffer = ctypes.create_string_buffer(256)
     _libc.statfs(os.fsencode(place), buffer)
     if ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF != _BPF_FS_MAGIC:
