@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import ssl
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ import grpc
 from flannel_ebpf.errors import ConfigError, EtcdUnavailable
 from flannel_ebpf.etcd.session import Session
 from flannel_ebpf.options import EtcdOptions
-
-log = logging.getLogger(__name__)
 
 
 class EtcdClient:
@@ -102,20 +100,33 @@ def _tls_credentials(options: EtcdOptions) -> Any:
     if bool(options.certfile) != bool(options.keyfile):
         missing, given = ("--etcd-certfile", "--etcd-keyfile")[:: 1 if options.keyfile else -1]
         raise ConfigError(missing, "", f"needed together with {given}")
+    _check_tls_files(options)
     return grpc.ssl_channel_credentials(
-        _read("--etcd-cafile", options.cafile),
-        _read("--etcd-keyfile", options.keyfile),
-        _read("--etcd-certfile", options.certfile),
+        _read(options.cafile),
+        _read(options.keyfile),
+        _read(options.certfile),
     )
 
 
-def _read(flag: str, path: str) -> bytes | None:
-    if not path:
-        return None
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(flag, path, f"a readable PEM file ({error.strerror})") from None
-    if b"-----BEGIN" not in content:
-        raise ConfigError(flag, path, "a PEM file")
-    return content
+def _check_tls_files(options: EtcdOptions) -> None:
+    """Have OpenSSL read the files: gRPC would only report failed handshakes, without a file's name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if options.cafile:
+        try:
+            context.load_verify_locations(options.cafile)
+        except OSError as error:
+            raise ConfigError(
+                "--etcd-cafile", options.cafile, f"certificates in PEM ({error.strerror})"
+            ) from None
+    if options.certfile:
+        try:
+            context.load_cert_chain(options.certfile, options.keyfile, password="")
+        except (OSError, ValueError) as error:
+            value = f"{options.certfile} with key {options.keyfile}"
+            raise ConfigError(
+                "--etcd-certfile", value, f"a matching pair in PEM without password ({error})"
+            ) from None
+
+
+def _read(path: str) -> bytes | None:
+    return Path(path).read_bytes() if path else None

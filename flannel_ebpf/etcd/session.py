@@ -53,6 +53,10 @@ _STALE_TOKEN = (
 """What etcd answers when the token expired, or when the server or its auth settings were replaced."""
 
 
+_NO_TOKEN = ""
+"""In place of a token while the server has auth turned off: any refusal may mean that it is on now."""
+
+
 class StaleToken(EtcdRefused):
     """The endpoint does not know our token (any more); logging in again helps."""
 
@@ -79,9 +83,11 @@ class Session:
         """
         try:
             return self._unary(name, request, self._metadata(), timeout)
-        except StaleToken:
-            self.forget_token()
-            return self._unary(name, request, self._metadata(), timeout)
+        except EtcdRefused as error:
+            if not isinstance(error, StaleToken) and self._token != _NO_TOKEN:
+                raise
+        self.forget_token()
+        return self._unary(name, request, self._metadata(), timeout)
 
     def watch(self, requests: Iterator[Any]) -> Any:
         """Open a watch stream: an iterable call that can be cancelled. Its errors are for `translate`."""
@@ -114,7 +120,7 @@ class Session:
             return str(self._unary("Auth/Authenticate", request, (), RPC_TIMEOUT).token)
         except EtcdRefused as error:
             if "authentication is not enabled" in str(error):
-                return ""
+                return _NO_TOKEN
             raise
 
     def _unary(self, name: str, request: Any, metadata: tuple[tuple[str, str], ...], timeout: float) -> Any:

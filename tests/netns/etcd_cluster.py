@@ -1,0 +1,264 @@
+"""Real etcd servers on loopback that tests can kill, freeze, thaw, restart, wipe and restore."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flannel_ebpf.etcd import EtcdClient, EtcdOptions, Registry
+
+HOST = "127.0.0.1"
+PORTS = range(24100, 24900)
+_given: set[int] = set()
+
+LONG = os.environ.get("FLANNEL_TEST_LONG") == "1"
+FROZEN = 60.0 if LONG else 20.0
+"""Seconds that a server stays stopped; more than the 15 s in which it must be noticed."""
+OUTAGE = 120.0 if LONG else 15.0
+"""Seconds that a whole cluster stays away."""
+
+
+def eventually(condition: Callable[[], object], within: float, what: str) -> float:
+    """Poll until `condition()` is true and return the seconds it took; fails after `within` seconds."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < within, f"not within {within} s: {what}"
+        time.sleep(0.005)
+    return time.monotonic() - start
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on and that this process has not given out."""
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe:
+            if port not in _given and probe.connect_ex((HOST, port)) != 0:
+                _given.add(port)
+                return port
+    raise AssertionError(f"no free port in {PORTS}")
+
+
+@dataclass(frozen=True)
+class Certs:
+    """A certificate authority with a server's and a client's certificate, made by the openssl command."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> Certs:
+        folder.mkdir(parents=True)
+        certs = cls(folder)
+        certs._openssl(
+            "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+            "-days", "2", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem",
+        )  # fmt: skip
+        for name in ("server", "client"):
+            certs._openssl(
+                "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+                "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr",
+            )  # fmt: skip
+            (folder / "ext").write_text(
+                f"subjectAltName=IP:{HOST},DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n"
+            )
+            certs._openssl(
+                "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+                "-days", "2", "-extfile", "ext", "-out", f"{name}.pem",
+            )  # fmt: skip
+        return certs
+
+    def path(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def _openssl(self, *arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=self.folder, check=True, capture_output=True)
+
+
+class Member:
+    """One etcd server process; its ports and data stay the same over restarts."""
+
+    def __init__(self, name: str, folder: Path, scheme: str) -> None:
+        self.name, self.folder = name, folder
+        self.client_url = f"{scheme}://{HOST}:{free_port()}"
+        self.peer_url = f"http://{HOST}:{free_port()}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def running(self) -> subprocess.Popen[bytes]:
+        assert self.process is not None, f"etcd {self.name} does not run"
+        return self.process
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.running.kill()
+        self.running.wait()
+        self.process = None
+
+    def terminate(self) -> None:
+        """Stop as an administrator would."""
+        self.running.terminate()
+        self.running.wait(10)
+        self.process = None
+
+    def freeze(self) -> None:
+        self.running.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.running.send_signal(signal.SIGCONT)
+
+
+class EtcdCluster:
+    """`size` members on `certs` (client side TLS; client certificates wanted if `client_auth`)."""
+
+    def __init__(
+        self,
+        folder: Path,
+        size: int = 1,
+        certs: Certs | None = None,
+        *,
+        client_auth: bool = False,
+        options: tuple[str, ...] = (),
+    ) -> None:
+        self.folder, self.certs = folder, certs
+        self.login = ""
+        self._options = list(options)
+        if certs:
+            self._options += [
+                f"--cert-file={certs.path('server.pem')}",
+                f"--key-file={certs.path('server.key')}",
+            ]
+            if client_auth:
+                self._options += ["--client-cert-auth", f"--trusted-ca-file={certs.path('ca.pem')}"]
+        scheme = "https" if certs else "http"
+        self.members = [Member(f"m{number}", folder / f"m{number}", scheme) for number in range(size)]
+
+    def __enter__(self) -> EtcdCluster:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for member in self.members:
+            if member.process is not None:
+                member.kill()
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return tuple(member.client_url for member in self.members)
+
+    def start(self, *members: Member) -> None:
+        """Start `members`, or all that do not run, and wait until the cluster serves linearizable reads."""
+        for member in members or [it for it in self.members if it.process is None]:
+            with (self.folder / f"{member.name}.log").open("ab") as log:
+                member.process = subprocess.Popen(self._command(member), stdout=log, stderr=log)
+        eventually(lambda: self._healthy(members), 20, f"etcd serves; logs in {self.folder}")
+
+    def kill(self) -> None:
+        """kill -9 of every member."""
+        for member in self.members:
+            if member.process is not None:
+                member.kill()
+
+    def wipe(self) -> None:
+        """Lose all data: the same cluster comes up empty."""
+        self.kill()
+        for member in self.members:
+            shutil.rmtree(member.folder)
+        self.start()
+
+    def save(self, path: Path) -> None:
+        """Take a snapshot, as for a backup."""
+        self.ctl("snapshot", "save", str(path), endpoints=self.endpoints[:1])
+
+    def restore(self, path: Path) -> None:
+        """Replace all members' data by the backup."""
+        self.kill()
+        for member in self.members:
+            shutil.rmtree(member.folder)
+            self.ctl(
+                "snapshot", "restore", str(path), f"--name={member.name}", f"--data-dir={member.folder}",
+                f"--initial-cluster={self._peers()}", f"--initial-advertise-peer-urls={member.peer_url}",
+            )  # fmt: skip
+        self.start()
+
+    def ctl(self, *arguments: str, endpoints: tuple[str, ...] | None = None) -> str:
+        """Run etcdctl, the way an administrator changes things behind our back."""
+        command = ["etcdctl", f"--endpoints={','.join(endpoints or self.endpoints)}", "--command-timeout=4s"]
+        if self.certs:
+            command += [f"--cacert={self.certs.path('ca.pem')}"]
+            command += [f"--cert={self.certs.path('client.pem')}", f"--key={self.certs.path('client.key')}"]
+        if self.login:
+            command += [f"--user={self.login}"]
+        environment = {**os.environ, "ETCDCTL_API": "3"}
+        done = subprocess.run(
+            [*command, *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"etcdctl {arguments}: {done.stderr}"
+        return done.stdout
+
+    def enable_auth(self, prefix: str) -> EtcdOptions:
+        """Turn auth on with a user that may read and write `prefix`; return that user's options."""
+        for command in (
+            ["user", "add", "root:rootpw"],
+            ["user", "grant-role", "root", "root"],
+            ["role", "add", "flannel"],
+            ["role", "grant-permission", "flannel", "--prefix=true", "readwrite", prefix],
+            ["user", "add", "flannel:secret"],
+            ["user", "grant-role", "flannel", "flannel"],
+            ["auth", "enable"],
+        ):
+            self.ctl(*command)
+        self.login = "root:rootpw"
+        return self.options(username="flannel", password="secret")
+
+    def options(self, *, username: str = "", password: str = "") -> EtcdOptions:
+        """What a daemon's flags for this cluster would be."""
+        certs = self.certs
+        return EtcdOptions(
+            self.endpoints,
+            keyfile=certs.path("client.key") if certs else "",
+            certfile=certs.path("client.pem") if certs else "",
+            cafile=certs.path("ca.pem") if certs else "",
+            username=username,
+            password=password,
+        )
+
+    def registry(self, prefix: str = "/coreos.com/network") -> Registry:
+        """A registry with a client of its own."""
+        return Registry(EtcdClient(self.options()), prefix)
+
+    def _healthy(self, members: tuple[Member, ...]) -> bool:
+        endpoints = tuple(member.client_url for member in members) or self.endpoints
+        for member in self.members:
+            assert member.process is None or member.process.poll() is None, (
+                f"etcd {member.name} exited:\n{(self.folder / f'{member.name}.log').read_text()[-2000:]}"
+            )
+        try:
+            for endpoint in endpoints:
+                self.ctl("get", "health", endpoints=(endpoint,))
+        except AssertionError:
+            return False
+        return True
+
+    def _peers(self) -> str:
+        return ",".join(f"{member.name}={member.peer_url}" for member in self.members)
+
+    def _command(self, member: Member) -> list[str]:
+        return [
+            "etcd",
+            f"--name={member.name}",
+            f"--data-dir={member.folder}",
+            f"--listen-client-urls={member.client_url}",
+            f"--advertise-client-urls={member.client_url}",
+            f"--listen-peer-urls={member.peer_url}",
+            f"--initial-advertise-peer-urls={member.peer_url}",
+            f"--initial-cluster={self._peers()}",
+            "--bcrypt-cost=4",
+            *self._options,
+        ]

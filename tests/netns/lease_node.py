@@ -1,0 +1,104 @@
+"""The lease side of a daemon alone: keeper, watch and a loop that reads a snapshot whenever it is woken."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from flannel_ebpf.config import NetworkConfig, parse_network_config
+from flannel_ebpf.errors import EtcdError, LeaseLost
+from flannel_ebpf.etcd import EtcdClient, EtcdOptions, Registry, Snapshot, Watch
+from flannel_ebpf.lease_keeper import DAY, HOUR, LeaseKeeper
+from flannel_ebpf.model import Lease
+
+PREFIX = "/coreos.com/network"
+CONFIG = parse_network_config('{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}', "test")
+
+
+def vtep(number: int) -> dict[str, object]:
+    return {"VNI": 1, "VtepMAC": f"02:00:00:00:00:{number:02x}"}
+
+
+class LeaseNode:
+    """Node number `number` with public IP 192.168.0.<number>; `snapshot` is what it read last."""
+
+    def __init__(
+        self,
+        options: EtcdOptions,
+        number: int,
+        *,
+        config: NetworkConfig = CONFIG,
+        ttl: int = DAY,
+        margin: int = HOUR,
+        retry: float = 0.5,
+        public_ip: str = "",
+        backend_data: Any = None,
+    ) -> None:
+        self.number, self.config = number, config
+        self.public_ip = IPv4Address(public_ip or f"192.168.0.{number}")
+        self.backend_data = backend_data or vtep(number)
+        self.client = EtcdClient(options)
+        self.registry = Registry(self.client, PREFIX)
+        self.lost: list[LeaseLost] = []
+        self.keeper = LeaseKeeper(self.registry, self.lost.append, ttl=ttl, margin=margin, retry=retry)
+        self.snapshot: Snapshot | None = None
+        self.read_at: dict[IPv4Network, float] = {}
+        self.passes = 0
+        self._wake = threading.Event()
+        self._stopping = False
+        self.watch = Watch(self.client, self.registry.watched, self._wake.set)
+        self._loop = threading.Thread(target=self._passes, daemon=True)
+
+    def acquire(self, previous: str | None = None) -> Lease:
+        subnet = IPv4Network(previous) if previous else None
+        return self.keeper.acquire(self.config, self.public_ip, "vxlan", self.backend_data, subnet)
+
+    def start(self, previous: str | None = None) -> None:
+        self.acquire(previous)
+        self.keeper.start()
+        self.watch.start()
+        self._loop.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self.watch.stop()
+        self.client.close()
+        self.keeper.stop()
+        self._wake.set()
+        self._loop.join()
+
+    def sees(self, *subnets: IPv4Network) -> bool:
+        """Whether the last snapshot holds exactly these leases."""
+        return self.snapshot is not None and {it.subnet for it in self.snapshot.leases} == {*subnets}
+
+    def _passes(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._stopping:
+                return
+            try:
+                self.snapshot = self.registry.snapshot()
+            except EtcdError:
+                continue
+            now = time.monotonic()
+            for lease in self.snapshot.leases:
+                self.read_at.setdefault(lease.subnet, now)
+            self.passes += 1
+            self.keeper.observe(self.snapshot)
+
+
+@contextmanager
+def running(*nodes: LeaseNode) -> Iterator[None]:
+    """Run nodes for the length of a test."""
+    for node in nodes:
+        node.start()
+    try:
+        yield
+    finally:
+        for node in nodes:
+            node.stop()
