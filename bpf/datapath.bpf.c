@@ -282,12 +282,14 @@ static __always_inline enum fl_reason from_peer(struct __sk_buff *skb)
 	return FL_NOT_OVERLAY;
 }
 
-/* Both fl_to_* see what the kernel made of the packet. FL_UNKNOWN: *p is filled in. */
+/* Both fl_to_* see what the kernel made of a packet. FL_UNKNOWN: *p is filled in. */
 static __always_inline enum fl_reason parse_learning(struct __sk_buff *skb, __u32 offset, void **data,
 						     struct fl_packet *p)
 {
 	void *end;
 
+	if (skb->protocol != bpf_htons(ETH_P_IP))
+		return FL_NOT_IPV4;
 	if (!readable_ipv4(skb, offset, data, &end))
 		return FL_TRUNCATED;
 	return parse_ipv4(*data + offset, end, skb->len - offset, true, 0, p);
@@ -329,8 +331,6 @@ static __always_inline enum fl_reason to_pod(struct __sk_buff *skb)
 	if (reason)
 		return reason;
 	eth = data;
-	if (eth->h_proto != bpf_htons(ETH_P_IP))
-		return FL_NOT_IPV4;
 	if (eth->h_dest[0] & 1)
 		return FL_NOT_UNICAST;
 	if (!in_own_subnet(p.dst))
@@ -353,7 +353,10 @@ static __always_inline enum fl_reason to_pod(struct __sk_buff *skb)
 	return FL_LEARN_DELIVERED;
 }
 
-/* Only packets that fl_from_* marked are looked at; the mark ends here. */
+/*
+ * Only packets that fl_from_* marked are looked at; the mark ends here. IGMP and MLD reports may look marked:
+ * they keep a length in the same word.
+ */
 static __always_inline bool take_mark(struct __sk_buff *skb)
 {
 	__u32 mark = skb->mark;

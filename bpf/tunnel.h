@@ -80,13 +80,23 @@ static __always_inline enum fl_reason make_room(struct __sk_buff *skb, __u32 len
 	return skb->gso_size ? FL_GSO : FL_HELPER;
 }
 
-/* Take `len` bytes of tunnel headers off; on error the packet is untouched. */
+/* BPF_F_ADJ_ROOM_DECAP_L4_UDP: newer than Linux 6.18. */
+#define FL_ROOM_DECAP_L4_UDP (1ULL << 10)
+
+/*
+ * Take `len` bytes of tunnel headers off; on error the packet is untouched. An aggregate that GRO built keeps
+ * skb->encapsulation and the tunnel bit of its GSO type where the kernel cannot clear them. A socket in the
+ * pod does not mind; should the pod forward it, the inner header offsets still fit, because the inner
+ * packet has not moved.
+ */
 static __always_inline enum fl_reason take_off(struct __sk_buff *skb, __s32 len)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 
 	if (fl_cfg.caps & FL_CAP_CSUM_LEVEL)
 		flags |= BPF_F_ADJ_ROOM_NO_CSUM_RESET;
+	if (skb->gso_size && fl_cfg.caps & FL_CAP_DECAP_L4_UDP)
+		flags |= FL_ROOM_DECAP_L4_UDP;
 	if (bpf_skb_adjust_room(skb, -len, BPF_ADJ_ROOM_MAC, flags))
 		return FL_HELPER;
 	/* what was verified so far was the outer checksum */
