@@ -18,6 +18,7 @@ from flannel_ebpf.errors import FlannelError, LabError
 from flannel_ebpf.lab import Host, Lab, LabSpec, Node, teardown
 from flannel_ebpf.lab.counters import Reasons, device_packets, reasons
 from flannel_ebpf.lab.drawing import draw
+from flannel_ebpf.lab.readiness import unattached
 
 NAME = "demo"
 DEVICE = "flannel.1"
@@ -66,7 +67,8 @@ def through_kernel(lab: Lab) -> float:
     before = device_packets(node, DEVICE)
     speed = talk(lab)
     carried = device_packets(node, DEVICE) - before
-    print(f"  {DEVICE} on n1 carried {carried:,} packets: all of them.")
+    print(f"  no BPF program is attached; {DEVICE} on n1 carried {carried:,} packets.")
+    prove("eth0" in unattached(node), "a BPF program is attached on the kernel path")
     prove(carried > ENOUGH, f"{DEVICE} carried only {carried} packets of an iperf3 run on the kernel path")
     return speed
 

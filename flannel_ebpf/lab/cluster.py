@@ -76,13 +76,14 @@ class Lab:
             for _ in range(self.spec.pods_per_node):
                 node.add_pod()
 
-    def wait_ready(self, deadline: float = 20.0) -> None:
-        """Wait until every node has a subnet and a route to every other node's.
+    def wait_ready(self, nodes: Sequence[Node] | None = None, deadline: float = 20.0) -> None:
+        """Wait until each of `nodes`, or every node, has a subnet and a route to every other node's.
 
         Raises LabError after `deadline` seconds, or as soon as a daemon has ended, with what is missing
         and the end of that node's log.
         """
-        readiness.wait(self.nodes, readiness.unready, deadline)
+        others = self.nodes
+        readiness.wait(nodes or others, lambda node: readiness.unready(node, others), deadline)
 
     def wait_attached(self, nodes: Sequence[Node] | None = None, deadline: float = 10.0) -> None:
         """Wait until `nodes` have their programs on the uplink and on every pod's veth.

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network
 from flannel_ebpf.errors import LabError
 from flannel_ebpf.lab.node import Node
 
-Missing = Callable[[Node, Sequence[Node]], str]
+Missing = Callable[[Node], str]
 """What a node still lacks, in words; "" when nothing."""
 
 
@@ -21,7 +21,7 @@ def wait(nodes: Sequence[Node], missing: Missing, deadline: float) -> None:
     """
     end = time.monotonic() + deadline
     for node in nodes:
-        while lack := missing(node, nodes):
+        while lack := missing(node):
             late = time.monotonic() > end
             if late or node.daemon is None:
                 why = f"after {deadline:g} s" if late else "and its daemon has ended"
@@ -49,7 +49,7 @@ def unready(node: Node, nodes: Sequence[Node]) -> str:
     return f"has no route to {', '.join(str(subnet) for subnet in sorted(absent))}" if absent else ""
 
 
-def unattached(node: Node, _nodes: Sequence[Node]) -> str:
+def unattached(node: Node) -> str:
     """Say on which of the uplink and the pods' veths `node` has no program of ours at tc ingress."""
     links = ["eth0", *(pod.veth for pod in node.pods)]
     bare = [link for link in links if "fl_from_" not in _ingress_filters(node, link)]
