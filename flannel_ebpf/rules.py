@@ -17,6 +17,7 @@ from typing import Literal
 from flannel_ebpf.objects import Ruleset
 
 Tool = Literal["iptables", "nftables"]
+TOOLS: tuple[Tool, ...] = ("iptables", "nftables")
 
 _MARK = "0x4000"  # kube-proxy masquerades what carries it, so we must not (flannel PR #1681)
 _MULTICAST = "224.0.0.0/4"
@@ -127,12 +128,12 @@ def _nft_forward(network: str) -> list[str]:
 
 def belongs(rule: str, network: IPv4Network) -> bool:
     """Say whether a rule of flannel's chains names a range inside `network`."""
-    return any(IPv4Network(text, strict=False).subnet_of(network) for text in _RANGE.findall(rule))
+    return any(found.subnet_of(network) for found in _ranges(rule))
 
 
 def is_shared(rule: str) -> bool:
     """Say whether a rule names no range: the jumps and the mark's rule serve every network."""
-    return not _RANGE.search(rule)
+    return not _ranges(rule)
 
 
 def owned(rules: Iterable[str], network: IPv4Network) -> tuple[str, ...]:
@@ -151,15 +152,28 @@ def owned(rules: Iterable[str], network: IPv4Network) -> tuple[str, ...]:
 def merged(present: Iterable[str], network: IPv4Network, wanted: Iterable[str]) -> list[str]:
     """Return what flannel's chains should hold: the other networks' rules as they are, and `wanted`.
 
-    Shared rules stay first, once, and go when no network is left that needs them.
+    In each place the shared rules come first, once, and go when no network is left that needs them.
     """
+    present, wanted = list(present), list(wanted)
     others = [rule for rule in present if not is_shared(rule) and not belongs(rule, network)]
     body = [rule for rule in [*others, *wanted] if not is_shared(rule)]
-    places = {_place(rule) for rule in body}
-    shared = [
-        rule for rule in dict.fromkeys([*wanted, *present]) if is_shared(rule) and _place(rule) in places
-    ]
-    return [*shared, *body]
+    shared = [rule for rule in dict.fromkeys([*wanted, *present]) if is_shared(rule)]
+    result: list[str] = []
+    for place in dict.fromkeys(_place(rule) for rule in [*wanted, *present]):
+        own = [rule for rule in body if _place(rule) == place]
+        if own:
+            result += [rule for rule in shared if _place(rule) == place] + own
+    return result
+
+
+def _ranges(rule: str) -> list[IPv4Network]:
+    found = []
+    for text in _RANGE.findall(rule):
+        try:
+            found.append(IPv4Network(text, strict=False))
+        except ValueError:  # digits and dots in somebody's comment
+            continue
+    return found
 
 
 def _place(rule: str) -> str:

@@ -24,6 +24,9 @@ _RT_TABLE_MAIN = 254
 _IFLA_IFNAME = 3
 _IFINDEX = struct.Struct("=4xi")  # second word of ndmsg and ifinfomsg
 
+_BUFFER = 256 << 10
+"""Octets of messages held for us; a flood beyond is dropped by the kernel, which tells us just as well."""
+
 _GATHER = 0.1
 """Seconds in which further changes join the first: a pod's arrival alone makes about twenty messages."""
 
@@ -44,10 +47,8 @@ class KernelMonitor:
         self._own_ports = frozenset(own_ports)
         self._stopped = os.eventfd(0, os.EFD_CLOEXEC)
         # Opened here, not in the thread, so that no change after the constructor is missed.
-        self._netlink = RouteSocket(_GROUPS)
-        with RouteSocket() as asking:
-            link = find_link(asking, overlay) if overlay else None
-        self._overlay_index = link.index if link else 0
+        self._netlink = RouteSocket(_GROUPS, _BUFFER)
+        self._overlay_index = self._find_overlay()
         self._thread = threading.Thread(target=self._run, name="kernel-monitor", daemon=True)
         self._thread.start()
 
@@ -89,7 +90,10 @@ class KernelMonitor:
         try:
             data = self._netlink.receive()
         except KernelError as error:
-            return error.code == errno.ENOBUFS
+            if error.code != errno.ENOBUFS:
+                return False
+            self._overlay_index = self._find_overlay()  # what told of a new one may be among the lost
+            return True
         relevant = False
         for kind, port, body in messages(data):  # all of them: each may tell the overlay's index
             relevant = self._matters(kind, port, body) or relevant
@@ -107,6 +111,13 @@ class KernelMonitor:
         if kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
             return body[4] == _RT_TABLE_MAIN
         return True
+
+    def _find_overlay(self) -> int:
+        if not self._overlay:
+            return 0
+        with RouteSocket() as asking:
+            link = find_link(asking, self._overlay)
+        return link.index if link else 0
 
     def _note_overlay(self, kind: int, body: bytes) -> None:
         if not self._overlay:

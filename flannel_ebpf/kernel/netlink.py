@@ -54,9 +54,9 @@ class Answer(NamedTuple):
 class RouteSocket:
     """An rtnetlink socket of the network namespace of the thread that makes it; one thread at a time."""
 
-    def __init__(self, groups: int = 0) -> None:
+    def __init__(self, groups: int = 0, buffer: int = _RECEIVE_BUFFER) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
         for option in (_CAP_ACK, _EXT_ACK, _GET_STRICT_CHK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._socket.settimeout(_TIMEOUT)

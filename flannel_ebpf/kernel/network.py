@@ -67,6 +67,11 @@ class KernelNetwork:
         self.netlink.close()
         self._ip.close()
 
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Our addresses on netlink, by which KernelMonitor tells our own writes."""
+        return (self.netlink.port,)
+
     def read(
         self,
         scope: Scope,

@@ -15,11 +15,19 @@ from flannel_ebpf.errors import KernelError
 from flannel_ebpf.kernel.network import Failure
 from flannel_ebpf.objects import Object, Ruleset
 from flannel_ebpf.plan import Op, Put
-from flannel_ebpf.rules import IPTABLES_CHAINS, NFT_CHAINS, NFT_TABLE, IptablesChain, Tool, merged, owned
+from flannel_ebpf.rules import (
+    IPTABLES_CHAINS,
+    NFT_CHAINS,
+    NFT_TABLE,
+    TOOLS,
+    IptablesChain,
+    Tool,
+    merged,
+    owned,
+)
 
 _TIMEOUT = 30.0
 _LOCK_WAIT = ("--wait", "5")
-TOOLS: tuple[Tool, ...] = ("iptables", "nftables")
 
 
 class Rules:
