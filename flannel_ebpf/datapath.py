@@ -31,9 +31,12 @@ class Datapath:
     process dying, changes nothing for packets. Every method but `load` comes after a `load`.
     """
 
-    def __init__(self, network: IPv4Network, root: Path, flow_entries: int, *, xdp: bool) -> None:
+    def __init__(
+        self, network: IPv4Network, root: Path, objects: Path, flow_entries: int, *, xdp: bool
+    ) -> None:
         self._network = network
         self._root = root
+        self._objects = objects
         self._entries = {"fl_flows": flow_entries}
         self._xdp = xdp
         self._loaded: Loaded | None = None
@@ -59,7 +62,9 @@ class Datapath:
 
         Raises BpfUnavailable, VerifierRejected, AbiMismatch.
         """
-        request = LoadRequest(self._network, config, self._entries, xdp=self._xdp, root=self._root)
+        request = LoadRequest(
+            self._network, config, self._entries, xdp=self._xdp, root=self._root, objects=self._objects
+        )
         loaded = ensure_loaded(request)
         if self._loaded is None or (loaded.maps, loaded.programs) != (self._loaded.maps, self._loaded.programs):
             self.close()

@@ -78,6 +78,8 @@ class Options:
     """Seconds to keep peers after etcd has come back without any of them."""
     state_dir: Path = Path("/run/flannel-ebpf")
     bpf_pin_root: Path = Path("/sys/fs/bpf/flannel-ebpf")
+    bpf_objects: Path = Path(__file__).parent / "_objects"
+    """Folder of datapath.bpf.o and xdp.bpf.o."""
     metrics_listen: str = ""
     """`ADDRESS:PORT` of the Prometheus endpoint; "": none."""
 

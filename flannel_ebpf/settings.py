@@ -38,7 +38,11 @@ def open_datapath(options: Options, config: NetworkConfig) -> tuple[Datapath | N
         return None, Cap(0), str(error)
     log.info("kernel has %s", ", ".join(cap.name or "" for cap in caps) or "none of the optional helpers")
     bpf = Datapath(
-        config.network, options.bpf_pin_root, options.flow_entries, xdp=options.xdp != "off"
+        config.network,
+        options.bpf_pin_root,
+        options.bpf_objects,
+        options.flow_entries,
+        xdp=options.xdp != "off",
     )
     return bpf, caps, ""
 

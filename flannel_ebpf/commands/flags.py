@@ -123,6 +123,7 @@ _UP_FLAGS = (
     _flag("fwmark", Mark(), "Bit of the packet mark for use inside this host."),
     _flag("lease-ttl", click.IntRange(5, 9_000_000_000), "Seconds a lease lives without renewal."),
     _flag("wipe-grace", Seconds(0, 86_400), "Seconds to keep peers that etcd has suddenly lost."),
+    _flag("bpf-objects", _PATH, "Folder of the compiled BPF programs."),
     _flag("metrics-listen", Listen(), "ADDRESS:PORT of the Prometheus endpoint."),
 )
 
