@@ -108,13 +108,15 @@ def ensure_loaded(request: LoadRequest) -> Loaded:
         folders[kind] = Path(job.programs)
         if not _intact(folders[kind], maps, one):
             jobs[kind] = job
-    for kind, failure in _run(jobs).items() if jobs else ():
-        if kind == "progs":
-            raise failure
-        xdp_error = str(failure)
-        del folders[kind]
+    failures = _run(jobs) if jobs else {}
+    if "progs" in failures:
+        raise failures["progs"]
+    if "xdp" in failures:
+        xdp_error = str(failures["xdp"])
+        del folders["xdp"]
+    changed = bool(jobs.keys() - failures.keys())
     programs = {name: info.id for folder in folders.values() for name, info in pins.programs(folder).items()}
-    return Loaded(maps, tuple(folders.values()), programs, bool(jobs), xdp_error if request.xdp else "")
+    return Loaded(maps, tuple(folders.values()), programs, changed, xdp_error if request.xdp else "")
 
 
 def _optional_xdp(request: LoadRequest) -> tuple[_Object | None, str]:

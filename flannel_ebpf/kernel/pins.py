@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -85,6 +86,16 @@ class Pins:
         for folder in (self.folder, self.root):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def networks(root: Path = DEFAULT_ROOT) -> set[IPv4Network]:
+    """Return the networks that have pins here; what else lies in `root` is not ours and left out."""
+    found = set()
+    for folder in root.iterdir() if root.is_dir() else ():
+        address, _, length = folder.name.rpartition("-")
+        with suppress(ValueError):
+            found.add(IPv4Network(f"{address.replace('-', '.')}/{length}"))
+    return found
 
 
 def unfinished(path: Path) -> Path:

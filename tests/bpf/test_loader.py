@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +21,8 @@ from flannel_ebpf import abi
 from flannel_ebpf.errors import AbiMismatch, BpfUnavailable, VerifierRejected
 from flannel_ebpf.kernel import pins
 from flannel_ebpf.kernel.bpf import Map, Program
-from flannel_ebpf.loader import LoadRequest, ensure_loaded
+from flannel_ebpf.kernel.probe import probe
+from flannel_ebpf.loader import OBJECTS, LoadRequest, ensure_loaded
 from flannel_ebpf.model import Mac
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -127,6 +131,51 @@ def test_loads_pins_and_sets_constants(request_: LoadRequest) -> None:
     # constants beside fl_cfg kept their value, or the packet would be counted as unknown
     assert counted[abi.pack_u32(abi.Reason.NOT_OVERLAY)].from_pod == 1
     assert counted[abi.pack_u32(abi.Reason.UNKNOWN)].from_pod == 0
+
+
+def test_bpftool_prints_entries_by_name(request_: LoadRequest) -> None:
+    loaded = ensure_loaded(request_)
+    with Map.open(loaded.maps / "fl_peers") as peers:
+        peer = abi.Peer(
+            IPv4Address("192.0.2.7"), CONFIG.vtep_mac, abi.Mode.VXLAN, abi.PeerFlag.ON_LINK, 1500, 3
+        )
+        peers.update(abi.SubnetKey(24, IPv4Address("10.1.6.0")).pack(), peer.pack())
+
+    command = ["bpftool", "-j", "map", "dump", "pinned", str(loaded.maps / "fl_peers")]
+    (entry,) = json.loads(subprocess.check_output(command))
+    assert entry["formatted"]["key"] == {"len": 24, "addr": [10, 1, 6, 0]}
+    assert entry["formatted"]["value"]["public_ip"] == [192, 0, 2, 7]
+    assert (entry["formatted"]["value"]["mtu"], entry["formatted"]["value"]["slot"]) == (1500, 3)
+
+
+def test_daemon_side_never_imports_the_binding(request_: LoadRequest) -> None:
+    script = (
+        "import pickle, sys\n"
+        "from flannel_ebpf import loader\n"
+        "assert loader.ensure_loaded(pickle.load(sys.stdin.buffer)).changed\n"
+        "assert 'bcc' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], input=pickle.dumps(request_), check=True)
+
+
+@pytest.mark.parametrize("after_ms", [20, 40, 60, 80])
+def test_killed_loader_leaves_what_the_next_one_can_use(
+    request_: LoadRequest, after_ms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = subprocess.run
+
+    def killed(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        return run(["timeout", "-s", "KILL", f"0.{after_ms:03}", *arguments[0]], **options)
+
+    monkeypatch.setattr(subprocess, "run", killed)
+    with suppress(BpfUnavailable):
+        ensure_loaded(request_)
+    monkeypatch.undo()
+
+    loaded = ensure_loaded(request_)
+
+    assert set(loaded.programs) == {"fl_from_pod", "fl_to_peer"}
+    assert not pins.unfinished(loaded.folders[0]).exists()
 
 
 def test_second_time_starts_no_process_and_writes_nothing(
@@ -241,6 +290,25 @@ def test_program_on_a_map_that_was_replaced_is_loaded_again(request_: LoadReques
     assert pins.maps(second.maps)["fl_peers"].id in _maps_of(second.folders[0])
 
 
+@pytest.mark.parametrize("peer_len", [24, 0])
+@pytest.mark.parametrize("fastpath", abi.Fastpath)
+@pytest.mark.parametrize("backend", [abi.Mode.VXLAN, abi.Mode.DIRECT, abi.Mode.UDP])
+def test_real_objects_load_in_every_mode(
+    request_: LoadRequest, backend: abi.Mode, fastpath: abi.Fastpath, peer_len: int
+) -> None:
+    config = replace(CONFIG, backend=backend, fastpath=fastpath, peer_len=peer_len, caps=probe())
+    loaded = ensure_loaded(replace(request_, config=config, objects=OBJECTS, xdp=True))
+
+    assert loaded.xdp_error == ""
+    assert set(loaded.programs) == {"fl_from_pod", "fl_to_peer", "fl_from_peer", "fl_to_pod", "fl_xdp"}
+
+
+@pytest.mark.parametrize("without", abi.Cap)
+def test_real_objects_load_without_a_building_block(request_: LoadRequest, without: abi.Cap) -> None:
+    config = replace(CONFIG, caps=probe() & ~without)
+    assert ensure_loaded(replace(request_, config=config, objects=OBJECTS, xdp=True)).xdp_error == ""
+
+
 def test_xdp_shares_the_maps(request_: LoadRequest, built: Path) -> None:
     use(request_, built, "xdp", "xdp.bpf.o")
     without = ensure_loaded(request_)
@@ -263,6 +331,8 @@ def test_failing_xdp_does_not_fail_the_tc_programs(
     assert set(loaded.programs) == {"fl_from_pod", "fl_to_peer"}
     assert "xdp.bpf.o" in loaded.xdp_error
     assert len(loaded.folders) == 1
+    assert loaded.changed
+    assert ensure_loaded(replace(request_, xdp=True)) == replace(loaded, changed=False)
 
 
 def test_moved_field_is_found_before_loading(request_: LoadRequest, tmp_path: Path) -> None:
@@ -346,6 +416,12 @@ def test_missing_binding_names_the_package(
 
 def test_remove_all_leaves_an_empty_bpffs(request_: LoadRequest) -> None:
     ensure_loaded(request_)
+    (request_.root / "foreign").mkdir()
+    assert pins.networks(request_.root) == {request_.network}
+
+    pins.Pins.of(request_.network, request_.root).remove_all()
+    assert pins.networks(request_.root) == set()
+    (request_.root / "foreign").rmdir()
     pins.Pins.of(request_.network, request_.root).remove_all()
 
     assert not request_.root.exists()
