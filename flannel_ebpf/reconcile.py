@@ -6,7 +6,7 @@ The lease's way: `Cluster` (etcd) -> backend.peers -> backend.objects -> plan ->
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from itertools import groupby
@@ -20,11 +20,11 @@ from flannel_ebpf.firewall import Firewall
 from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.links import Links, find_link
 from flannel_ebpf.kernel.network import Failure, KernelNetwork
-from flannel_ebpf.kernel.pins import Pins
+from flannel_ebpf.kernel.pins import Pins, xdp_ids
 from flannel_ebpf.loader import Loaded
 from flannel_ebpf.model import Lease, PodPort, Skipped
-from flannel_ebpf.objects import MapEntry, Object, Route, Ruleset, Scope, Sysctl, VxlanLink
-from flannel_ebpf.plan import Op, plan
+from flannel_ebpf.objects import MapEntry, Object, Route, Ruleset, Scope, Sysctl, VxlanLink, XdpProgram
+from flannel_ebpf.plan import Op, Put, plan
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class Reconciler:
         self._pin_root = pin_root
         self._why_not = why_not
         self._required = required
+        self._xdp_modes = list(settings.xdp_modes)
 
     def run(self, node: Node, leases: Sequence[Lease], *, may_delete: bool) -> Outcome:
         """Do one pass and say what it did.
@@ -101,14 +102,15 @@ class Reconciler:
             scope = _scope(node, wanted)
             routes = frozenset(obj.dst for obj in wanted if isinstance(obj, Route))
             actual = [
-                *self._kernel.read(scope, wanted=routes),
+                *self._kernel.read(scope, wanted=routes, owns_xdp=self._owns_xdp(node)),
                 *self._firewall.read(node.config.network),
                 *entries,
             ]
             ops = plan(wanted, actual, may_delete=may_delete)
             failures = self._apply(ops, scope)
             writes += len(ops) - len(failures)
-            if not any(isinstance(op.obj, VxlanLink) for op in ops):
+            refused = self._xdp_refused(failures)
+            if not refused and not any(isinstance(op.obj, VxlanLink) for op in ops):
                 break
         if not failures:
             self._sweep(node, loaded)
@@ -131,6 +133,25 @@ class Reconciler:
             self._bpf.sweep()
         elif self._bpf is None:
             Pins.of(node.config.network, self._pin_root).remove_all()
+
+    def _owns_xdp(self, node: Node) -> Callable[[int], bool]:
+        return xdp_ids(Pins.of(node.config.network, self._pin_root)).__contains__
+
+    def _xdp_refused(self, failures: list[Failure]) -> bool:
+        """Go on with the next XDP mode, or without XDP, when the uplink refuses one; say it once.
+
+        Takes the refusal out of `failures`: trying the same mode again cannot help.
+        """
+        for failure in failures:
+            if isinstance(failure.op, Put) and isinstance(failure.op.obj, XdpProgram):
+                self._xdp_modes.remove(failure.op.obj.mode)
+                left = " or ".join(self._xdp_modes) or "none"
+                log.warning(
+                    "uplink refuses XDP in %s mode, left to try: %s: %s", failure.op.obj.mode, left, failure.error
+                )
+                failures.remove(failure)
+                return True
+        return False
 
     def _load(self, node: Node, peers: Sequence[Peer]) -> tuple[Loaded | None, str]:
         if self._bpf is None:
@@ -161,6 +182,8 @@ class Reconciler:
             *datapath.pod_entries(entries, ports),
             *datapath.filters(ports, node.uplink.ifindex, overlay.index if overlay else 0, peers, programs),
         ]
+        if "fl_xdp" in programs and self._xdp_modes:
+            wanted.append(XdpProgram(node.uplink.ifindex, self._xdp_modes[0], programs["fl_xdp"]))
         if self._settings.fastpath == Fastpath.FLOWS and sysctl.read(BE_LIBERAL) is not None:
             wanted.append(Sysctl(BE_LIBERAL, "1"))
         return wanted

@@ -11,12 +11,19 @@ from flannel_ebpf.datapath import Datapath
 from flannel_ebpf.errors import BpfError
 from flannel_ebpf.kernel import pins, sysctl
 from flannel_ebpf.kernel.probe import probe
+from flannel_ebpf.objects import XdpMode
 from flannel_ebpf.options import Options
 
 log = logging.getLogger(__name__)
 
 _FASTPATHS = {"flows": Fastpath.FLOWS, "subnets": Fastpath.SUBNETS, "off": Fastpath.OFF}
 _CHECKS = {"drop": Check.DROP, "count": Check.COUNT, "off": Check.OFF}
+_XDP_MODES: dict[str, tuple[XdpMode, ...]] = {
+    "off": (),
+    "generic": ("generic",),
+    "native": ("native",),
+    "auto": ("native", "generic"),
+}
 _DEFAULT_TTL = "64"
 _DEFAULT_PORTS = "32768 60999"
 
@@ -59,4 +66,5 @@ def datapath_settings(options: Options, caps: Cap) -> Settings:
         sport_min=int(ports[0]),
         sport_max=int(ports[1]),
         ttl=int(sysctl.read("net/ipv4/ip_default_ttl") or _DEFAULT_TTL),
+        xdp_modes=_XDP_MODES[options.xdp],
     )

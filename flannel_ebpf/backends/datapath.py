@@ -10,7 +10,7 @@ from flannel_ebpf import abi
 from flannel_ebpf.backends.peer import Node, Peer
 from flannel_ebpf.config import HostGwConfig, VxlanConfig
 from flannel_ebpf.model import PodPort
-from flannel_ebpf.objects import Direction, Filter, MapEntry
+from flannel_ebpf.objects import Direction, Filter, MapEntry, XdpMode
 
 Slots = Mapping[IPv4Network, int]
 
@@ -118,7 +118,7 @@ class Settings:
     """What the operator chose about the datapath, and what this host can do.
 
     `sport_min`, `sport_max` and `ttl` are the kernel's net.ipv4.ip_local_port_range and ip_default_ttl: the
-    outer headers must not tell our packets from the kernel's.
+    outer headers must not tell our packets from the kernel's. `xdp_modes` are tried in order.
     """
 
     fastpath: abi.Fastpath
@@ -129,6 +129,7 @@ class Settings:
     sport_min: int
     sport_max: int
     ttl: int
+    xdp_modes: tuple[XdpMode, ...] = ()
 
 
 def constants(node: Node, peers: Sequence[Peer], settings: Settings) -> abi.Config:

@@ -88,6 +88,12 @@ class Pins:
                 folder.rmdir()
 
 
+def xdp_ids(pins: Pins) -> frozenset[int]:
+    """Return the kernel's ids of every pinned XDP program of ours, of former generations too."""
+    folders = [one.path for one in pins.generations() if one.kind == "xdp"]
+    return frozenset(info.id for folder in folders for info in programs(folder).values())
+
+
 def networks(root: Path = DEFAULT_ROOT) -> set[IPv4Network]:
     """Return the networks that have pins here; what else lies in `root` is not ours and left out."""
     found = set()
