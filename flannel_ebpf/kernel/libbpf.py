@@ -6,6 +6,7 @@ Importing the binding maps LLVM (72 MB resident), so only the short-lived loader
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -140,6 +141,8 @@ def _refusal(path: str, code: int, output: str) -> VerifierRejected | BpfUnavail
         return VerifierRejected(
             f"{path}: {program.removeprefix('libbpf: ')}: {reason}", "\n".join(log[-_LOG_LINES:])
         )
+    if code == errno.EPERM:
+        return BpfUnavailable(f"{path}: {os.strerror(code)}: needs root, or CAP_BPF and CAP_NET_ADMIN", code)
     first = next(
         (line.removeprefix("libbpf: ") for line in lines if "fail" in line or "couldn't" in line), ""
     )

@@ -379,7 +379,10 @@ def test_missing_bpffs_says_how_to_mount_it(request_: LoadRequest, tmp_path: Pat
 @pytest.mark.parametrize(
     ("identity", "message"),
     [
-        ((), "Operation not permitted"),  # root without capabilities: may write the bpffs, may not load
+        (
+            (),
+            "Operation not permitted: needs root",
+        ),  # root without capabilities: may write the bpffs, may not load
         (("--reuid", "65534", "--clear-groups"), "Permission denied: needs root"),
     ],
 )
