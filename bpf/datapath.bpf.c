@@ -367,11 +367,14 @@ static __always_inline bool take_mark(struct __sk_buff *skb)
 	return true;
 }
 
-/* tc egress of a pod's veth: from the kernel to the pod. */
+/*
+ * tc egress of a pod's veth: from the kernel to the pod. With udp the relay stands between, and what it writes
+ * into the TUN is a new packet without a mark: so every packet is looked at.
+ */
 SEC("tc")
 int fl_to_pod(struct __sk_buff *skb)
 {
-	if (!take_mark(skb))
+	if (!take_mark(skb) && fl_cfg.backend != FL_MODE_UDP)
 		return TC_ACT_UNSPEC;
 	return tc_verdict(FL_HOOK_TO_POD, to_pod(skb));
 }
