@@ -37,7 +37,7 @@ class Host:
         stderr: int | IO[Any] | None = subprocess.STDOUT,
     ) -> subprocess.Popen[str]:
         """Start `command` here and return at once. `lab down` ends it at the latest."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             netns.inside(self.ns, command),
             stdin=stdin,
             stdout=stdout,
@@ -45,3 +45,5 @@ class Host:
             text=True,
             start_new_session=True,
         )
+        netns.wait_inside(self.ns, process.pid)
+        return process

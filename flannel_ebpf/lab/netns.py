@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from flannel_ebpf.errors import LabError
@@ -56,21 +56,28 @@ def names() -> list[str]:
     return sorted(path.name for path in FOLDER.iterdir()) if FOLDER.is_dir() else []
 
 
+def wait_inside(ns: str, pid: int) -> None:
+    """Wait until `pid`, started with `inside`, is in `ns` or has ended: until then `pids` would miss it."""
+    there = _inode(FOLDER / ns)
+    while _inode(Path(f"/proc/{pid}/ns/net")) not in (there, None):
+        time.sleep(0.001)
+
+
 def pids(names: Iterable[str]) -> list[int]:
     """Return the ids of all processes that run in one of the namespaces `names`, this one excepted."""
-    inodes = set()
-    for name in names:
-        with suppress(FileNotFoundError):
-            inodes.add((FOLDER / name).stat().st_ino)
-    found = []
-    for entry in Path("/proc").iterdir():
-        # A process may end between the listing and the look at it.
-        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            if entry.name.isdigit() and (entry / "ns/net").stat().st_ino in inodes:
-                found.append(int(entry.name))
-    return [pid for pid in found if pid != os.getpid()]
+    inodes = {_inode(FOLDER / name) for name in names} - {None}
+    running = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in running if _inode(Path(f"/proc/{pid}/ns/net")) in inodes and pid != os.getpid()]
 
 
 def has_link(ns: str, link: str) -> bool:
     """Whether namespace `ns` has an interface called `link`."""
     return run(["ip", "-n", ns, "link", "show", "dev", link], check=False).returncode == 0
+
+
+def _inode(path: Path) -> int | None:
+    """Return what tells one namespace from another; None when it or the process is gone."""
+    try:
+        return path.stat().st_ino
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None

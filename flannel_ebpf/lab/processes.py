@@ -95,6 +95,7 @@ def spawn(ns: str, command: Sequence[str], *, log: Path, pidfile: Path) -> Proce
     except OSError as error:
         raise LabError(f"cannot start {line[0]}: {error.strerror}") from error
     _spawned.add(pid)
+    netns.wait_inside(ns, pid)
     process = Process.of(pid)
     if process is None:
         raise LabError(f"{command[0]} ended at once: {tail(log)}")

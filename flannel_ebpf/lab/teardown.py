@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 
 from flannel_ebpf.lab import netns, processes
 from flannel_ebpf.lab.command import run
@@ -18,6 +20,11 @@ def remove(name: str) -> bool:
     the lab's: nothing else can have entered them.
     """
     check_name(name)
+    with _undisturbed():
+        return _remove(name)
+
+
+def _remove(name: str) -> bool:
     folder = folder_of(name)
     owned = [ns for ns in netns.names() if owns_namespace(name, ns)]
     if not owned and not folder.exists():
@@ -31,3 +38,16 @@ def remove(name: str) -> bool:
     with suppress(OSError):  # other labs' folders may be in it
         ROOT.rmdir()
     return True
+
+
+@contextmanager
+def _undisturbed() -> Generator[None, None, None]:
+    """Hold back Ctrl-C and SIGTERM: an impatient second one would leave half a lab behind.
+
+    Commands started meanwhile inherit that. All of them are short.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

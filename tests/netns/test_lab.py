@@ -176,6 +176,25 @@ def test_what_a_killed_up_left_is_removed(lab_name: str) -> None:
     assert leftovers(lab_name) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_test_run_leaves_nothing(number: int) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-q", f"{__file__}::test_pods_talk_between_stock_nodes"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    name = f"t{run.pid}-1"
+    deadline = time.monotonic() + 20
+    while f"{name}-n1p1" not in netns.names():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for _ in range(3):  # once may be enough for the run, not for an impatient person
+        run.send_signal(number)
+    said = run.communicate(timeout=30)[0]
+    assert run.returncode != 0, said
+    assert leftovers(name) == []
+
+
 def test_a_daemon_that_ends_is_reported_with_its_log(lab_name: str) -> None:
     with pytest.raises(LabError, match=r"(?s)n1 .*daemon has ended.*no-such-flag"):
         Lab.up(LabSpec(name=lab_name, extra_up_args=("--no-such-flag",)))
@@ -189,3 +208,11 @@ def test_a_reused_pid_is_another_process() -> None:
     stranger = Process(own.pid, own.started - 1)
     assert not stranger.alive
     stranger.signal(signal.SIGKILL)  # would end this test run if it were taken for the real one
+
+
+def test_a_command_for_a_namespace_that_is_gone_ends_at_once(make_lab: MakeLab) -> None:
+    node = make_lab(nodes=1, start_daemons=False).node("n1")
+    netns.delete([node.ns])
+    assert node.popen(["sleep", "1000"]).wait(5) != 0
+    with pytest.raises(LabError, match="No such file"):
+        node.run(["true"])
