@@ -122,6 +122,19 @@ def read_main_table(netlink: RouteSocket, *, min_length: int = 0) -> Iterator[Ke
         )
 
 
+def more_specific(netlink: RouteSocket, network: IPv4Network) -> dict[int, set[int]]:
+    """Return the main table's routes of any kind strictly inside `network`: length -> addresses."""
+    inside: dict[int, set[int]] = {}
+    base, mask, bits = int(network.network_address), int(network.netmask), network.prefixlen
+    for body in netlink.dump(RTM_GETROUTE, RTMSG.pack(_AF_INET, 0, 0, 0, _RT_TABLE_MAIN, 0, 0, 0, 0)):
+        length = body[1]
+        if length > bits and body[4] == _RT_TABLE_MAIN:
+            address = int.from_bytes(attributes(body, RTMSG.size).get(RTA_DST, b""), "big")
+            if address & mask == base:
+                inside.setdefault(length, set()).add(address)
+    return inside
+
+
 def read_routes(
     netlink: RouteSocket, scope: Scope, names: Mapping[int, str], wanted: AbstractSet[IPv4Network]
 ) -> set[Route]:

@@ -6,7 +6,7 @@ Layouts: linux/if_link.h, linux/if_addr.h, linux/pkt_sched.h.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
@@ -22,6 +22,7 @@ from flannel_ebpf.kernel.bulk import (
     RTMSG,
     U32,
     KernelRoute,
+    more_specific,
     read_main_table,
 )
 from flannel_ebpf.kernel.netlink import Request, RouteSocket, attribute, attributes
@@ -200,17 +201,12 @@ class Links:
         An address in the uplink's own prefix with no more specific route is on-link at the uplink's MTU, and
         takes no request: so nearly all nodes of one LAN.
         """
-        wanted = list(addresses)
         onlink = IPv4Interface((uplink.ip, uplink.prefix_len)).network
-        exceptions = [
-            IPv4Network(route.dst)
-            for route in read_main_table(self._netlink, min_length=uplink.prefix_len)
-            if _inside(route, onlink) and route.dst != (int(onlink.network_address), onlink.prefixlen)
-        ]
+        exceptions = more_specific(self._netlink, onlink)
         facts = {}
         asked = []
-        for address in wanted:
-            if address in onlink and address != uplink.ip and not any(address in net for net in exceptions):
+        for address in addresses:
+            if address in onlink and address != uplink.ip and not _covered(address, exceptions):
                 facts[address] = PathFacts(uplink.mtu, on_link=True)
             else:
                 asked.append(address)
@@ -228,6 +224,11 @@ class Links:
             metrics = attributes(found.get(RTA_METRICS, b""))
             mtu = _u32(metrics.get(_RTAX_MTU)) or mtus.get(_u32(found.get(RTA_OIF)), 0)
             yield address, PathFacts(mtu, RTA_GATEWAY not in found and RTA_VIA not in found)
+
+
+def _covered(address: IPv4Address, routes: Mapping[int, Container[int]]) -> bool:
+    """Say whether a route (length -> addresses) leads to the address."""
+    return any(int(address) >> (32 - length) << (32 - length) in found for length, found in routes.items())
 
 
 def _inside(route: KernelRoute, network: IPv4Network) -> bool:

@@ -52,7 +52,7 @@ class KernelNetwork:
     def __init__(self) -> None:
         self.netlink = RouteSocket()
         self.links = links.Links(self.netlink)
-        self._ip = IPRoute()
+        self._ip = IPRoute(ext_ack=True)
 
     def __enter__(self) -> KernelNetwork:
         return self
@@ -66,11 +66,6 @@ class KernelNetwork:
         """Close the sockets; everything in the kernel stays."""
         self.netlink.close()
         self._ip.close()
-
-    @property
-    def ports(self) -> tuple[int, ...]:
-        """Our addresses on netlink, by which KernelMonitor tells our own writes."""
-        return (self.netlink.port,)
 
     def read(
         self,
@@ -216,7 +211,30 @@ def _refusal(op: Op, answer: Answer) -> KernelError:
     verb = "put" if isinstance(op, Put) else "delete"
     said = f" ({answer.text})" if answer.text else ""
     kind = DeviceMissing if answer.code in _NO_DEVICE else KernelError
-    return kind(f"{verb} {op.obj}: {os.strerror(answer.code)}{said}", answer.code)
+    return kind(f"{verb} {_described(op.obj)}: {os.strerror(answer.code)}{said}", answer.code)
+
+
+def _described(obj: Object) -> str:
+    """Return the object as `ip` and `tc` would write it."""
+    match obj:
+        case VxlanLink(name, vni, port, local):
+            text = f"device {name} (vxlan id {vni} dstport {port} local {local})"
+        case LinkAddress(ifname, address):
+            text = f"address {address} dev {ifname}"
+        case Neighbour(ifname, ip, mac):
+            text = f"neighbour {ip} lladdr {mac} dev {ifname}"
+        case FdbEntry(ifname, mac, dst):
+            text = f"fdb {mac} dst {dst} dev {ifname}"
+        case Route(dst, gateway, ifname):
+            via, dev = f" via {gateway}" if gateway else "", f" dev {ifname}" if ifname else ""
+            text = f"route {dst}{via}{dev}"
+        case Filter(ifindex, direction, program):
+            text = f"filter {program} at {direction} of device {ifindex}"
+        case XdpProgram(ifindex, mode):
+            text = f"{mode} XDP program of device {ifindex}"
+        case _:
+            text = str(obj)
+    return text
 
 
 def _own_words(error: NetlinkError) -> str:

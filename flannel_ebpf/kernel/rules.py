@@ -6,7 +6,6 @@ packet meets a half-filled chain. Rules of other networks in the same chains are
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Sequence
 from ipaddress import IPv4Network
@@ -34,14 +33,18 @@ class Rules:
     """Firewall rules of the network namespace of the process."""
 
     def read(self, network: IPv4Network, tools: Sequence[Tool] = TOOLS) -> set[Object]:
-        """Return one network's rules, one Ruleset per tool that holds any; a tool not installed holds none.
+        """Return one network's rules, one Ruleset per tool that holds any.
 
-        Reading both lets a node that changed its tool drop the other's rules, as flannel does.
-        Raises KernelError.
+        Reading both lets a node that changed its tool drop the other's rules, as flannel does. A tool that
+        is missing or does not work holds none: where its rules are wanted, `apply` will say what is wrong
+        with it, and everything else goes on.
         """
         found: set[Object] = set()
         for tool in tools:
-            rules = owned(_present(tool), network)
+            try:
+                rules = owned(_present(tool), network)
+            except KernelError:
+                continue
             if rules:
                 found.add(Ruleset(tool, str(network), rules))
         return found
@@ -97,8 +100,6 @@ def _replace(obj: Ruleset, wanted: Sequence[str]) -> None:
 
 def _read_iptables() -> list[str]:
     """Return "<table> <rule>" for all jumps to flannel's chains, then all rules in them."""
-    if shutil.which("iptables-save") is None:
-        return []
     rules = []
     for chain in IPTABLES_CHAINS:
         lines = _run(["iptables-save", "--table", chain.table]).splitlines()
@@ -126,7 +127,7 @@ def _restore_table(chain: IptablesChain, present: Sequence[str], rules: Sequence
 
 def _read_nft() -> list[str]:
     """Return "<chain> <rule>" for every rule of flannel's table."""
-    if shutil.which("nft") is None or f"table ip {NFT_TABLE}\n" not in _run(["nft", "list", "tables", "ip"]):
+    if f"table ip {NFT_TABLE}\n" not in _run(["nft", "list", "tables", "ip"]):
         return []
     rules = []
     chain = ""

@@ -50,7 +50,7 @@ def kernel(uplink: int) -> Generator[KernelNetwork, None, None]:
 def wakes(kernel: KernelNetwork) -> Generator[Wakes, None, None]:
     wakes = Wakes()
     run("ip link add cni0 type bridge", "ip link set cni0 up")
-    with KernelMonitor(wakes, OVERLAY, kernel.ports):
+    with KernelMonitor(wakes, OVERLAY, (kernel.netlink.port,)):
         wakes.settle()
         yield wakes
 

@@ -25,7 +25,7 @@ from kernel_space import (
 from flannel_ebpf.errors import DeviceMissing
 from flannel_ebpf.kernel.network import Failure, KernelNetwork
 from flannel_ebpf.model import Mac
-from flannel_ebpf.objects import LinkAddress, Neighbour, Object, Route, Scope, VxlanLink
+from flannel_ebpf.objects import LinkAddress, Neighbour, Object, Route, Scope, Sysctl, VxlanLink
 from flannel_ebpf.plan import Delete, Op, Put, plan
 
 __all__ = ["namespace", "uplink"]
@@ -238,9 +238,25 @@ def test_one_failure_stops_no_other(kernel: KernelNetwork, uplink: int) -> None:
     assert {failure.op.obj for failure in failures} == {far, lost}
     by_object = {failure.op.obj: failure.error for failure in failures}
     assert isinstance(by_object[lost], DeviceMissing)
-    assert "10.1.9.0/24" in str(by_object[far])
-    assert "gateway" in str(by_object[far])
+    said = (
+        "put route 10.1.9.0/24 via 203.0.113.1 dev up0: Network is unreachable (Nexthop has invalid gateway)"
+    )
+    assert str(by_object[far]) == said
+    assert str(by_object[lost]) == "device 'flannel.9' is not there"
     assert kernel.read(scope(uplink)) == node(uplink) | peer(7)
+
+
+def test_sysctl_that_is_not_there_is_said(kernel: KernelNetwork, uplink: int) -> None:
+    [failure] = kernel.apply([Put(Sysctl("net/ipv6/conf/flannel.9/accept_ra", "0"))], scope(uplink))
+    assert isinstance(failure.error, DeviceMissing)
+    assert "flannel.9" in str(failure.error)
+
+
+def test_vni_taken_by_another_device_is_said_in_the_kernels_words(kernel: KernelNetwork, uplink: int) -> None:
+    run("ip link add other type vxlan id 1 local 192.168.64.5 dev up0 dstport 8472")
+    [failure] = kernel.apply([Put(vxlan(uplink))], scope(uplink))
+    assert "device flannel.1 (vxlan id 1 dstport 8472 local 192.168.64.5)" in str(failure.error)
+    assert "already exists" in str(failure.error)
 
 
 def test_deleting_what_is_gone_is_no_failure(kernel: KernelNetwork, uplink: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from ipaddress import IPv4Network
+from pathlib import Path
 
 import pytest
 from kernel_space import NETWORK, SUBNET, namespace, run
@@ -128,3 +129,13 @@ def test_refused_rule_is_a_failure_with_the_tools_words() -> None:
     [failure] = Rules().apply([Put(bad)])
     assert "frobnicate" in str(failure.error)
     assert Rules().read(NETWORK) == set()
+
+
+def test_missing_tools_hold_no_rules_and_say_so_when_wanted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert Rules().read(NETWORK) == set()
+    failures = Rules().apply([Put(make(tool)) for tool in TOOLS])
+    said = [str(failure.error) for failure in failures]
+    assert said == [f"{name} is not installed: firewall rules need it" for name in ("iptables-save", "nft")]
