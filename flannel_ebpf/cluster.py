@@ -54,9 +54,7 @@ class Cluster:
     ) -> None:
         self._registry = registry
         self._keeper = keeper
-        self._guard = SnapshotGuard(
-            grace, programmed, keeper.lease.create_revision, continuous=keeper.reused
-        )
+        self._guard = SnapshotGuard(grace, programmed, keeper.lease.create_revision, continuous=keeper.reused)
         self._on_change = on_change
         self._recheck = PERIOD
         self._wake = threading.Event()

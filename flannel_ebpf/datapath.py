@@ -66,7 +66,10 @@ class Datapath:
             self._network, config, self._entries, xdp=self._xdp, root=self._root, objects=self._objects
         )
         loaded = ensure_loaded(request)
-        if self._loaded is None or (loaded.maps, loaded.programs) != (self._loaded.maps, self._loaded.programs):
+        if self._loaded is None or (loaded.maps, loaded.programs) != (
+            self._loaded.maps,
+            self._loaded.programs,
+        ):
             self.close()
             self._maps = {path.name: Map.open(path) for path in loaded.maps.iterdir()}
             self._programs = {
@@ -79,7 +82,9 @@ class Datapath:
     def read(self) -> list[MapEntry]:
         """Return every entry of the maintained maps."""
         return [
-            MapEntry(name, key, value) for name in MAINTAINED for key, value in self._maps[name].items().items()
+            MapEntry(name, key, value)
+            for name in MAINTAINED
+            for key, value in self._maps[name].items().items()
         ]
 
     def program_fds(self) -> dict[str, int]:

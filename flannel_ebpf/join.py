@@ -75,7 +75,9 @@ def choose_uplink(options: Options, config: NetworkConfig) -> tuple[Uplink, IPv4
     public_ip = options.public_ip or uplink.ip
     if config.backend_type == "host-gw" and public_ip != uplink.ip:
         raise ConfigError(
-            "--public-ip", str(public_ip), f"{uplink.name}'s own address {uplink.ip}: host-gw cannot cross NAT"
+            "--public-ip",
+            str(public_ip),
+            f"{uplink.name}'s own address {uplink.ip}: host-gw cannot cross NAT",
         )
     return uplink, public_ip
 

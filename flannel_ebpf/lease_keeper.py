@@ -89,6 +89,7 @@ class LeaseKeeper:
     ) -> Lease:
         """Take a lease by flannel's rules and return it; `reused` then says if it was ours before.
 
+        `backend_data` is decoded JSON, or None where the backend has none.
         Raises OutOfSubnets, LeaseConflict when ten subnets in a row were taken by others at the same
         moment, EtcdUnavailable, EtcdRefused.
         """
@@ -120,7 +121,7 @@ class LeaseKeeper:
     def observe(self, snapshot: Snapshot) -> None:
         """Look after the key when `snapshot` shows it gone or changed; returns at once."""
         mine = self.lease
-        if not any(it.key == mine.key and it.mod_revision == mine.mod_revision for it in snapshot.leases):
+        if not any(it.mod_revision == mine.mod_revision and it == mine for it in snapshot.leases):
             self._wake.set()
 
     def stop(self) -> None:

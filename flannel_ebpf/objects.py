@@ -93,7 +93,7 @@ class LinkAddress:
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
-    """A value under /proc/sys; `path` is dotted except that device names keep their dots ("net/ipv6/conf/flannel.1/accept_ra")."""
+    """A value under /proc/sys; `path` is relative to it ("net/ipv6/conf/flannel.1/accept_ra")."""
 
     path: str
     value: str
@@ -218,16 +218,7 @@ class Ruleset:
 
 
 Object = (
-    VxlanLink
-    | LinkAddress
-    | Sysctl
-    | Neighbour
-    | FdbEntry
-    | Route
-    | MapEntry
-    | Filter
-    | XdpProgram
-    | Ruleset
+    VxlanLink | LinkAddress | Sysctl | Neighbour | FdbEntry | Route | MapEntry | Filter | XdpProgram | Ruleset
 )
 
 ORDER: tuple[type, ...] = (

@@ -29,7 +29,7 @@ from flannel_ebpf.plan import Op, Put, plan
 log = logging.getLogger(__name__)
 
 ROUNDS = 3
-"""A device change is planned alone: one round makes it, the next does the rest, one more for a foreign hand."""
+"""A device change is planned alone: one round makes it, the next does the rest, one is spare."""
 
 BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 """Conntrack sees only part of an accelerated stream, and would call what it sees next invalid."""
@@ -56,8 +56,9 @@ class Outcome:
 class Reconciler:
     """Brings this node's kernel in line with the leases, however far off it is.
 
-    `bpf` is None when the kernel path alone is used; `why_not` then says why, if it was not asked for. With `required`, a host that cannot run the programs
-    is an error; otherwise the pass goes on without them.
+    `bpf` is None when the kernel path alone is used; `why_not` then says why, if it was not asked for.
+    With `required`, a host that cannot run the programs is an error; otherwise the pass goes on without
+    them.
     """
 
     def __init__(
@@ -84,7 +85,8 @@ class Reconciler:
     def run(self, node: Node, leases: Sequence[Lease], *, may_delete: bool) -> Outcome:
         """Do one pass and say what it did.
 
-        Raises KernelError when the kernel cannot be read, BpfError when programs are `required` and cannot run.
+        Raises KernelError when the kernel cannot be read, BpfError when programs are `required` and
+        cannot run.
         """
         backend = backend_of(node.config)
         paths = self._links.path_facts({lease.public_ip for lease in leases}, node.uplink)
@@ -147,7 +149,10 @@ class Reconciler:
                 self._xdp_modes.remove(failure.op.obj.mode)
                 left = " or ".join(self._xdp_modes) or "none"
                 log.warning(
-                    "uplink refuses XDP in %s mode, left to try: %s: %s", failure.op.obj.mode, left, failure.error
+                    "uplink refuses XDP in %s mode, left to try: %s: %s",
+                    failure.op.obj.mode,
+                    left,
+                    failure.error,
                 )
                 failures.remove(failure)
                 return True

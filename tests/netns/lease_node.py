@@ -14,9 +14,12 @@ from flannel_ebpf.errors import EtcdError, LeaseLost
 from flannel_ebpf.etcd import EtcdClient, EtcdOptions, Registry, Snapshot, Watch
 from flannel_ebpf.lease_keeper import DAY, HOUR, LeaseKeeper
 from flannel_ebpf.model import Lease
+from flannel_ebpf.snapshot_guard import Seen, SnapshotGuard
 
 PREFIX = "/coreos.com/network"
 CONFIG = parse_network_config('{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}', "test")
+
+GRACE = 5.0
 
 
 def vtep(number: int) -> dict[str, object]:
@@ -48,6 +51,9 @@ class LeaseNode:
         self.snapshot: Snapshot | None = None
         self.read_at: dict[IPv4Network, float] = {}
         self.passes = 0
+        self.peers: set[IPv4Network] = set()
+        self.removed: list[IPv4Network] = []
+        self._guard: SnapshotGuard | None = None
         self._wake = threading.Event()
         self._stopping = False
         self.watch = Watch(self.client, self.registry.watched, self._wake.set)
@@ -88,8 +94,24 @@ class LeaseNode:
             now = time.monotonic()
             for lease in self.snapshot.leases:
                 self.read_at.setdefault(lease.subnet, now)
+            self._program(self.snapshot)
             self.passes += 1
             self.keeper.observe(self.snapshot)
+
+    def _program(self, snapshot: Snapshot) -> None:
+        """Keep `peers` as a data path would be kept: removals only as the guard allows them."""
+        own = self.keeper.lease
+        if self._guard is None:
+            self._guard = SnapshotGuard(GRACE, (), own.create_revision, continuous=self.keeper.reused)
+        subnets = frozenset(it.subnet for it in snapshot.leases if it.key != own.key)
+        own_created = next((it.create_revision for it in snapshot.leases if it.key == own.key), 0)
+        verdict = self._guard.judge(
+            Seen(snapshot.cluster_id, snapshot.revision, subnets, own_created), time.monotonic()
+        )
+        self.peers |= subnets
+        if verdict.may_remove:
+            self.removed += self.peers - subnets
+            self.peers &= subnets
 
 
 @contextmanager
