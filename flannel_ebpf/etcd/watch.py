@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
-"""Seconds between attempts, doubling from the first to the longest, as flannel does."""
+"""Seconds between attempts, doubling from the first to the longest, as flannel does; then they are silent."""
 
 
 class Watch:
@@ -67,7 +67,8 @@ class Watch:
             except EtcdError as error:
                 if self._stopped.is_set():
                     return
-                log.warning("watch of etcd ended, next try in %.1f s: %s", self._pause, error)
+                level = logging.WARNING if self._pause < LONGEST_PAUSE else logging.DEBUG
+                log.log(level, "watch of etcd ended, next try in %g s: %s", self._pause, error)
                 session.forget_token() if isinstance(error, EtcdRefused) else self._client.drop(session)
             self.connected = False
             self._stopped.wait(self._pause)
@@ -87,6 +88,7 @@ class Watch:
                 if response.canceled:
                     raise EtcdRefused(f"{session.target}: watch cancelled: {response.cancel_reason}")
                 if response.created:
+                    log.info("watching etcd at %s", session.target)
                     self.connected, self._pause = True, FIRST_PAUSE
                 if response.created or response.events:
                     self._on_wake()

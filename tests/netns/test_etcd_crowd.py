@@ -1,0 +1,186 @@
+"""Many nodes on one etcd: starts at the same instant, poison keys, and an etcd that loses its data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+from etcd_cluster import EtcdCluster, eventually
+from lease_node import GRACE, LeaseNode, running
+
+from flannel_ebpf.config import NetworkConfig, parse_network_config
+from flannel_ebpf.errors import OutOfSubnets
+from flannel_ebpf.model import Lease
+
+NODES = 20
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    with EtcdCluster(tmp_path_factory.mktemp("etcd")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def etcd(shared: EtcdCluster) -> EtcdCluster:
+    shared.ctl("del", "--prefix", "/")
+    return shared
+
+
+def config_of(subnets: int) -> NetworkConfig:
+    """A network config with `subnets` subnets to lease."""
+    last = IPv4Address("10.1.1.0") + 256 * (subnets - 1)
+    return parse_network_config(
+        f'{{"Network":"10.1.0.0/16","SubnetMin":"10.1.1.0","SubnetMax":"{last}","Backend":{{"Type":"vxlan"}}}}',
+        "test",
+    )
+
+
+def start_together(
+    etcd: EtcdCluster, config: NetworkConfig
+) -> tuple[list[LeaseNode], list[Lease | OutOfSubnets]]:
+    """Let all nodes acquire at the same instant; return them and what each got."""
+    nodes = [LeaseNode(etcd.options(), number, config=config) for number in range(1, NODES + 1)]
+    barrier = Barrier(NODES)
+
+    def acquire(node: LeaseNode) -> Lease | OutOfSubnets:
+        node.registry.network_config()  # connected before the start
+        barrier.wait()
+        try:
+            return node.acquire()
+        except OutOfSubnets as error:
+            return error
+
+    with ThreadPoolExecutor(NODES) as pool:
+        return nodes, list(pool.map(acquire, nodes))
+
+
+def test_twenty_nodes_share_twenty_four_subnets(etcd: EtcdCluster) -> None:
+    nodes, results = start_together(etcd, config_of(24))
+    leases = [result for result in results if isinstance(result, Lease)]
+    assert len({lease.subnet for lease in leases}) == NODES
+    assert sorted(nodes[0].registry.snapshot().leases, key=str) == sorted(leases, key=str)
+
+
+def test_sixteen_subnets_for_twenty_nodes_and_the_others_get_one_when_it_is_free(etcd: EtcdCluster) -> None:
+    nodes, results = start_together(etcd, config_of(16))
+    winners = [node for node, result in zip(nodes, results, strict=True) if isinstance(result, Lease)]
+    losers = [node for node, result in zip(nodes, results, strict=True) if isinstance(result, OutOfSubnets)]
+    assert (len(winners), len(losers)) == (16, 4)
+    assert len({node.keeper.lease.subnet for node in winners}) == 16
+    for loser, winner in zip(losers, winners, strict=False):
+        with pytest.raises(OutOfSubnets):
+            loser.acquire()
+        winner.keeper.release()
+        assert loser.acquire().subnet == winner.keeper.lease.subnet
+
+
+POISON = {
+    "": "a directory of old",
+    "/": "",
+    "/hello": "world",
+    "/10.1.2.0": "{}",
+    "/10.1.2.0-24": "not json",
+    "/10.1.3.0-24": '{"PublicIP":7}',
+    "/10.1.4.0-24": '{"PublicIP":"10.0.0.1","BackendType":[]}',
+    "/10.1.5.0-24": "\x01\x02",
+    "/10.1.6.0-24": "[" * 20_000,
+    "/10.1.7.0-32": '{"PublicIP":"10.0.0.1"}',
+    "/10.1.8.1-24": '{"PublicIP":"10.0.0.1"}',
+    "/300.1.8.0-24": '{"PublicIP":"10.0.0.1"}',
+    "-ebpf/10.1.9.0-24": '{"PublicIP":"10.0.0.1"}',
+    "/10.1.10.0-" + "4" * 5000: '{"PublicIP":"10.0.0.1"}',
+    "/fc00::-64": '{"PublicIP":"10.0.0.1"}',
+}
+
+
+def test_poison_is_counted_and_changes_nothing_else(etcd: EtcdCluster) -> None:
+    nodes = [LeaseNode(etcd.options(), number) for number in (1, 2)]
+    with running(*nodes):
+        own = [node.keeper.lease.subnet for node in nodes]
+        for node in nodes:
+            eventually(lambda node=node: node.sees(*own), 2, "both leases")  # type: ignore[misc]  # bound now
+        for number, (suffix, text) in enumerate(POISON.items(), 1):
+            etcd.ctl("put", "--", f"{nodes[0].registry.watched}{suffix}", text)
+            for node in nodes:
+                eventually(
+                    lambda node=node, number=number: len(node.snapshot.skipped) == number,  # type: ignore[misc]  # bound now
+                    2,
+                    f"poison {suffix[:20]!r} is counted",
+                )
+                assert node.sees(*own)
+                assert not node.removed
+        assert all(item.why for item in nodes[0].snapshot.skipped)  # type: ignore[union-attr]  # it has passed
+        third = LeaseNode(etcd.options(), 3)
+        with running(third):
+            eventually(lambda: third.sees(*own, third.keeper.lease.subnet), 2, "a new node comes up")
+
+
+def test_our_own_key_poisoned_is_mended(etcd: EtcdCluster) -> None:
+    node = LeaseNode(etcd.options(), 1)
+    with running(node):
+        lease = node.keeper.lease
+        eventually(lambda: node.passes, 2, "first pass")
+        etcd.ctl("put", lease.key, "garbage")
+        eventually(lambda: node.sees(lease.subnet), 2, "written again")
+        eventually(lambda: node.keeper.lease.mod_revision > lease.mod_revision + 1, 1, "noticed")
+        assert node.keeper.lease.etcd_lease != 0
+        assert not node.lost
+
+
+def test_poison_on_the_previous_subnet_does_not_stop_a_start(etcd: EtcdCluster) -> None:
+    node = LeaseNode(etcd.options(), 1)
+    etcd.ctl("put", f"{node.registry.watched}/10.1.77.0-24", "garbage")
+    assert node.acquire("10.1.77.0/24").subnet != IPv4Network("10.1.77.0/24")
+
+
+@pytest.mark.parametrize("fault", ["wiped", "restored", "all keys deleted"])
+def test_an_etcd_that_lost_its_data_costs_no_peer(tmp_path: Path, fault: str) -> None:
+    """Every node writes the same key again, and until all have done so no peer is removed."""
+    with EtcdCluster(tmp_path / "three", size=3) as etcd:
+        nodes = [LeaseNode(etcd.options(), number) for number in range(1, 6)]
+        with running(nodes[0]):
+            if fault == "restored":
+                eventually(lambda: nodes[0].passes, 2, "first pass")
+                etcd.save(tmp_path / "backup")
+            with running(*nodes[1:]):
+                subnets = [node.keeper.lease.subnet for node in nodes]
+                eventually(lambda: all(node.sees(*subnets) for node in nodes), 5, "all see all")
+                if fault == "wiped":
+                    etcd.wipe()
+                elif fault == "restored":
+                    etcd.restore(tmp_path / "backup")
+                else:
+                    etcd.ctl("del", "--prefix", nodes[0].registry.watched)
+                eventually(lambda: all(node.sees(*subnets) for node in nodes), 15, "all see all again")
+                for node in nodes:
+                    assert node.keeper.lease.subnet in subnets
+                    assert not node.removed
+                    assert not node.lost
+
+
+def test_a_node_that_left_is_removed_at_once_and_after_a_wipe_when_grace_is_over(tmp_path: Path) -> None:
+    with EtcdCluster(tmp_path / "one") as etcd:
+        nodes = [LeaseNode(etcd.options(), number) for number in range(1, 4)]
+        with running(nodes[0]):
+            with running(*nodes[1:]):
+                eventually(lambda: len(nodes[0].peers) == 2, 5, "two peers")
+                nodes[2].keeper.release()
+                gone = nodes[2].keeper.lease.subnet
+                eventually(lambda: nodes[0].removed == [gone], 1, "removed")
+            etcd.wipe()
+            wiped = time.monotonic()
+            eventually(lambda: nodes[0].sees(nodes[0].keeper.lease.subnet), 15, "alone in the new etcd")
+            assert nodes[0].peers == {nodes[1].keeper.lease.subnet}
+
+            def poke() -> bool:
+                etcd.ctl("put", f"{nodes[0].registry.watched}/poke", "x")
+                return not nodes[0].peers
+
+            eventually(poke, GRACE + 5, "removed after the grace period")
+            assert time.monotonic() - wiped > GRACE
