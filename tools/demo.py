@@ -107,7 +107,7 @@ def switch_to_bpf(lab: Lab) -> None:
 
 
 def show_peers(node: Node) -> None:
-    """Print fl_peers as bpftool shows it."""
+    """Print fl_peers from bpftool's dump, one line for each struct."""
     command = ["bpftool", "map", "dump", "pinned", str(node.map_path("fl_peers"))]
     print(f"\n  what {node.name} knows of its peers, in its BPF map:\n  {node.name}$ {shlex.join(command)}")
     entries = json.loads(node.run([*command, "--json"]).stdout)
