@@ -14,7 +14,9 @@ from dataclasses import replace
 
 from flannel_ebpf import notify, subnet_env
 from flannel_ebpf.backends import Node, backend_of
+from flannel_ebpf.before import remember_sysctl
 from flannel_ebpf.cluster import Cluster, View
+from flannel_ebpf.config import NetworkConfig
 from flannel_ebpf.errors import ConfigError, KernelError, LeaseLost
 from flannel_ebpf.etcd import EtcdClient, Registry, Watch
 from flannel_ebpf.firewall import Firewall
@@ -75,6 +77,7 @@ class Daemon:
         self._stack = stack
         self._lost: LeaseLost | None = None
         self._ready = False
+        self._last: Outcome | None = None
         self._retry = FIRST_RETRY
         self._said: frozenset[str] = frozenset()
 
@@ -116,11 +119,13 @@ class Daemon:
             bpf,
             datapath_settings(options, caps),
             options.bpf_pin_root,
+            lambda old: remember_sysctl(options.state_dir, node.config.network, old.path, old.value),
             why_not,
             required=options.datapath == "ebpf",
         )
         relay = RelaySide(options, self._wake.set)
         report = Report(options.state_dir, options.datapath)
+        self._serve_metrics(node.config)
         programmed = reconciler.programmed(node)
         cluster = Cluster(registry, keeper, options.wipe_grace, programmed, self._wake.set)
         stack.callback(cluster.stop)
@@ -137,9 +142,23 @@ class Daemon:
                 node = self._follow_uplink(node, keeper)
                 outcome = self._pass(node, view, reconciler, relay)
                 delay = self._settle(node, outcome)
+                self._last = outcome
                 report.write(node, keeper.lease, view, outcome)
             self._wake.wait(delay)
             self._wake.clear()
+
+    def _serve_metrics(self, config: NetworkConfig) -> None:
+        """Answer /metrics on the address that was asked for, if any."""
+        address, _, port = self._options.metrics_listen.rpartition(":")
+        if not port:
+            return
+        from flannel_ebpf.metrics import NodeCollector, registry  # noqa: PLC0415 - costs memory, rarely asked for
+
+        collector = NodeCollector(config.network, self._options.bpf_pin_root, lambda: self._last)
+        server = HealthServer(
+            address, int(port), lambda: self._ready, registry(collector), source="--metrics-listen"
+        )
+        self._stack.enter_context(server)
 
     def _pass(self, node: Node, view: View, reconciler: Reconciler, relay: RelaySide) -> Outcome:
         subnet_env.update(self._options.subnet_file, _environment(node, self._options))

@@ -1,20 +1,18 @@
-"""`flannel-ebpf status`: what this node's overlay is made of, from the kernel and the daemon's last report."""
+"""`flannel-ebpf status`: what this node's overlay is made of, from the kernel and the daemon's report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import click
 
-from flannel_ebpf import abi
 from flannel_ebpf.errors import BpfError, ConfigError
-from flannel_ebpf.kernel.bpf import Map
-from flannel_ebpf.kernel.pins import Pins
+from flannel_ebpf.lock import holder, lock_path
 from flannel_ebpf.options import Options
+from flannel_ebpf.pinned import read_pinned
 from flannel_ebpf.report import read_all
 
 
@@ -28,59 +26,18 @@ def status(options: Options, *, as_json: bool) -> int:
     if not reports:
         raise ConfigError("--state-dir", str(options.state_dir), "the folder of a daemon that has run")
     for one in reports:
-        one["running"] = Path(f"/proc/{one['pid']}").exists()
-        one["kernel"] = _kernel_side(IPv4Network(one["network"]), options.bpf_pin_root)
+        network = IPv4Network(one["network"])
+        one["running"] = holder(lock_path(options.state_dir, network)) == one["pid"]
+        one["kernel"] = kernel_side(network, options.bpf_pin_root)
     click.echo(json.dumps(reports, indent=2) if as_json else "\n\n".join(_text(one) for one in reports))
     return 0 if all(one["running"] for one in reports) else 3
 
 
-def _kernel_side(network: IPv4Network, root: Path) -> dict[str, Any]:
-    """Return what the pinned maps hold: peers, pods, reasons by hook, traffic by peer."""
-    folders = [one.path for one in Pins.of(network, root).generations() if one.kind == "maps"]
-    if not folders:
-        return {}
+def kernel_side(network: IPv4Network, root: Path) -> dict[str, Any]:
     try:
-        return {
-            "peers": list(_peers(folders[-1])),
-            "pods": list(_pods(folders[-1])),
-            "reasons": reasons(folders[-1]),
-        }
+        return read_pinned(network, root)
     except BpfError as error:
         return {"error": str(error)}
-
-
-def _peers(folder: Path) -> Iterator[dict[str, Any]]:
-    with Map.open(folder / "fl_peers") as peers, Map.open(folder / "fl_peer_stats") as stats:
-        traffic = stats.sums()
-        for key, value in sorted(peers.items().items(), key=lambda item: item[0][4:]):
-            subnet, peer = abi.SubnetKey.unpack(key), abi.Peer.unpack(value)
-            carried = abi.Traffic.unpack(traffic[abi.pack_u32(peer.slot)])
-            yield {
-                "subnet": f"{subnet.addr}/{subnet.len}",
-                "public_ip": str(peer.public_ip),
-                "mode": peer.mode.name.lower(),
-                "tx_packets": carried.tx_packets,
-                "rx_packets": carried.rx_packets,
-            }
-
-
-def _pods(folder: Path) -> Iterator[dict[str, Any]]:
-    with Map.open(folder / "fl_pods") as pods:
-        for key, value in sorted(pods.items().items()):
-            pod = abi.Pod.unpack(value)
-            yield {"ip": str(abi.AddrKey.unpack(key).addr), "ifindex": pod.ifindex, "mac": str(pod.mac)}
-
-
-def reasons(folder: Path) -> dict[str, dict[str, int]]:
-    """Return reason -> hook -> packets, summed over the CPUs, without zeros."""
-    found = {}
-    with Map.open(folder / "fl_reasons") as counters:
-        for key, value in counters.sums().items():
-            count = abi.Count.unpack(value)
-            hooks = {hook.name.lower(): getattr(count, hook.name.lower()) for hook in abi.Hook}
-            if any(hooks.values()):
-                found[abi.Reason(abi.unpack_u32(key)).name] = {k: v for k, v in hooks.items() if v}
-    return found
 
 
 def _text(one: dict[str, Any]) -> str:
