@@ -114,6 +114,8 @@ static __always_inline enum fl_reason from_pod(struct __sk_buff *skb)
 	peer = find_peer(ip->daddr);
 	if (!peer || peer->mode == FL_MODE_NONE)
 		return FL_NOT_OVERLAY;
+	if (!(fl_cfg.caps & FL_CAP_REDIRECT_NEIGH))
+		return FL_HELPER;
 	reason = parse_ipv4(ip, end, skb->len - FL_ETH_LEN, false, ttl_cost(fl_cfg.backend), &p);
 	if (reason)
 		return reason;

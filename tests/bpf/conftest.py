@@ -1,0 +1,86 @@
+"""A network namespace with the devices that test runs name, a private bpffs, and nodes loaded once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from node import OTHER_PORT, POD_PORT, UPLINK, UPLINK_MAC, Node
+
+from flannel_ebpf import abi
+
+CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _must(result: int) -> None:
+    assert result == 0, os.strerror(ctypes.get_errno())
+
+
+@pytest.fixture(scope="session")
+def namespace() -> Iterator[int]:
+    """Return a descriptor of a fresh network namespace with the uplink and two pod ports in it."""
+    with open("/proc/thread-self/ns/net", "rb") as home:
+        _must(_libc.unshare(CLONE_NEWNET))
+        made = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        try:
+            for index, name in ((UPLINK, "up0"), (POD_PORT, "pod0"), (OTHER_PORT, "pod1")):
+                mac = ["address", str(UPLINK_MAC)] if index == UPLINK else []
+                command = ["ip", "link", "add", name, "index", str(index), *mac, "type", "veth"]
+                subprocess.run(command, check=True)
+        finally:
+            _must(_libc.setns(home.fileno(), CLONE_NEWNET))
+    yield made
+    os.close(made)
+
+
+@pytest.fixture
+def inside(namespace: int) -> Iterator[None]:
+    """Run one test in that namespace: test runs find devices by index there."""
+    with open("/proc/thread-self/ns/net", "rb") as home:
+        _must(_libc.setns(namespace, CLONE_NEWNET))
+        yield
+        _must(_libc.setns(home.fileno(), CLONE_NEWNET))
+
+
+@pytest.fixture(scope="session")
+def bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    mount = tmp_path_factory.mktemp("bpffs")
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(mount)], check=True)
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+@pytest.fixture(scope="session")
+def loaded(bpffs: Path) -> Iterator[Callable[[abi.Config], Node]]:
+    """Return a node with a configuration, loaded once a session."""
+    nodes: dict[abi.Config, Node] = {}
+
+    def load(config: abi.Config) -> Node:
+        if config not in nodes:
+            root = bpffs / str(len(nodes))
+            root.mkdir()
+            nodes[config] = Node(config, root)
+        return nodes[config]
+
+    yield load
+    for node in nodes.values():
+        node.close()
+
+
+@pytest.fixture
+def node_with(inside: None, loaded: Callable[[abi.Config], Node]) -> Callable[[abi.Config], Node]:
+    """Return a node with a configuration, as new: one vxlan, direct or udp peer and one pod."""
+
+    def fresh(config: abi.Config) -> Node:
+        node = loaded(config)
+        node.reset()
+        return node
+
+    return fresh

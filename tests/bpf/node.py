@@ -1,0 +1,238 @@
+"""One node's programs under BPF_PROG_TEST_RUN: packets in, verdict, reason, mark and packet out."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from flannel_ebpf import abi
+from flannel_ebpf.kernel.bpf import Map, Program
+from flannel_ebpf.loader import Loaded, LoadRequest, ensure_loaded
+from flannel_ebpf.model import Mac
+
+NETWORK = IPv4Network("10.1.0.0/16")
+SUBNET = IPv4Network("10.1.1.0/24")
+OWN_IP, OWN_VTEP = IPv4Address("192.0.2.1"), Mac.parse("02:fe:00:00:00:01")
+MARK = 0x100000
+
+# Devices of the test's network namespace: fixed indexes and addresses.
+UPLINK, POD_PORT, OTHER_PORT = 10, 11, 12
+UPLINK_MAC = Mac.parse("02:00:00:00:00:10")
+GATEWAY_MAC = Mac.parse("02:cc:00:00:00:01")
+
+POD, POD_MAC = IPv4Address("10.1.1.10"), Mac.parse("02:aa:00:00:00:0a")
+OTHER_POD, OTHER_MAC = IPv4Address("10.1.1.11"), Mac.parse("02:aa:00:00:00:0b")
+
+REDIRECT, DROP, KERNEL = 7, 2, 0xFFFFFFFF  # TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC
+XDP_DROP, XDP_PASS = 1, 2
+
+ALL_CAPS = (
+    abi.Cap.REDIRECT_NEIGH
+    | abi.Cap.REDIRECT_PEER
+    | abi.Cap.ENCAP_L2_ETH
+    | abi.Cap.CSUM_LEVEL
+    | abi.Cap.COARSE_CLOCK
+)
+VXLAN = abi.Config(
+    public_ip=OWN_IP,
+    network=NETWORK.network_address,
+    network_mask=NETWORK.netmask,
+    subnet=SUBNET.network_address,
+    subnet_mask=SUBNET.netmask,
+    vtep_mac=OWN_VTEP,
+    port=8472,
+    sport_min=32768,
+    sport_max=60999,
+    vni=1,
+    uplink=UPLINK,
+    learn_mark=MARK,
+    peer_len=24,
+    revalidate_ms=10_000,
+    caps=ALL_CAPS,
+    backend=abi.Mode.VXLAN,
+    fastpath=abi.Fastpath.SUBNETS,
+    source_check=abi.Check.DROP,
+    direct_routing=False,
+    ttl=64,
+)
+DIRECT = replace(VXLAN, backend=abi.Mode.DIRECT, vtep_mac=abi.NO_MAC)
+UDP = replace(VXLAN, backend=abi.Mode.UDP, vtep_mac=abi.NO_MAC, port=8285)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Another node: its public address, VTEP, subnet and a pod in it."""
+
+    public_ip: IPv4Address
+    vtep: Mac
+    subnet: IPv4Network
+    pod: IPv4Address
+
+    def peer(self, mode: abi.Mode, *, mtu: int = 1500, on_link: bool = True) -> abi.Peer:
+        vtep = self.vtep if mode == abi.Mode.VXLAN else abi.NO_MAC
+        return abi.Peer(self.public_ip, vtep, mode, abi.PeerFlag(int(on_link)), mtu, self.slot)
+
+    @property
+    def slot(self) -> int:
+        return self.subnet.network_address.packed[2]
+
+
+def remote(number: int) -> Remote:
+    return Remote(
+        IPv4Address(f"192.0.2.{number}"),
+        Mac.parse(f"02:fe:00:00:00:{number:02x}"),
+        IPv4Network(f"10.1.{number}.0/24"),
+        IPv4Address(f"10.1.{number}.20"),
+    )
+
+
+PEER, SECOND_PEER, STRANGER = remote(2), remote(3), remote(9)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a program did with one packet. `counted` maps each reason that was counted to how often."""
+
+    verdict: int
+    frame: bytes
+    mark: int
+    counted: Mapping[abi.Reason, int]
+    duration_ns: int = 0
+
+    @property
+    def reason(self) -> abi.Reason | None:
+        """The one reason counted, None when the program did not count at all."""
+        assert sum(self.counted.values()) <= 1, f"counted more than once: {self.counted}"
+        return next(iter(self.counted), None)
+
+
+def skb_context(
+    *, mark: int = 0, ifindex: int = 0, gso_size: int = 0, gso_segs: int = 0, wire_len: int = 0
+) -> bytes:
+    """Return the struct __sk_buff fields that a test run accepts."""
+    ctx = bytearray(192)
+    for offset, value in ((8, mark), (40, ifindex), (160, wire_len), (164, gso_segs), (176, gso_size)):
+        struct.pack_into("=I", ctx, offset, value)
+    return bytes(ctx)
+
+
+class Node:
+    """Programs loaded with one configuration, and their maps."""
+
+    def __init__(self, config: abi.Config, root: Path) -> None:
+        self.config = config
+        request = LoadRequest(NETWORK, config, entries={"fl_flows": 1024}, root=root, xdp=True)
+        loaded: Loaded = ensure_loaded(request)
+        assert not loaded.xdp_error
+        self.programs = {name: Program.by_id(number) for name, number in loaded.programs.items()}
+        self.maps = {path.name: Map.open(path) for path in loaded.maps.iterdir()}
+
+    def close(self) -> None:
+        for one in (*self.programs.values(), *self.maps.values()):
+            one.close()
+
+    def reset(self) -> None:
+        """Forget everything learned; one peer, its member entry, and one pod remain."""
+        for name in ("fl_peers", "fl_vteps", "fl_pods", "fl_ports", "fl_flows"):
+            for key in self.maps[name].items():
+                self.maps[name].delete(key)
+        self.add_peer(PEER, PEER.peer(self.config.backend))
+        self.add_pod(POD)
+
+    def add_peer(self, node: Remote, peer: abi.Peer, *, member: bool = True) -> None:
+        length = self.config.peer_len or node.subnet.prefixlen
+        subnet = abi.SubnetKey(length, node.subnet.network_address)
+        self.maps["fl_peers"].update(subnet.pack(), peer.pack())
+        if member:
+            self.maps["fl_vteps"].update(abi.AddrKey(node.public_ip).pack(), subnet.pack())
+
+    def add_pod(
+        self,
+        address: IPv4Address,
+        ifindex: int = POD_PORT,
+        mac: Mac = POD_MAC,
+        flags: abi.PodFlag = abi.PodFlag(0),
+    ) -> None:
+        self.maps["fl_pods"].update(
+            abi.AddrKey(address).pack(), abi.Pod(ifindex, 0, mac, GATEWAY_MAC, flags).pack()
+        )
+
+    def forget_pod(self, address: IPv4Address) -> None:
+        self.maps["fl_pods"].delete(abi.AddrKey(address).pack())
+
+    def pod(self, address: IPv4Address) -> abi.Pod | None:
+        raw = self.maps["fl_pods"].lookup(abi.AddrKey(address).pack())
+        return abi.Pod.unpack(raw) if raw else None
+
+    def set_port(self, ifindex: int, flags: abi.PodFlag) -> None:
+        self.maps["fl_ports"].update(abi.pack_u32(ifindex), abi.Port(flags).pack())
+
+    def flow(self, key: abi.FlowKey) -> abi.Flow | None:
+        raw = self.maps["fl_flows"].lookup(key.pack())
+        return abi.Flow.unpack(raw) if raw else None
+
+    def put_flow(self, key: abi.FlowKey, flow: abi.Flow) -> None:
+        self.maps["fl_flows"].update(key.pack(), flow.pack())
+
+    def clear_sketch(self) -> None:
+        """Make every flow young."""
+        sketch = self.maps["fl_sketch"]
+        nothing = bytes(sketch.info.value_size)
+        sketch.update_many((struct.pack("=I", cell), nothing) for cell in range(sketch.info.max_entries))
+
+    def fill_sketch(self) -> None:
+        """Make no flow young, for this epoch and the next few."""
+        sketch = self.maps["fl_sketch"]
+        with open("/proc/uptime", encoding="ascii") as uptime:
+            epoch = int(float(uptime.read().split()[0]) * 1e9) >> 33 & 0xFFFF
+        full = abi.Cell(epoch, 255).pack()
+        sketch.update_many((struct.pack("=I", cell), full) for cell in range(sketch.info.max_entries))
+
+    def traffic(self, node: Remote) -> abi.Traffic:
+        return abi.Traffic.unpack(self.maps["fl_peer_stats"].sums()[abi.pack_u32(node.slot)])
+
+    def reasons(self, program: str) -> dict[abi.Reason, int]:
+        """Return the counters of one program's hook, zeros left out."""
+        field = program.removeprefix("fl_")
+        counts = {
+            abi.Reason(abi.unpack_u32(key)): getattr(abi.Count.unpack(value), field)
+            for key, value in self.maps["fl_reasons"].sums().items()
+        }
+        return {reason: count for reason, count in counts.items() if count}
+
+    def run(
+        self,
+        program: str,
+        frame: bytes,
+        *,
+        mark: int = 0,
+        ifindex: int = 0,
+        gso_size: int = 0,
+        gso_segs: int = 0,
+        repeat: int = 1,
+    ) -> Ran:
+        """Run one program once on one frame. `ifindex` 0: the device where that program is attached."""
+        before = self.reasons(program)
+        xdp = program == "fl_xdp"
+        at = ifindex or (POD_PORT if "pod" in program else UPLINK)
+        ctx = skb_context(mark=mark, ifindex=at, gso_size=gso_size, gso_segs=gso_segs)
+        done = self.programs[program].test_run(frame, b"" if xdp else ctx, repeat)
+        after = self.reasons(program)
+        counted = {
+            reason: count - before.get(reason, 0)
+            for reason, count in after.items()
+            if count != before.get(reason, 0)
+        }
+        left = 0 if xdp else struct.unpack_from("=I", done.ctx, 8)[0]
+        return Ran(done.verdict, done.data, left, counted, done.duration_ns)
+
+
+def flow_key(pod: IPv4Address, far: IPv4Address, pod_port: int, far_port: int, proto: int) -> abi.FlowKey:
+    return abi.FlowKey(pod, far, pod_port, far_port, proto)
+
+
+def macs(*groups: Mac) -> Iterable[str]:
+    return map(str, groups)
