@@ -92,7 +92,7 @@ class Datapath:
         return {name: program.fd for name, program in self._programs.items()}
 
     def apply(self, ops: Sequence[Op]) -> list[Failure]:
-        """Carry out operations on map entries, whole maps at a time where possible; return those that failed."""
+        """Carry out operations on map entries, a whole map at a time where possible; return the failed."""
         failures: list[Failure] = []
         for name in MAINTAINED:
             mine = [(op, op.obj) for op in ops if isinstance(op.obj, MapEntry) and op.obj.map == name]

@@ -68,6 +68,7 @@ class Reconciler:
         bpf: Datapath | None,
         settings: datapath.Settings,
         pin_root: Path,
+        remember: Callable[[Sysctl], None],
         why_not: str = "",
         *,
         required: bool,
@@ -78,6 +79,7 @@ class Reconciler:
         self._bpf = bpf
         self._settings = settings
         self._pin_root = pin_root
+        self._remember = remember
         self._why_not = why_not
         self._required = required
         self._xdp_modes = list(settings.xdp_modes)
@@ -206,6 +208,9 @@ class Reconciler:
             elif kind is MapEntry and self._bpf:
                 failures += self._bpf.apply(batch)
             else:
+                for op in batch:
+                    if isinstance(op, Put) and isinstance(op.old, Sysctl) and op.old.path == BE_LIBERAL:
+                        self._remember(op.old)
                 fds = self._bpf.program_fds() if self._bpf else {}
                 failures += self._kernel.apply(batch, scope, fds)
             if any(isinstance(failure.error, DeviceMissing) for failure in failures):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from flannel_ebpf.backends import Node, udp
 from flannel_ebpf.backends.peer import remote
@@ -13,6 +14,11 @@ from flannel_ebpf.options import Options
 from flannel_ebpf.relay.supervise import Relay, RelaySpec
 
 log = logging.getLogger(__name__)
+
+
+def folder(state_dir: Path) -> Path:
+    """Return the relay's run-time folder."""
+    return state_dir / f"relay-{udp.TUN_NAME}"
 
 
 class RelaySide:
@@ -32,7 +38,7 @@ class RelaySide:
         if not isinstance(node.config.backend, UdpConfig):
             return
         spec = RelaySpec(
-            folder=self._options.state_dir / f"relay-{udp.TUN_NAME}",
+            folder=folder(self._options.state_dir),
             tun=udp.TUN_NAME,
             bind=node.uplink.ip,
             port=node.config.backend.port,

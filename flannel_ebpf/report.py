@@ -35,6 +35,15 @@ def read_all(state_dir: Path) -> list[dict[str, Any]]:
     return found
 
 
+def read(state_dir: Path, network: IPv4Network) -> dict[str, Any]:
+    """Return the report of one network, empty when there is none or it is broken."""
+    try:
+        found = json.loads(path_of(state_dir, network).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 class Report:
     """Writes the report when it changed; a report that cannot be written is a warning, once."""
 

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -266,3 +267,16 @@ class Relay:
                 os.close(handle)
         if self._on_exit and self._known == pid and not self._stopping:
             self._on_exit(f"relay {pid} ended: {self._last_words()}")
+
+
+def remove(folder: Path, tun_name: str) -> bool:
+    """End the relay of this run-time folder, whatever its settings, and delete its TUN device and files.
+
+    Returns false when nothing of it was there. Raises KernelError.
+    """
+    found = folder.is_dir()
+    if found:
+        nowhere = IPv4Address(0)
+        Relay(RelaySpec(folder, tun_name, nowhere, 0, 0, nowhere, IPv4Network(0))).stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    return tun.delete(tun_name) or found
