@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
@@ -39,6 +40,8 @@ _RT_TABLE_MAIN, RTPROT_KERNEL, _RTN_UNICAST, _RTN_BLACKHOLE, _RTNH_F_ONLINK = 25
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_NOWHERE = 0, 255
 _NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 _NUD_PERMANENT, _NTF_SELF = 0x80, 0x02
+
+_KEPT = 1 << 15
 
 _PUT = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
 
@@ -137,7 +140,7 @@ def more_specific(netlink: RouteSocket, network: IPv4Network) -> dict[int, set[i
 
 def read_routes(
     netlink: RouteSocket, scope: Scope, names: Mapping[int, str], wanted: AbstractSet[IPv4Network]
-) -> set[Route]:
+) -> list[Route]:
     """Return the routes that are ours, and those at a destination in `wanted` that we may adopt.
 
     Ours: inside Network, with our protocol number or on the overlay device. To adopt (flanneld's): the
@@ -156,31 +159,54 @@ def read_routes(
             route.dst in want and route.dst[1] > bits and (route.oif == scope.uplink or route.blackhole)
         )
         if (ours or adoptable) and route.dst not in found:
-            gateway = IPv4Address(route.gateway) if route.gateway else None
-            dst = IPv4Network(route.dst)
-            found[route.dst] = Route(dst, gateway, ifname, route.onlink, route.blackhole, route.protocol)
-    return set(found.values())
+            found[route.dst] = _route(
+                route.dst, route.gateway, ifname, route.protocol, route.blackhole, route.onlink
+            )
+    return list(found.values())
 
 
 def read_neighbours(netlink: RouteSocket, ifname: str, ifindex: int) -> Iterator[Neighbour]:
     """Yield the permanent IPv4 neighbours of a device."""
     query = _NDMSG.pack(_AF_INET, 0, 0, 0, 0) + attribute(_NDA_IFINDEX, U32.pack(ifindex))
-    for body in netlink.dump(_RTM_GETNEIGH, query):
-        _, index, state, _, _ = _NDMSG.unpack_from(body)
-        if index != ifindex or not state & _NUD_PERMANENT:
-            continue
-        found = attributes(body, _NDMSG.size)
-        if len(found.get(_NDA_LLADDR, b"")) == 6:
-            yield Neighbour(ifname, IPv4Address(found[_NDA_DST]), Mac(found[_NDA_LLADDR]))
+    for index, state, _, dst, mac in _dump_neighbours(netlink, query):
+        if index == ifindex and state & _NUD_PERMANENT and len(mac) == 6:
+            yield _neighbour(ifname, dst, mac)
 
 
 def read_fdb(netlink: RouteSocket, ifname: str, ifindex: int) -> Iterator[FdbEntry]:
     """Yield a vxlan device's permanent entries of unicast, non-zero MACs with an IPv4 destination."""
-    for body in netlink.dump(_RTM_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, ifindex, 0, 0, 0)):
-        _, index, state, flags, _ = _NDMSG.unpack_from(body)
+    for index, state, flags, dst, mac in _dump_neighbours(netlink, _NDMSG.pack(_AF_BRIDGE, ifindex, 0, 0, 0)):
         if index != ifindex or not state & _NUD_PERMANENT or not flags & _NTF_SELF:
             continue
-        found = attributes(body, _NDMSG.size)
-        mac, dst = found.get(_NDA_LLADDR, b""), found.get(_NDA_DST, b"")
         if len(mac) == 6 and any(mac) and not mac[0] & 1 and len(dst) == 4:
-            yield FdbEntry(ifname, Mac(mac), IPv4Address(dst))
+            yield _fdb_entry(ifname, mac, dst)
+
+
+def _dump_neighbours(netlink: RouteSocket, query: bytes) -> Iterator[tuple[int, int, int, bytes, bytes]]:
+    """Yield ifindex, state, flags, NDA_DST and NDA_LLADDR of what a dump holds."""
+    for body in netlink.dump(_RTM_GETNEIGH, query):
+        _, index, state, flags, _ = _NDMSG.unpack_from(body)
+        found = attributes(body, _NDMSG.size)
+        yield index, state, flags, found.get(_NDA_DST, b""), found.get(_NDA_LLADDR, b"")
+
+
+# Building thousands of addresses costs more than reading them from the kernel, and from pass to pass they
+# are the same: what was built is kept.
+
+
+@lru_cache(_KEPT)
+def _route(
+    dst: tuple[int, int], gateway: bytes | None, ifname: str, protocol: int, blackhole: bool, onlink: bool
+) -> Route:
+    via = IPv4Address(gateway) if gateway else None
+    return Route(IPv4Network(dst), via, ifname, onlink, blackhole, protocol)
+
+
+@lru_cache(_KEPT)
+def _neighbour(ifname: str, dst: bytes, mac: bytes) -> Neighbour:
+    return Neighbour(ifname, IPv4Address(dst), Mac(mac))
+
+
+@lru_cache(_KEPT)
+def _fdb_entry(ifname: str, mac: bytes, dst: bytes) -> FdbEntry:
+    return FdbEntry(ifname, Mac(mac), IPv4Address(dst))

@@ -20,6 +20,7 @@ _GROUPS = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_TC | _RTMGRP_IPV4_IFADDR | _RTM
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWROUTE, _RTM_DELROUTE = 16, 17, 24, 25
 _NEIGHBOUR = {28, 29}  # RTM_NEWNEIGH, RTM_DELNEIGH
+_ALWAYS = {16, 17, 20, 21, 36, 37, 44, 45}  # RTM_NEW and RTM_DEL of LINK, ADDR, QDISC, TFILTER
 _RT_TABLE_MAIN = 254
 _IFLA_IFNAME = 3
 _IFINDEX = struct.Struct("=4xi")  # second word of ndmsg and ifinfomsg
@@ -110,7 +111,7 @@ class KernelMonitor:
             return bool(self._overlay_index) and _IFINDEX.unpack_from(body)[0] == self._overlay_index
         if kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
             return body[4] == _RT_TABLE_MAIN
-        return True
+        return kind in _ALWAYS
 
     def _find_overlay(self) -> int:
         if not self._overlay:

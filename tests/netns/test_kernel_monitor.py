@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 import pytest
-from kernel_space import OVERLAY, namespace, node, peer, run, scope, until, uplink
+from kernel_space import OVERLAY, TinyProgram, namespace, node, peer, run, scope, until, uplink
 
 from flannel_ebpf.kernel.monitor import KernelMonitor
 from flannel_ebpf.kernel.network import KernelNetwork
+from flannel_ebpf.objects import Filter, LinkAddress
 from flannel_ebpf.plan import Delete, Put, plan
 
 __all__ = ["namespace", "uplink"]
@@ -50,7 +52,7 @@ def kernel(uplink: int) -> Generator[KernelNetwork, None, None]:
 def wakes(kernel: KernelNetwork) -> Generator[Wakes, None, None]:
     wakes = Wakes()
     run("ip link add cni0 type bridge", "ip link set cni0 up")
-    with KernelMonitor(wakes, OVERLAY, (kernel.netlink.port,)):
+    with KernelMonitor(wakes, OVERLAY, kernel.ports):
         wakes.settle()
         yield wakes
 
@@ -87,6 +89,15 @@ def test_ignores(wakes: Wakes, command: str) -> None:
     run(command)
     time.sleep(QUIET)
     assert wakes.count == 0
+
+
+def test_own_filters_and_addresses_do_not_wake(wakes: Wakes, kernel: KernelNetwork, uplink: int) -> None:
+    address = LinkAddress(OVERLAY, IPv4Interface("10.1.77.1/32"))
+    with TinyProgram.make() as tiny:
+        ours = Filter(uplink, "ingress", "fl_from_peer", tiny.info().id)
+        assert kernel.apply([Put(address), Put(ours)], scope(uplink), {"fl_from_peer": tiny.fd}) == []
+        time.sleep(QUIET)
+        assert wakes.count == 0
 
 
 def test_own_routes_and_neighbours_do_not_wake(wakes: Wakes, kernel: KernelNetwork, uplink: int) -> None:
