@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
 import time
 from collections.abc import Generator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -12,6 +14,7 @@ from kernel_space import (
     OVERLAY,
     OWN_MAC,
     PUBLIC_IP,
+    SUBNET,
     index_of,
     namespace,
     node,
@@ -130,29 +133,29 @@ def test_deleted_device_comes_back_with_its_peers(kernel: KernelNetwork, uplink:
     assert set(kernel.read(scope(uplink))) == desired
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "ip address add 10.1.77.1/32 dev flannel.1",
-        "ip address del 10.1.5.0/32 dev flannel.1",
-        "ip route del 10.1.7.0/24",
-        "ip route replace 10.1.7.0/24 via 192.168.64.7 dev up0",
-        "ip route replace 10.1.7.0/24 via 192.168.64.7 dev up0 proto 251",
-        "ip route replace blackhole 10.1.7.0/24",
-        "ip route add 10.1.9.0/24 dev flannel.1",
-        "ip route add 10.1.9.0/24 via 10.1.9.0 dev flannel.1 onlink proto bird",
-        "ip route add 10.1.9.0/24 via 192.168.64.9 proto 251",
-        "ip route add blackhole 10.1.9.0/24 proto 251",
-        "ip neigh replace 10.1.7.0 lladdr 02:00:00:00:00:99 dev flannel.1 nud permanent",
-        "ip neigh replace 10.1.7.0 lladdr 02:00:00:00:00:99 dev flannel.1 nud stale",
-        "ip neigh del 10.1.7.0 dev flannel.1",
-        "ip neigh add 10.1.9.0 lladdr 02:00:00:00:00:99 dev flannel.1 nud permanent",
-        "bridge fdb replace 02:01:00:00:00:07 dev flannel.1 dst 172.16.9.9 self permanent",
-        "bridge fdb del 02:01:00:00:00:07 dev flannel.1 self",
-        "bridge fdb add 02:00:00:00:00:99 dev flannel.1 dst 172.16.9.9 self permanent",
-        "sysctl -q -w net/ipv6/conf/flannel.1/accept_ra=1",
-    ],
-)
+CHANGES = [
+    "ip address add 10.1.77.1/32 dev flannel.1",
+    "ip address del 10.1.5.0/32 dev flannel.1",
+    "ip route del 10.1.7.0/24",
+    "ip route replace 10.1.7.0/24 via 192.168.64.7 dev up0",
+    "ip route replace 10.1.7.0/24 via 192.168.64.7 dev up0 proto 251",
+    "ip route replace blackhole 10.1.7.0/24",
+    "ip route add 10.1.9.0/24 dev flannel.1",
+    "ip route add 10.1.9.0/24 via 10.1.9.0 dev flannel.1 onlink proto bird",
+    "ip route add 10.1.9.0/24 via 192.168.64.9 proto 251",
+    "ip route add blackhole 10.1.9.0/24 proto 251",
+    "ip neigh replace 10.1.7.0 lladdr 02:00:00:00:00:99 dev flannel.1 nud permanent",
+    "ip neigh replace 10.1.7.0 lladdr 02:00:00:00:00:99 dev flannel.1 nud stale",
+    "ip neigh del 10.1.7.0 dev flannel.1",
+    "ip neigh add 10.1.9.0 lladdr 02:00:00:00:00:99 dev flannel.1 nud permanent",
+    "bridge fdb replace 02:01:00:00:00:07 dev flannel.1 dst 172.16.9.9 self permanent",
+    "bridge fdb del 02:01:00:00:00:07 dev flannel.1 self",
+    "bridge fdb add 02:00:00:00:00:99 dev flannel.1 dst 172.16.9.9 self permanent",
+    "sysctl -q -w net/ipv6/conf/flannel.1/accept_ra=1",
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_change_from_outside_is_undone(kernel: KernelNetwork, uplink: int, change: str) -> None:
     desired = node(uplink) | peer(7)
     settle(kernel, scope(uplink), desired)
@@ -160,6 +163,42 @@ def test_change_from_outside_is_undone(kernel: KernelNetwork, uplink: int, chang
     count, failures = settle(kernel, scope(uplink), desired)
     assert (count > 0, failures) == (True, [])
     assert set(kernel.read(scope(uplink), wanted=wanted(desired))) == desired
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_sequence_of_changes_heals(kernel: KernelNetwork, uplink: int, seed: int) -> None:
+    chance = random.Random(seed)
+    device = [f"ip link del {OVERLAY}", f"ip link set {OVERLAY} down", f"ip link set {OVERLAY} mtu 1300"]
+    desired = node(uplink)
+    for _ in range(8):
+        for command in chance.sample(CHANGES + device, chance.randint(1, 6)):
+            subprocess.run(command.split(), capture_output=True, check=False, timeout=30)
+        desired = node(uplink) | peer(7) | peer(chance.randint(10, 99))
+        assert settle(kernel, scope(uplink), desired)[1] == []
+        assert set(kernel.read(scope(uplink), wanted=wanted(desired))) == desired, f"seed {seed}"
+
+
+def test_device_that_flanneld_made_is_right_as_it_is(kernel: KernelNetwork, uplink: int) -> None:
+    run(
+        f"ip link add {OVERLAY} mtu 1450 address {OWN_MAC}"
+        f" type vxlan id 1 dev up0 local {PUBLIC_IP} dstport 8472 nolearning",
+        f"ip address add {SUBNET.network_address}/32 dev {OVERLAY}",
+        f"ip link set {OVERLAY} up",
+        f"sysctl -q -w net/ipv6/conf/{OVERLAY}/accept_ra=0",
+    )
+    assert plan(node(uplink), kernel.read(scope(uplink))) == []
+
+
+def test_udp_tunnel_has_an_address_and_the_networks_route(kernel: KernelNetwork, uplink: int) -> None:
+    run("ip tuntap add flannel0 mode tun", "ip link set flannel0 up")
+    where = Scope(NETWORK, SUBNET, "flannel0", uplink)
+    desired: set[Object] = {
+        LinkAddress("flannel0", IPv4Interface(f"{SUBNET.network_address}/32")),
+        Route(NETWORK, None, "flannel0"),
+    }
+    assert settle(kernel, where, desired) == (2, [])
+    assert set(kernel.read(where)) == desired
+    assert settle(kernel, where, set()) == (2, [])
 
 
 FOREIGN = [
