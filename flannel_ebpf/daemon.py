@@ -191,6 +191,7 @@ class Daemon:
                 "BPF" if outcome.accelerated else "kernel path",
             )
         problems = {str(error) for error in outcome.errors}
+        problems |= {f"lease {one.key} is skipped: {one.why}" for one in outcome.skipped}
         if outcome.why_not:
             problems.add(f"no BPF on this host, packets take the kernel path: {outcome.why_not}")
         self._say(problems)
