@@ -78,29 +78,29 @@ class KernelNetwork:
         *,
         wanted: AbstractSet[IPv4Network] = frozenset(),
         owns_xdp: Callable[[int], bool] = lambda _: False,
-    ) -> list[Object]:
-        """Return every object of this network once, and nothing of anybody else's.
+    ) -> set[Object]:
+        """Return every object of this network, and nothing of anybody else's.
 
         `wanted` are the destinations at which a route that is not ours may be returned, to be adopted.
         `owns_xdp` tells from a program id whether the uplink's XDP program is ours. Raises KernelError.
         """
         present = links.read_links(self.netlink)
         names = {index: link.name for index, link in present.items()}
-        found: list[Object] = [*bulk.read_routes(self.netlink, scope, names, wanted)]
-        found.extend(tc.read_filters(self.netlink, scope.filter_handle))
+        found: set[Object] = set(bulk.read_routes(self.netlink, scope, names, wanted))
+        found.update(tc.read_filters(self.netlink, scope.filter_handle))
         uplink = present.get(scope.uplink)
         if uplink and uplink.xdp_prog and owns_xdp(uplink.xdp_prog):
             mode: XdpMode = "native" if uplink.xdp_native else "generic"
-            found.append(XdpProgram(scope.uplink, mode, uplink.xdp_prog))
+            found.add(XdpProgram(scope.uplink, mode, uplink.xdp_prog))
         for path in scope.sysctls:
             value = sysctl.read(path)
             if value is not None:
-                found.append(Sysctl(path, value))
+                found.add(Sysctl(path, value))
         overlay = next(
             (link for link in present.values() if scope.overlay and link.name == scope.overlay), None
         )
         if overlay:
-            found.extend(self._read_overlay(scope, overlay))
+            found.update(self._read_overlay(scope, overlay))
         return found
 
     def _read_overlay(self, scope: Scope, link: links.Link) -> Iterator[Object]:
