@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
-from random import Random, SystemRandom
+from random import SystemRandom
 from typing import Any
 
 from flannel_ebpf.allocate import Reuse, Try, choose
@@ -53,7 +53,6 @@ class LeaseKeeper:
         ttl: int = DAY,
         margin: int = HOUR,
         retry: float = 60.0,
-        rng: Random | None = None,
     ) -> None:
         if not 0 < margin < ttl:
             raise ConfigError(
@@ -61,8 +60,7 @@ class LeaseKeeper:
             )
         self._registry, self._on_lost = registry, on_lost
         self._ttl, self._margin, self._retry = ttl, margin, retry
-        self._rng = rng or SystemRandom()
-        self._lock = threading.Lock()
+        self._rng = SystemRandom()
         self._lease: Lease | None = None
         self._wanted: Lease | None = None
         self._renew_at = self._look_at = 0.0
@@ -114,14 +112,17 @@ class LeaseKeeper:
 
     def update(self, public_ip: IPv4Address, backend_data: Any) -> None:
         """Publish another address or other backend data under the same key, as soon as etcd answers."""
-        with self._lock:
-            self._wanted = replace(self.lease, public_ip=public_ip, backend_data=backend_data)
+        self._wanted = replace(self.lease, public_ip=public_ip, backend_data=backend_data)
         self._wake.set()
 
     def observe(self, snapshot: Snapshot) -> None:
-        """Look after the key when `snapshot` shows it gone or changed; returns at once."""
+        """Look after the key when `snapshot` shows it gone or changed; returns at once.
+
+        A write that failed is tried again too: a snapshot means that etcd answers.
+        """
         mine = self.lease
-        if not any(it.mod_revision == mine.mod_revision and it == mine for it in snapshot.leases):
+        failed = self._look_at < self._renew_at
+        if failed or not any(it.mod_revision == mine.mod_revision and it == mine for it in snapshot.leases):
             self._wake.set()
 
     def stop(self) -> None:
@@ -177,8 +178,7 @@ class LeaseKeeper:
     def _keep(self) -> None:
         """Make our key what it should be; raises LeaseLost, LeaseConflict, EtcdUnavailable, EtcdRefused."""
         mine = self.lease
-        with self._lock:
-            wanted = replace(self._wanted or mine, extra=mine.extra, etcd_lease=mine.etcd_lease)
+        wanted = replace(self._wanted or mine, extra=mine.extra, etcd_lease=mine.etcd_lease)
         item = self._registry.read(mine.key)
         if item is None:
             log.warning("our lease %s is gone from etcd; writing it again", mine.key)
@@ -204,10 +204,8 @@ class LeaseKeeper:
                 f"subnet {mine.subnet} belongs to the node with public IP {held.public_ip} now "
                 f"({mine.key}); ours was {mine.public_ip}"
             )
-        if held.mod_revision == mine.mod_revision or _published(held) in (
-            _published(mine),
-            _published(wanted),
-        ):
+        known = (_published(mine), _published(wanted))
+        if held.mod_revision == mine.mod_revision or _published(held) in known:
             return
         self._contests.append(_now())
         if len(self._contests) == CONTESTS and _now() - self._contests[0] < CONTEST_WINDOW:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 import threading
 from pathlib import Path
@@ -13,6 +14,8 @@ import grpc
 from flannel_ebpf.errors import ConfigError, EtcdUnavailable
 from flannel_ebpf.etcd.session import Session
 from flannel_ebpf.options import EtcdOptions
+
+log = logging.getLogger(__name__)
 
 
 class EtcdClient:
@@ -30,6 +33,8 @@ class EtcdClient:
         self._options = options
         self._targets = tuple(_parse_endpoint(url) for url in options.endpoints)
         self._credentials = _tls_credentials(options)
+        if (options.cafile or options.certfile) and not any(scheme == "https" for scheme, _ in self._targets):
+            log.warning("the TLS files are not used: every one of --etcd-endpoints is http://, none https://")
         self._lock = threading.Lock()
         self._turn = 0
         self._session: Session | None = None
@@ -102,7 +107,7 @@ def _tls_credentials(options: EtcdOptions) -> Any:
         raise ConfigError(missing, "", f"needed together with {given}")
     _check_tls_files(options)
     return grpc.ssl_channel_credentials(
-        _read(options.cafile),
+        _read(options.cafile or ssl.get_default_verify_paths().cafile or ""),
         _read(options.keyfile),
         _read(options.certfile),
     )

@@ -69,7 +69,10 @@ class Watch:
                     return
                 level = logging.WARNING if self._pause < LONGEST_PAUSE else logging.DEBUG
                 log.log(level, "watch of etcd ended, next try in %g s: %s", self._pause, error)
-                session.forget_token() if isinstance(error, EtcdRefused) else self._client.drop(session)
+                if isinstance(error, EtcdRefused):
+                    session.forget_token()
+                else:
+                    self._client.drop(session)
             self.connected = False
             self._stopped.wait(self._pause)
             self._pause = min(self._pause * 2, LONGEST_PAUSE)

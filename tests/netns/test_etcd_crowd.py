@@ -80,21 +80,22 @@ def test_sixteen_subnets_for_twenty_nodes_and_the_others_get_one_when_it_is_free
         assert loser.acquire().subnet == winner.keeper.lease.subnet
 
 
+# beyond the hundred subnets that nodes draw from
 POISON = {
     "": "a directory of old",
     "/": "",
     "/hello": "world",
-    "/10.1.2.0": "{}",
-    "/10.1.2.0-24": "not json",
-    "/10.1.3.0-24": '{"PublicIP":7}',
-    "/10.1.4.0-24": '{"PublicIP":"10.0.0.1","BackendType":[]}',
-    "/10.1.5.0-24": "\x01\x02",
-    "/10.1.6.0-24": "[" * 20_000,
-    "/10.1.7.0-32": '{"PublicIP":"10.0.0.1"}',
-    "/10.1.8.1-24": '{"PublicIP":"10.0.0.1"}',
-    "/300.1.8.0-24": '{"PublicIP":"10.0.0.1"}',
-    "-ebpf/10.1.9.0-24": '{"PublicIP":"10.0.0.1"}',
-    "/10.1.10.0-" + "4" * 5000: '{"PublicIP":"10.0.0.1"}',
+    "/10.1.202.0": "{}",
+    "/10.1.202.0-24": "not json",
+    "/10.1.203.0-24": '{"PublicIP":7}',
+    "/10.1.204.0-24": '{"PublicIP":"10.0.0.1","BackendType":[]}',
+    "/10.1.205.0-24": "\x01\x02",
+    "/10.1.206.0-24": "[" * 20_000,
+    "/10.1.207.0-32": '{"PublicIP":"10.0.0.1"}',
+    "/10.1.208.1-24": '{"PublicIP":"10.0.0.1"}',
+    "/300.1.208.0-24": '{"PublicIP":"10.0.0.1"}',
+    "-ebpf/10.1.209.0-24": '{"PublicIP":"10.0.0.1"}',
+    "/10.1.210.0-" + "4" * 5000: '{"PublicIP":"10.0.0.1"}',
     "/fc00::-64": '{"PublicIP":"10.0.0.1"}',
 }
 

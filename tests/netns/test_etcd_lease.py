@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from etcd_cluster import EtcdCluster, eventually
@@ -15,7 +16,7 @@ from lease_node import CONFIG, PREFIX, LeaseNode, running, vtep
 
 from flannel_ebpf import lease_keeper
 from flannel_ebpf.errors import ConfigError, LeaseConflict, LeaseError
-from flannel_ebpf.etcd import Registry
+from flannel_ebpf.etcd import EtcdClient, Registry
 from flannel_ebpf.lease_keeper import DAY, LeaseKeeper
 from flannel_ebpf.model import Lease
 
@@ -216,6 +217,21 @@ def test_a_new_address_and_vtep_are_written_in_place(etcd: EtcdCluster) -> None:
     assert again.acquire().subnet == first.subnet
 
 
+def test_a_new_address_during_an_outage_is_written_when_etcd_is_back(tmp_path: Path) -> None:
+    with EtcdCluster(tmp_path / "own") as etcd:
+        node = LeaseNode(etcd.options(), 1, retry=60)
+        with running(node):
+            first = node.keeper.lease
+            etcd.kill()
+            node.keeper.update(IPv4Address("192.168.0.200"), vtep(200))
+            time.sleep(1)
+            assert node.keeper.lease == first
+            etcd.start()
+            eventually(lambda: node.keeper.lease != first, 8, "updated long before the next retry")
+            assert node.keeper.lease.public_ip == IPv4Address("192.168.0.200")
+            assert not node.lost
+
+
 def test_stop_keeps_the_lease_and_release_frees_it(etcd: EtcdCluster) -> None:
     node = LeaseNode(etcd.options(), 1)
     lease = node.acquire()
@@ -243,6 +259,51 @@ def test_no_grant_stays_behind_when_a_write_loses(etcd: EtcdCluster) -> None:
     with pytest.raises(LeaseConflict):
         registry.create(Lease(FAR, IPv4Address("2.2.2.2")), ttl=600)
     assert etcd.ctl("lease", "list").split() == before
+
+
+def test_a_write_that_lost_the_race_changes_nothing(etcd: EtcdCluster) -> None:
+    registry = etcd.registry()
+    ours = registry.create(Lease(FAR, IPv4Address("1.1.1.1")), ttl=600)
+    grants = etcd.ctl("lease", "list").split()
+    etcd.ctl("put", KEY, STRANGER)
+    for late in (lambda: registry.rewrite(ours, ttl=600), lambda: registry.delete(ours)):
+        with pytest.raises(LeaseConflict, match=KEY):
+            late()
+        assert value(etcd) == STRANGER
+    assert etcd.ctl("lease", "list").split() == grants
+
+
+def test_a_write_whose_answer_was_lost_is_recognised_as_ours(etcd: EtcdCluster) -> None:
+    """The client repeats a request that a dying connection had already carried."""
+
+    class Repeating(EtcdClient):
+        def ask(self, name: str, request: Any) -> Any:
+            if name == "KV/Txn":
+                super().ask(name, request)
+            return super().ask(name, request)
+
+    registry = Registry(Repeating(etcd.options()), PREFIX)
+    lease = registry.create(Lease(FAR, IPv4Address("1.1.1.1"), "host-gw"), ttl=600)
+    assert in_etcd(registry) == lease
+    lease = registry.rewrite(replace(lease, public_ip=IPv4Address("1.1.1.2")), ttl=600)
+    assert in_etcd(registry) == lease
+    assert registry.reserve(FAR, IPv4Address("1.1.1.2")) == in_etcd(registry)
+    registry.delete(registry.snapshot().leases[0])
+    assert in_etcd(registry) is None
+
+
+def test_a_refused_renewal_is_tried_again(tmp_path: Path) -> None:
+    """The user loses its right to write and gets it back."""
+    with EtcdCluster(tmp_path / "auth") as etcd:
+        node = LeaseNode(etcd.enable_auth(PREFIX), 1, ttl=20, margin=18)
+        with running(node):
+            first = node.keeper.lease
+            etcd.ctl("role", "revoke-permission", "flannel", "--prefix=true", PREFIX)
+            time.sleep(3)
+            assert node.keeper.lease == first
+            etcd.ctl("role", "grant-permission", "flannel", "--prefix=true", "readwrite", PREFIX)
+            eventually(lambda: node.keeper.lease.etcd_lease != first.etcd_lease, 3, "renewed")
+            assert not node.lost
 
 
 def test_a_reservation_is_taken_and_never_gets_a_ttl(etcd: EtcdCluster) -> None:

@@ -215,7 +215,8 @@ def test_a_member_that_lost_its_leader_is_left(three: EtcdCluster) -> None:
 
 
 def test_stop_is_quick_in_every_state(one: EtcdCluster) -> None:
-    for fault in (lambda: None, one.members[0].freeze, one.members[0].kill):
+    faults: list[Callable[[], object]] = [lambda: None, one.members[0].freeze, one.members[0].kill]
+    for fault in faults:
         node = LeaseNode(one.options(), 1)
         if one.members[0].process is None:
             one.start()
