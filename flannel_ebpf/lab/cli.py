@@ -32,7 +32,7 @@ def lab() -> None:
 @click.option("--network", default="10.1.0.0/16", show_default=True, help="The overlay's network.")
 @name_option
 @click.argument("up_args", nargs=-1, type=click.UNPROCESSED)
-def up(  # noqa: PLR0917 - click passes every option by name
+def up(
     nodes: int,
     pods: int,
     backend: str,
