@@ -6,9 +6,11 @@ import ctypes
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from kernel_path import KernelNode
 from node import OTHER_PORT, POD_PORT, UPLINK, UPLINK_MAC, Node
 
 from flannel_ebpf import abi
@@ -21,19 +23,36 @@ def _must(result: int) -> None:
     assert result == 0, os.strerror(ctypes.get_errno())
 
 
-@pytest.fixture(scope="session")
-def namespace() -> Iterator[int]:
-    """Return a descriptor of a fresh network namespace with the uplink and two pod ports in it."""
+@contextmanager
+def new_namespace() -> Iterator[int]:
+    """Enter a fresh network namespace for the block; yield its descriptor, which stays open."""
     with open("/proc/thread-self/ns/net", "rb") as home:
         _must(_libc.unshare(CLONE_NEWNET))
-        made = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         try:
-            for index, name in ((UPLINK, "up0"), (POD_PORT, "pod0"), (OTHER_PORT, "pod1")):
-                mac = ["address", str(UPLINK_MAC)] if index == UPLINK else []
-                command = ["ip", "link", "add", name, "index", str(index), *mac, "type", "veth"]
-                subprocess.run(command, check=True)
+            yield os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         finally:
             _must(_libc.setns(home.fileno(), CLONE_NEWNET))
+
+
+@contextmanager
+def entered(namespace: int) -> Iterator[None]:
+    """Enter a network namespace for the block."""
+    with open("/proc/thread-self/ns/net", "rb") as home:
+        _must(_libc.setns(namespace, CLONE_NEWNET))
+        try:
+            yield
+        finally:
+            _must(_libc.setns(home.fileno(), CLONE_NEWNET))
+
+
+@pytest.fixture(scope="session")
+def namespace() -> Iterator[int]:
+    """Return a descriptor of a network namespace with the uplink and two pod ports in it."""
+    with new_namespace() as made:
+        for index, name in ((UPLINK, "up0"), (POD_PORT, "pod0"), (OTHER_PORT, "pod1")):
+            mac = ["address", str(UPLINK_MAC)] if index == UPLINK else []
+            command = ["ip", "link", "add", name, "index", str(index), *mac, "type", "veth"]
+            subprocess.run(command, check=True)
     yield made
     os.close(made)
 
@@ -41,10 +60,18 @@ def namespace() -> Iterator[int]:
 @pytest.fixture
 def inside(namespace: int) -> Iterator[None]:
     """Run one test in that namespace: test runs find devices by index there."""
-    with open("/proc/thread-self/ns/net", "rb") as home:
-        _must(_libc.setns(namespace, CLONE_NEWNET))
+    with entered(namespace):
         yield
-        _must(_libc.setns(home.fileno(), CLONE_NEWNET))
+
+
+@pytest.fixture(scope="session")
+def kernel_node() -> Iterator[KernelNode]:
+    """Return the kernel's own vxlan path with the same addresses, in a namespace of its own."""
+    with new_namespace() as made:
+        node = KernelNode()
+    yield node
+    node.close()
+    os.close(made)
 
 
 @pytest.fixture(scope="session")

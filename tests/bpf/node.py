@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -25,6 +25,8 @@ GATEWAY_MAC = Mac.parse("02:cc:00:00:00:01")
 
 POD, POD_MAC = IPv4Address("10.1.1.10"), Mac.parse("02:aa:00:00:00:0a")
 OTHER_POD, OTHER_MAC = IPv4Address("10.1.1.11"), Mac.parse("02:aa:00:00:00:0b")
+
+NO_FLAGS = abi.PodFlag(0)
 
 REDIRECT, DROP, KERNEL = 7, 2, 0xFFFFFFFF  # TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC
 XDP_DROP, XDP_PASS = 1, 2
@@ -89,7 +91,14 @@ def remote(number: int) -> Remote:
     )
 
 
+OWN = Remote(OWN_IP, OWN_VTEP, SUBNET, POD)
 PEER, SECOND_PEER, STRANGER = remote(2), remote(3), remote(9)
+
+
+def as_peer(config: abi.Config) -> abi.Config:
+    """Return the same configuration for the node at the other end."""
+    vtep = PEER.vtep if config.backend == abi.Mode.VXLAN else abi.NO_MAC
+    return replace(config, public_ip=PEER.public_ip, subnet=PEER.subnet.network_address, vtep_mac=vtep)
 
 
 @dataclass(frozen=True)
@@ -135,12 +144,13 @@ class Node:
             one.close()
 
     def reset(self) -> None:
-        """Forget everything learned; one peer, its member entry, and one pod remain."""
+        """Forget everything learned; one other node and one pod of this one remain."""
+        this, other = (OWN, PEER) if self.config.public_ip == OWN.public_ip else (PEER, OWN)
         for name in ("fl_peers", "fl_vteps", "fl_pods", "fl_ports", "fl_flows"):
             for key in self.maps[name].items():
                 self.maps[name].delete(key)
-        self.add_peer(PEER, PEER.peer(self.config.backend))
-        self.add_pod(POD)
+        self.add_peer(other, other.peer(self.config.backend))
+        self.add_pod(this.pod)
 
     def add_peer(self, node: Remote, peer: abi.Peer, *, member: bool = True) -> None:
         length = self.config.peer_len or node.subnet.prefixlen
@@ -154,7 +164,7 @@ class Node:
         address: IPv4Address,
         ifindex: int = POD_PORT,
         mac: Mac = POD_MAC,
-        flags: abi.PodFlag = abi.PodFlag(0),
+        flags: abi.PodFlag = NO_FLAGS,
     ) -> None:
         self.maps["fl_pods"].update(
             abi.AddrKey(address).pack(), abi.Pod(ifindex, 0, mac, GATEWAY_MAC, flags).pack()
@@ -232,7 +242,3 @@ class Node:
 
 def flow_key(pod: IPv4Address, far: IPv4Address, pod_port: int, far_port: int, proto: int) -> abi.FlowKey:
     return abi.FlowKey(pod, far, pod_port, far_port, proto)
-
-
-def macs(*groups: Mac) -> Iterable[str]:
-    return map(str, groups)

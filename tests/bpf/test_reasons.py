@@ -26,7 +26,6 @@ from node import (
     SECOND_PEER,
     STRANGER,
     UDP,
-    UPLINK_MAC,
     VXLAN,
     XDP_DROP,
     XDP_PASS,
@@ -34,7 +33,6 @@ from node import (
     flow_key,
 )
 from scapy.layers.inet import ICMP, IP
-from scapy.layers.inet import UDP as UdpHeader
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.sctp import SCTP
