@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -34,8 +35,10 @@ from flannel_ebpf.settings import datapath_settings, open_datapath
 
 log = logging.getLogger(__name__)
 
-PERIOD = 60.0
-"""Seconds between passes that nothing asked for: drift that no event told of ends here."""
+SHORTEST, LONGEST = 1.0, 60.0
+"""Seconds between passes that nothing asked for: they find what makes no event (sysctls, maps, pins)."""
+SHARE = 0.003
+"""Part of one CPU that such passes may take: the larger the cluster, the rarer they are."""
 FIRST_RETRY, LONGEST_RETRY = 0.2, 10.0
 """Seconds after a pass with failures, doubling."""
 
@@ -79,6 +82,7 @@ class Daemon:
         self._ready = False
         self._last: Outcome | None = None
         self._retry = FIRST_RETRY
+        self._problems: set[str] = set()
         self._said: frozenset[str] = frozenset()
 
     def run(self) -> None:
@@ -134,14 +138,17 @@ class Daemon:
         stack.callback(watch.stop)
         watch.start()
         overlay = backend_of(node.config).overlay_name(node.config)
-        stack.enter_context(KernelMonitor(self._wake.set, overlay, (kernel.netlink.port,)))
+        stack.enter_context(KernelMonitor(self._wake.set, overlay, kernel.ports))
         while not self._stop.is_set():
-            delay = PERIOD
+            delay = LONGEST
             view = cluster.view
             if view.leases:
-                node = self._follow_uplink(node, keeper)
+                begun = time.thread_time()
+                self._problems = set()
+                node = self._follow_uplink(node, keeper, kernel)
                 outcome = self._pass(node, view, reconciler, relay)
-                delay = self._settle(node, outcome)
+                cost = time.thread_time() - begun
+                delay = self._settle(node, outcome) or min(max(cost / SHARE, SHORTEST), LONGEST)
                 self._last = outcome
                 report.write(node, keeper.lease, view, outcome)
             self._wake.wait(delay)
@@ -161,27 +168,34 @@ class Daemon:
         self._stack.enter_context(server)
 
     def _pass(self, node: Node, view: View, reconciler: Reconciler, relay: RelaySide) -> Outcome:
-        subnet_env.update(self._options.subnet_file, _environment(node, self._options))
+        try:
+            subnet_env.update(self._options.subnet_file, _environment(node, self._options))
+        except ConfigError as error:
+            self._problems.add(str(error))  # flanneld, too, goes on without its file
         try:
             relay.run(node, view.leases, accelerated=reconciler.accelerates)
             return reconciler.run(node, view.leases, may_delete=view.may_remove)
         except KernelError as error:
             return Outcome(errors=[error])
 
-    def _follow_uplink(self, node: Node, keeper: LeaseKeeper) -> Node:
-        """Return the node with its uplink as it is now; a new address is published under the same subnet."""
+    def _follow_uplink(self, node: Node, keeper: LeaseKeeper, kernel: KernelNetwork) -> Node:
+        """Return the node with its uplink as it is now; a new address is published under the same subnet.
+
+        An uplink that the options no longer find, because it was renamed, is followed by its index.
+        """
         try:
             uplink, public_ip = choose_uplink(self._options, node.config)
         except ConfigError as error:
-            self._say({f"uplink {node.uplink.name} is kept as it was: {error}"})
-            return node
+            renamed = kernel.links.uplink_by_index(node.uplink.ifindex, node.uplink.ip)
+            self._problems.add(f"uplink {(renamed or node.uplink).name} is kept: {error}")
+            return replace(node, uplink=renamed or node.uplink)
         if public_ip != node.public_ip:
             log.warning("public IP changes from %s to %s", node.public_ip, public_ip)
             keeper.update(public_ip, lease_data(node.config, node.vtep_mac)[1])
         return replace(node, uplink=uplink, public_ip=public_ip)
 
     def _settle(self, node: Node, outcome: Outcome) -> float:
-        """Log what a pass did and return the seconds until the next one."""
+        """Log what a pass did; return the seconds until it must be tried again, 0 when all is right."""
         if outcome.writes:
             log.info(
                 "%d changes made: %d peers, %d pods, %s",
@@ -190,7 +204,7 @@ class Daemon:
                 outcome.pods,
                 "BPF" if outcome.accelerated else "kernel path",
             )
-        problems = {str(error) for error in outcome.errors}
+        problems = self._problems | {str(error) for error in outcome.errors}
         problems |= {f"lease {one.key} is skipped: {one.why}" for one in outcome.skipped}
         if outcome.why_not:
             problems.add(f"no BPF on this host, packets take the kernel path: {outcome.why_not}")
@@ -203,7 +217,7 @@ class Daemon:
             self._ready = True
             notify.ready()
             log.info("ready: subnet %s, MTU in %s", node.subnet, self._options.subnet_file)
-        return PERIOD
+        return 0.0
 
     def _say(self, problems: set[str]) -> None:
         """Log each problem when it appears, not on every pass."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from types import TracebackType
@@ -40,8 +41,10 @@ class Datapath:
         self._entries = {"fl_flows": flow_entries}
         self._xdp = xdp
         self._loaded: Loaded | None = None
+        self._config: abi.Config | None = None
         self._maps: dict[str, Map] = {}
         self._programs: dict[str, Program] = {}
+        self._pinned: dict[Path, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -55,29 +58,44 @@ class Datapath:
         """Give back every descriptor."""
         for one in (*self._maps.values(), *self._programs.values()):
             one.close()
-        self._maps, self._programs, self._loaded = {}, {}, None
+        self._maps, self._programs, self._pinned, self._loaded = {}, {}, {}, None
 
     def load(self, config: abi.Config) -> Loaded:
         """Have programs with these constants pinned, loading them if they are not.
 
+        Programs in use whose pins somebody removed are pinned again, and nothing attached is touched.
         Raises BpfUnavailable, VerifierRejected, AbiMismatch.
         """
+        if self._loaded and self._config == config:
+            return replace(self._loaded, changed=self._pin_again())
         request = LoadRequest(
             self._network, config, self._entries, xdp=self._xdp, root=self._root, objects=self._objects
         )
         loaded = ensure_loaded(request)
-        if self._loaded is None or (loaded.maps, loaded.programs) != (
-            self._loaded.maps,
-            self._loaded.programs,
-        ):
-            self.close()
-            self._maps = {path.name: Map.open(path) for path in loaded.maps.iterdir()}
-            self._programs = {
-                path.name: Program.open(path) for folder in loaded.folders for path in folder.iterdir()
-            }
-            log.info("programs of %s are in use, on the maps of %s", _names(loaded.folders), loaded.maps)
-        self._loaded = loaded
+        self.close()
+        self._maps = {path.name: Map.open(path) for path in loaded.maps.iterdir()}
+        self._programs = {
+            path.name: Program.open(path) for folder in loaded.folders for path in folder.iterdir()
+        }
+        self._loaded, self._config = loaded, config
+        self._pinned = {path: path.stat().st_ino for path in self._held()}
+        log.info("programs of %s are in use, on the maps of %s", _names(loaded.folders), loaded.maps)
         return loaded
+
+    def _held(self) -> dict[Path, Map | Program]:
+        """Return every object by the path where it is pinned, or should be."""
+        every: list[Map | Program] = [*self._maps.values(), *self._programs.values()]
+        return {Path(one.name): one for one in every}
+
+    def _pin_again(self) -> bool:
+        lost = [(path, one) for path, one in self._held().items() if self._pinned[path] != _inode(path)]
+        for path, one in lost:
+            log.warning("%s was unpinned by somebody, pinning it again", path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            one.pin(path)
+            self._pinned[path] = _inode(path)
+        return bool(lost)
 
     def read(self) -> list[MapEntry]:
         """Return every entry of the maintained maps."""
@@ -140,3 +158,11 @@ class Datapath:
 
 def _names(folders: Iterable[Path]) -> str:
     return " and ".join(str(folder) for folder in folders)
+
+
+def _inode(path: Path) -> int:
+    """Return what tells a pin from another one under its name, 0 when there is none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0

@@ -96,7 +96,7 @@ class Reconciler:
         ports = self._links.pod_ports(node.subnet)
         loaded, why_not = self._load(node, peers)
         failures: list[Failure] = []
-        writes = 0
+        writes = 1 if loaded and loaded.changed else 0
         for _ in range(ROUNDS):
             wanted = [*backend.objects(node, peers), *self._firewall.wanted(node)]
             entries: list[MapEntry] = []

@@ -185,7 +185,7 @@ class _Teardown:
         failed = Rules().apply(rules) + kernel.apply([op for op in ops if op not in rules], scope)
         self._failures += [str(one.error) for one in failed]
 
-    def _hand_over(self, found: set[Object]) -> list[Op]:
+    def _hand_over(self, found: Iterable[Object]) -> list[Op]:
         """Return what turns our routes into flanneld's own, and remember that they were ours."""
         ours = [one for one in found if isinstance(one, Route) and one.protocol == ROUTE_PROTOCOL]
         before.remember_routes(self._options.state_dir, self._network, [route.dst for route in ours])

@@ -205,8 +205,10 @@ class Map(_Descriptor):
                     raise
                 done, out = True, error.attr
             found = struct.unpack_from("=I", out, 32)[0]
+            names, contents, size = keys.raw, values.raw, self._slot  # raw copies the whole buffer each time
             for index in range(found):
-                yield keys.raw[index * key_size :][:key_size], values.raw[index * self._slot :][: self._slot]
+                at, place = index * key_size, index * size
+                yield names[at : at + key_size], contents[place : place + size]
             if done:
                 return
             start = ctypes.addressof(token)
