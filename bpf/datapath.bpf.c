@@ -290,7 +290,7 @@ static __always_inline enum fl_reason parse_learning(struct __sk_buff *skb, __u3
 {
 	void *end;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP))
+	if (offset && skb->protocol != bpf_htons(ETH_P_IP)) /* without a link layer, the version says it */
 		return FL_NOT_IPV4;
 	if (!readable_ipv4(skb, offset, data, &end))
 		return FL_TRUNCATED;
