@@ -25,20 +25,22 @@ from flannel_ebpf.health import HealthServer
 from flannel_ebpf.join import Stopped, choose_uplink, lease_data, persist, read_config, take_lease
 from flannel_ebpf.kernel.monitor import KernelMonitor
 from flannel_ebpf.kernel.network import KernelNetwork
+from flannel_ebpf.kernel.rules_monitor import RulesMonitor
 from flannel_ebpf.lease_keeper import LeaseKeeper
 from flannel_ebpf.lock import network_lock
 from flannel_ebpf.options import Options
 from flannel_ebpf.reconcile import Outcome, Reconciler
 from flannel_ebpf.relay_side import RelaySide
 from flannel_ebpf.report import Report
+from flannel_ebpf.rules import Tool
 from flannel_ebpf.settings import datapath_settings, open_datapath
 
 log = logging.getLogger(__name__)
 
-SHORTEST, LONGEST = 1.0, 60.0
-"""Seconds between passes that nothing asked for: they find what makes no event (sysctls, maps, pins)."""
+SHORTEST = 1.0
+"""Seconds at least between passes that nothing asked for; they find what makes no event."""
 SHARE = 0.003
-"""Part of one CPU that such passes may take: the larger the cluster, the rarer they are."""
+"""Part of one CPU that such passes may take: the larger the cluster, the rarer they are (60 s at most)."""
 FIRST_RETRY, LONGEST_RETRY = 0.2, 10.0
 """Seconds after a pass with failures, doubling."""
 
@@ -112,26 +114,16 @@ class Daemon:
             raise self._lost
 
     def _keep(self, node: Node, keeper: LeaseKeeper, registry: Registry, client: EtcdClient) -> None:
+        """Reconcile on every event, after every failure, and as often as it is cheap."""
         options, stack = self._options, self._stack
         kernel = stack.enter_context(KernelNetwork())
-        bpf, caps, why_not = open_datapath(options, node.config)
-        if bpf:
-            stack.enter_context(bpf)
-        reconciler = Reconciler(
-            kernel,
-            Firewall(options, "nftables" if node.config.enable_nftables else "iptables"),
-            bpf,
-            datapath_settings(options, caps),
-            options.bpf_pin_root,
-            lambda old: remember_sysctl(options.state_dir, node.config.network, old.path, old.value),
-            why_not,
-            required=options.datapath == "ebpf",
-        )
+        tool: Tool = "nftables" if node.config.enable_nftables else "iptables"
+        firewall = Firewall(options, tool, self._wake.set)
+        reconciler = self._reconciler(node, kernel, firewall)
         relay = RelaySide(options, self._wake.set)
         report = Report(options.state_dir, options.datapath)
         self._serve_metrics(node.config)
-        programmed = reconciler.programmed(node)
-        cluster = Cluster(registry, keeper, options.wipe_grace, programmed, self._wake.set)
+        cluster = Cluster(registry, keeper, options.wipe_grace, reconciler.programmed(node), self._wake.set)
         stack.callback(cluster.stop)
         cluster.start()
         watch = Watch(client, registry.watched, cluster.wake)
@@ -139,8 +131,9 @@ class Daemon:
         watch.start()
         overlay = backend_of(node.config).overlay_name(node.config)
         stack.enter_context(KernelMonitor(self._wake.set, overlay, kernel.ports))
+        stack.enter_context(RulesMonitor(firewall.changed))
         while not self._stop.is_set():
-            delay = LONGEST
+            delay = firewall.lifetime
             view = cluster.view
             if view.leases:
                 begun = time.thread_time()
@@ -148,11 +141,27 @@ class Daemon:
                 node = self._follow_uplink(node, keeper, kernel)
                 outcome = self._pass(node, view, reconciler, relay)
                 cost = time.thread_time() - begun
-                delay = self._settle(node, outcome) or min(max(cost / SHARE, SHORTEST), LONGEST)
+                delay = self._settle(node, outcome) or min(max(cost / SHARE, SHORTEST), delay)
                 self._last = outcome
                 report.write(node, keeper.lease, view, outcome)
             self._wake.wait(delay)
             self._wake.clear()
+
+    def _reconciler(self, node: Node, kernel: KernelNetwork, firewall: Firewall) -> Reconciler:
+        options = self._options
+        bpf, caps, why_not = open_datapath(options, node.config)
+        if bpf:
+            self._stack.enter_context(bpf)
+        return Reconciler(
+            kernel,
+            firewall,
+            bpf,
+            datapath_settings(options, caps),
+            options.bpf_pin_root,
+            lambda old: remember_sysctl(options.state_dir, node.config.network, old.path, old.value),
+            why_not,
+            required=options.datapath == "ebpf",
+        )
 
     def _serve_metrics(self, config: NetworkConfig) -> None:
         """Answer /metrics on the address that was asked for, if any."""

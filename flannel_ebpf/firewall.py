@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from ipaddress import IPv4Network
 
 from flannel_ebpf.backends import Node
 from flannel_ebpf.kernel.network import Failure
-from flannel_ebpf.kernel.rules import Rules, supports_random_fully
+from flannel_ebpf.kernel.rules import Rules, is_legacy, supports_random_fully
 from flannel_ebpf.objects import Object, Ruleset
 from flannel_ebpf.options import Options
 from flannel_ebpf.plan import Op
 from flannel_ebpf.rules import Tool, ruleset
 
+LONGEST = 60.0
+"""Seconds for which rules count that were read, even if nobody tells of a change."""
+
 
 class Firewall:
     """Masquerade and forward rules, as the options and the network config ask for them.
 
-    Reading rules runs a program, so what was read counts for `--iptables-resync` seconds unless we changed
-    it since.
+    Reading rules runs programs, so what was read counts until `changed` is called; with iptables-legacy,
+    whose changes nobody hears of, for `--iptables-resync` seconds.
     """
 
-    def __init__(self, options: Options, tool: Tool) -> None:
+    def __init__(self, options: Options, tool: Tool, wake: Callable[[], None]) -> None:
         self._options = options
         self._tool = tool
+        self._wake = wake
         self._rules = Rules()
         self._seen: frozenset[Object] = frozenset()
         self._read_at = float("-inf")
+        self._changed = threading.Event()
+        self.lifetime = float(options.iptables_resync) if is_legacy() else LONGEST
 
     def wanted(self, node: Node) -> list[Object]:
         """Return the rules that should be there: none or one set."""
@@ -45,14 +52,20 @@ class Firewall:
 
     def read(self, network: IPv4Network) -> frozenset[Object]:
         """Return this network's rules, of either tool; raises KernelError."""
-        if time.monotonic() - self._read_at >= self._options.iptables_resync:
+        if self._changed.is_set() or time.monotonic() - self._read_at >= self.lifetime:
+            self._changed.clear()
             self._seen = frozenset(self._rules.read(network))
             self._read_at = time.monotonic()
         return self._seen
 
+    def changed(self) -> None:
+        """Have the kernel asked again, in a pass of its own; may be called from another thread."""
+        self._changed.set()
+        self._wake()
+
     def apply(self, ops: Sequence[Op]) -> list[Failure]:
         """Carry out operations on rule sets; return those that failed."""
-        self._read_at = float("-inf")
+        self._changed.set()
         return self._rules.apply([op for op in ops if isinstance(op.obj, Ruleset)])
 
     @cached_property

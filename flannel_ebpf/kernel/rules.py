@@ -64,6 +64,14 @@ class Rules:
         return failures
 
 
+def is_legacy() -> bool:
+    """Say whether iptables is of the legacy kind, of whose changes the kernel tells nobody."""
+    try:
+        return "legacy" in _run(["iptables", "--version"])
+    except KernelError:  # without the tool nobody changes its rules
+        return False
+
+
 def supports_random_fully(tool: Tool) -> bool:
     """Say whether the installed tool can give masqueraded connections random ports."""
     if tool == "iptables":
