@@ -241,6 +241,8 @@ static __always_inline enum fl_reason from_udp(struct __sk_buff *skb)
 		return FL_TRUNCATED;
 	outer = data + FL_ETH_LEN;
 	ip = (void *)(outer + 1);
+	if (skb->gso_size && bpf_ntohs(ip->tot_len) != skb->len - FL_UDP_INNER)
+		return FL_GSO; /* several datagrams of a relay in one piece: nothing has cut them on the way */
 	peer = find_peer(ip->saddr);
 	reason = check_peer_source(peer, outer->ip.saddr, ip->saddr);
 	if (reason)

@@ -45,7 +45,7 @@ class RelaySide:
             mtu=udp.mtu(node.config, node.uplink),
             address=node.subnet.network_address,
             network=node.config.network,
-            source_check=self._options.source_check == "drop",
+            source_check=self._options.source_check,
             batch=not accelerated,
         )
         if self._relay is None or spec != self._spec:

@@ -44,7 +44,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--address", type=IPv4Address, required=True, help="own subnet's network address")
     parser.add_argument("--network", type=IPv4Network, required=True, help="the whole overlay network")
     parser.add_argument("--peers", type=Path, required=True, help="JSON file: subnet to public address")
-    parser.add_argument("--source-check", choices=("on", "off"), default="on", help="believe members only")
+    parser.add_argument(
+        "--source-check", choices=("drop", "count", "off"), default="drop", help="packets of a wrong source"
+    )
     parser.add_argument("--batch", choices=("on", "off"), default="on", help="UDP_SEGMENT and UDP_GRO")
     parser.add_argument("--queues", type=int, default=1, help="TUN queues, each with two processes")
     parser.add_argument("--status", type=Path, help="file for the counters")
@@ -100,7 +102,7 @@ def _loops(
         batch=options.batch == "on" and _can_batch(sock),
     )
     from_peers = FromPeers(
-        queue, sock, table, rows[1], mtu=options.mtu, source_check=options.source_check == "on"
+        queue, sock, table, rows[1], mtu=options.mtu, source_check=options.source_check
     )
     return [to_peers.run, from_peers.run]
 

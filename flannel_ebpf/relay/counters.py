@@ -3,7 +3,8 @@
     u64 pid of the relay (0 until it is ready), u64 rows,
     then per worker one row of u64 in the order of NAMES; host byte order
 
-Every packet the relay takes from the TUN or the socket is counted once, under one `tx_` or `rx_` name.
+Every packet the relay takes from the TUN or the socket is counted once, under one `tx_` or `rx_` name; with
+`--source-check=count` one of a wrong source counts as that and as what became of it.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from io import FileIO
 from ipaddress import IPv4Address
 
+from flannel_ebpf.options import SourceCheckChoice
 from flannel_ebpf.relay.counters import INDEX
 from flannel_ebpf.relay.packet import IPV4_MIN, decrease_ttl, net_unreachable
 from flannel_ebpf.relay.peers import PeerTable
@@ -166,7 +167,7 @@ class ToPeers:
 
 
 class FromPeers:
-    """UDP -> TUN for one queue. `row` are this worker's counters."""
+    """UDP -> TUN for one queue. `row` are this worker's counters, `source_check` the option of that name."""
 
     def __init__(
         self,
@@ -176,14 +177,15 @@ class FromPeers:
         row: memoryview,
         *,
         mtu: int,
-        source_check: bool,
+        source_check: SourceCheckChoice,
     ) -> None:
         self._tun = tun
         self._sock = sock
         self._table = table
         self._row = row
         self._mtu = mtu
-        self._source_check = source_check
+        self._check = source_check != "off"
+        self._drop = source_check == "drop"
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
 
@@ -199,11 +201,14 @@ class FromPeers:
 
     def deliver(self, sender: str, length: int, segment: int) -> None:
         """Take the first `length` bytes of the buffer as datagrams of `segment` bytes from `sender`."""
-        if self._source_check and not self._table.is_member(sender):
+        check = self._check
+        if check and not self._table.is_member(sender):
             self._row[INDEX["rx_not_member"]] += -(-length // segment) or 1
-            return
+            if self._drop:
+                return
+            check = False
         buffer, view, mtu, write = self._buffer, self._view, self._mtu, self._tun.write
-        unpack, senders, check = _HEADER.unpack_from, self._table.senders, self._source_check
+        unpack, senders = _HEADER.unpack_from, self._table.senders
         delivered = octets = 0
         for offset in range(0, length or 1, segment):
             size = min(segment, length - offset)
@@ -213,7 +218,7 @@ class FromPeers:
                 or ttl <= 1
                 or not 0x45 <= version < 0x50
                 or not IPV4_MIN <= total <= size <= mtu
-            ) and not self._second_look(sender, offset, size):
+            ) and not self._second_look(sender, offset, size, check):
                 continue
             high = buffer[offset + 10]
             if high < 0xFE:  # decrease_ttl without its call
@@ -231,7 +236,7 @@ class FromPeers:
         self._row[_RX_DELIVERED] += delivered
         self._row[_RX_BYTES] += octets
 
-    def _second_look(self, sender: str, offset: int, size: int) -> bool:
+    def _second_look(self, sender: str, offset: int, size: int, check: bool) -> bool:
         """Say whether the packet may go on; else count it."""
         version, total, ttl, src, _ = _HEADER.unpack_from(self._buffer, offset)
         if size < IPV4_MIN or not 0x45 <= version < 0x50 or total < IPV4_MIN:
@@ -240,12 +245,14 @@ class FromPeers:
             refusal = "rx_oversize"
         elif total > size:
             refusal = "rx_truncated"
-        elif self._source_check and not self._table.may_send(sender, src):
-            refusal = "rx_foreign_source"
-        elif ttl <= 1:
-            refusal = "rx_ttl"
         else:
-            return True
+            if check and not self._table.may_send(sender, src):
+                self._row[INDEX["rx_foreign_source"]] += 1
+                if self._drop:
+                    return False
+            if ttl > 1:
+                return True
+            refusal = "rx_ttl"
         self._row[INDEX[refusal]] += 1
         return False
 

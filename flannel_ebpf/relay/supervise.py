@@ -27,6 +27,7 @@ from typing import Literal
 
 from flannel_ebpf.errors import KernelError
 from flannel_ebpf.kernel import tun
+from flannel_ebpf.options import SourceCheckChoice
 from flannel_ebpf.relay import counters
 from flannel_ebpf.relay.peers import encode
 
@@ -55,7 +56,7 @@ class RelaySpec:
     mtu: int
     address: IPv4Address
     network: IPv4Network
-    source_check: bool = True
+    source_check: SourceCheckChoice = "drop"
     batch: bool = True
     queues: int = 1
 
@@ -68,7 +69,7 @@ class RelaySpec:
             "mtu": self.mtu,
             "address": self.address,
             "network": self.network,
-            "source-check": "on" if self.source_check else "off",
+            "source-check": self.source_check,
             "batch": "on" if self.batch else "off",
             "queues": self.queues,
             "peers": self.folder / "peers.json",

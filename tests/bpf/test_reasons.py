@@ -472,6 +472,22 @@ FROM_PEER = [
     Case("udp", "fl_from_peer", udp_tunnel(), Reason.FAST_UDP, config=UDP),
     Case("udp, TTL 2", "fl_from_peer", udp_tunnel(packet(PEER.pod, POD, ttl=2)), Reason.TTL, config=UDP),
     Case("udp, TTL 3", "fl_from_peer", udp_tunnel(packet(PEER.pod, POD, ttl=3)), Reason.FAST_UDP, config=UDP),
+    Case(
+        "udp, a relay's datagrams in one piece",
+        "fl_from_peer",
+        udp_tunnel(Raw(2 * bytes(packet(PEER.pod, POD)))),
+        Reason.GSO,
+        config=UDP,
+        skb={"gso_size": len(packet(PEER.pod, POD)), "gso_segs": 2},
+    ),
+    Case(
+        "udp, such a piece of whom we do not know",
+        "fl_from_peer",
+        udp_tunnel(Raw(2 * bytes(packet(PEER.pod, POD))), sender=STRANGER),
+        Reason.GSO,
+        config=UDP,
+        skb={"gso_size": len(packet(PEER.pod, POD)), "gso_segs": 2},
+    ),
     Case("udp, short", "fl_from_peer", udp_tunnel(Raw(bytes(12))), Reason.TRUNCATED, config=UDP),
     Case("udp, no member", "fl_from_peer", udp_tunnel(sender=STRANGER), Reason.DROP_NOT_MEMBER, config=UDP),
 ]

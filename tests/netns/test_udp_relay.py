@@ -159,7 +159,7 @@ def test_source_check(relay: Relay, tmp_path: Path, app: socket.socket) -> None:
     with closing(lab.udp_socket(PEER, lab.STRANGER, 8285)) as stranger:
         stranger.sendto(lab.inner(), (lab.NODE, 8285))
         lab.eventually(lambda: relay.status()["rx_not_member"] == 1)
-        open_to_all = Relay(lab.spec(tmp_path, source_check=False))
+        open_to_all = Relay(lab.spec(tmp_path, source_check="off"))
         with lab.inside(NODE):
             assert open_to_all.ensure_running() == "replaced"
         stranger.sendto(lab.inner(), (lab.NODE, 8285))

@@ -95,7 +95,7 @@ def to_peers(tun: Tun, sock: Socket, counters: memoryview, batch: bool = True) -
     return made(tun, sock, peer_table(), counters, mtu=MTU, port=8285, address=address, batch=batch)
 
 
-def from_peers(tun: Tun, counters: memoryview, source_check: bool = True) -> FromPeers:
+def from_peers(tun: Tun, counters: memoryview, source_check: str = "drop") -> FromPeers:
     made: Any = FromPeers
     return made(tun, None, peer_table(), counters, mtu=MTU, source_check=source_check)
 
@@ -211,8 +211,24 @@ def test_strangers_are_not_believed_unless_told_so() -> None:
     deliver(from_peers(tun, counters), "192.0.2.66", [datagram] * 3)
     deliver(from_peers(tun, counters), "192.0.2.66", [b""])
     assert counted(counters) == {"rx_not_member": 4}
-    deliver(from_peers(tun, counters, source_check=False), "192.0.2.66", [datagram])
+    deliver(from_peers(tun, counters, source_check="off"), "192.0.2.66", [datagram])
     assert tun.written == [forwarded(datagram)]
+
+
+def test_source_check_that_only_counts_lets_everybody_in() -> None:
+    known, foreign = packet("10.1.5.2", src="10.1.6.2"), packet("10.1.5.2", src="10.1.9.2")
+    tun, counters = Tun(), row()
+    relay = from_peers(tun, counters, source_check="count")
+    deliver(relay, "192.0.2.6", [known, foreign, packet("10.1.5.2", src="10.1.9.2", ttl=1)])
+    deliver(relay, "192.0.2.66", [foreign])
+    assert tun.written == [forwarded(known), forwarded(foreign), forwarded(foreign)]
+    assert counted(counters) == {
+        "rx_delivered": 3,
+        "rx_bytes": 180,
+        "rx_foreign_source": 2,
+        "rx_not_member": 1,
+        "rx_ttl": 1,
+    }
 
 
 def test_tun_that_is_down_is_counted() -> None:
@@ -222,8 +238,8 @@ def test_tun_that_is_down_is_counted() -> None:
     assert counted(counters) == {"rx_error": 2}
 
 
-@given(st.binary(max_size=2000), st.integers(1, 2000), st.booleans())
-def test_junk_counts_once_per_datagram_and_never_raises(junk: bytes, segment: int, check: bool) -> None:
+@given(st.binary(max_size=2000), st.integers(1, 2000), st.sampled_from(["drop", "off"]))
+def test_junk_counts_once_per_datagram_and_never_raises(junk: bytes, segment: int, check: str) -> None:
     tun, counters = Tun(), row()
     relay = from_peers(tun, counters, check)
     relay._view[: len(junk)] = junk
