@@ -1,0 +1,192 @@
+"""Traffic that notices every lost packet, and waiting with a deadline: for the tests of a node's life."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from flannel_ebpf.lab import Node, Pod
+
+PORT = 7001
+RATE = 1000
+
+_RECEIVER = """
+import json, signal, socket, struct, sys, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)
+sock.bind(("0.0.0.0", int(sys.argv[1])))
+seen, gap, last = set(), 0.0, None
+def end(*_):
+    missing = sorted(set(range(max(seen, default=-1) + 1)) - seen)
+    print(json.dumps({"received": len(seen), "gap": gap, "missing": missing[:50]}), flush=True)
+    raise SystemExit
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+while True:
+    data = sock.recv(100)
+    now = time.monotonic()
+    gap = max(gap, now - (last or now))
+    last = now
+    seen.add(struct.unpack("!I", data[:4])[0])
+"""
+
+_SENDER = """
+import signal, socket, struct, sys, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.connect((sys.argv[1], int(sys.argv[2])))
+rate, number, refused, going = int(sys.argv[3]), 0, 0, True
+def end(*_):
+    global going
+    going = False
+signal.signal(signal.SIGTERM, end)
+start = time.monotonic()
+while going:
+    if number > (time.monotonic() - start) * rate:
+        time.sleep(0.0005)
+        continue
+    try:
+        sock.send(struct.pack("!I", number) + bytes(60))
+    except OSError:
+        refused += 1
+    number += 1
+print(number, refused, flush=True)
+"""
+
+_ECHO = """
+import socket, sys
+server = socket.create_server(("0.0.0.0", int(sys.argv[1])))
+print("ready", flush=True)
+peer, _ = server.accept()
+peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+while data := peer.recv(4096):
+    peer.sendall(data)
+"""
+
+_ASKER = """
+import json, signal, socket, sys, time
+sock = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20)
+sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+going, longest, answers = True, 0.0, 0
+def end(*_):
+    global going
+    going = False
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+while going:
+    begun = time.monotonic()
+    sock.sendall(bytes(200))
+    left = 200
+    while left:
+        left -= len(sock.recv(left)) or sys.exit("closed")
+    longest = max(longest, time.monotonic() - begun)
+    answers += 1
+    time.sleep(0.005)
+print(json.dumps({"answers": answers, "longest": longest}), flush=True)
+"""
+
+
+@dataclass
+class Delivery:
+    """What became of a stream: packets sent and lost, the longest time in which none came."""
+
+    sent: int = 0
+    lost: int = 0
+    gap: float = 0.0
+    missing: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Chat:
+    """What became of a TCP connection: answers, and the longest wait for one, in seconds."""
+
+    answers: int = 0
+    longest: float = 0.0
+
+
+def _start(pod: Pod, code: str, *arguments: object) -> subprocess.Popen[str]:
+    return pod.popen([sys.executable, "-c", code, *map(str, arguments)])
+
+
+def _ready(process: subprocess.Popen[str]) -> None:
+    assert process.stdout
+    line = process.stdout.readline()
+    assert line == "ready\n", line + process.stdout.read()
+
+
+def _end(process: subprocess.Popen[str]) -> str:
+    process.send_signal(signal.SIGTERM)
+    return process.communicate(timeout=10)[0]
+
+
+@contextmanager
+def stream(source: Pod, target: Pod, port: int = PORT, rate: int = RATE) -> Iterator[Delivery]:
+    """Send numbered UDP packets at `rate` a second during the block; the delivery is filled in at its end."""
+    result = Delivery()
+    receiver = _start(target, _RECEIVER, port)
+    try:
+        _ready(receiver)
+        sender = _start(source, _SENDER, target.ip, port, rate)
+        try:
+            time.sleep(0.5)  # part of the stream, so that flows are admitted before anything is done to them
+            yield result
+            time.sleep(0.3)
+        finally:
+            said = _end(sender)
+        result.sent = int(said.split()[0])
+        time.sleep(0.2)
+    finally:
+        found = json.loads(_end(receiver))
+    result.lost, result.gap = result.sent - found["received"], found["gap"]
+    result.missing = found["missing"]
+
+
+@contextmanager
+def chat(source: Pod, target: Pod, port: int = PORT) -> Iterator[Chat]:
+    """Ask and answer over one TCP connection during the block; the chat is filled in at its end."""
+    result = Chat()
+    server = _start(target, _ECHO, port)
+    try:
+        _ready(server)
+        asker = _start(source, _ASKER, target.ip, port)
+        try:
+            _ready(asker)
+            yield result
+        finally:
+            said = _end(asker)
+        found = json.loads(said)
+        result.answers, result.longest = found["answers"], found["longest"]
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def until(done: Callable[[], object], what: str, deadline: float = 5.0) -> float:
+    """Wait until `done` says yes and return how many seconds that took; fail after `deadline` seconds."""
+    begun = time.monotonic()
+    while not done():
+        assert time.monotonic() - begun < deadline, f"not within {deadline:g} s: {what}"
+        time.sleep(0.01)
+    return time.monotonic() - begun
+
+
+def said(node: Node, words: str, since: int = 0) -> bool:
+    """Whether the daemon's log says `words` after its first `since` characters."""
+    return words in node.daemon_log()[since:]
+
+
+def restart(node: Node, *extra_args: str, kill: bool = False) -> str:
+    """Stop or kill the daemon, start it again, and return what it logged until it was ready."""
+    mark = len(node.daemon_log())
+    if kill:
+        node.kill_daemon()
+    else:
+        node.stop_daemon()
+    node.start_daemon(extra_args)
+    until(lambda: said(node, "ready: subnet", mark), f"{node.name} ready again", 20.0)
+    return node.daemon_log()[mark:]

@@ -1,0 +1,140 @@
+"""A daemon may die, come back, and come back as another one: packets do not notice."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from life import chat, restart, stream, until
+
+from flannel_ebpf.abi import Hook, Reason
+from flannel_ebpf.lab import Lab, Node
+from flannel_ebpf.lab.counters import reasons
+from flannel_ebpf.loader import OBJECTS
+
+log = logging.getLogger(__name__)
+MakeLab = Callable[..., Lab]
+FAST = (Hook.FROM_POD, Reason.FAST_VXLAN)
+DROP_INVALID = ["iptables", "-I", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"]
+LONG = bool(os.environ.get("FLANNEL_TEST_LONG"))
+
+
+@pytest.fixture(scope="module", params=["flows", "subnets"] if LONG else ["flows"])
+def lab(request: pytest.FixtureRequest, make_shared_lab: MakeLab) -> Lab:
+    """Two nodes with kube-proxy's rule against packets that conntrack cannot place."""
+    lab = make_shared_lab(datapath="ebpf", fastpath=request.param, extra_up_args=("--revalidate=1",))
+    for node in lab.nodes:
+        node.run(DROP_INVALID)
+    return lab
+
+
+@pytest.fixture(autouse=True)
+def settled(lab: Lab) -> None:
+    """Each test begins with both daemons as the lab started them."""
+    for node in lab.nodes:
+        if node.daemon is None:
+            node.start_daemon()
+    lab.wait_attached()
+
+
+def newest(folder: Path, kind: str) -> set[str]:
+    return {path.name for path in folder.rglob(f"{kind}-*")}
+
+
+def attached(node: Node) -> set[int]:
+    """The programs that stand on the node's hooks, by the kernel's id."""
+    shown = subprocess.run(
+        ["nsenter", f"--net=/run/netns/{node.ns}", "bpftool", "-j", "net", "show"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return {hook["id"] for hook in json.loads(shown.stdout)[0]["tc"]}
+
+
+def test_a_killed_daemon_costs_no_packet_and_its_successor_changes_nothing(lab: Lab) -> None:
+    node = lab.node("n1")
+    before, carried = attached(node), reasons(node)[FAST]
+    with (
+        stream(lab.pod("n2p1"), lab.pod("n1p1")) as there,
+        stream(lab.pod("n1p1"), lab.pod("n2p1")) as back,
+        chat(lab.pod("n2p2"), lab.pod("n1p2")) as talk,
+    ):
+        words = restart(node, kill=True)
+    assert reasons(node)[FAST] - carried > 0.8 * back.sent, "BPF carried the stream"
+    assert "changes made" not in words
+    assert attached(node) == before
+    assert there.sent > 500
+    assert back.sent > 500
+    assert (there.lost, back.lost) == (0, 0)
+    assert talk.longest < 0.5
+
+
+def test_a_restart_without_a_change_writes_nothing_at_all(lab: Lab) -> None:
+    """Seen from outside: no notice of a change by the kernel, and the same pins."""
+    node = lab.node("n1")
+    watching = node.popen(["ip", "monitor", "link", "address", "route", "neigh"])
+    filters = node.popen(["tc", "monitor"])
+    rules = node.popen(["nft", "monitor"])
+    marks = {path: path.stat().st_ino for path in node.pin_root.rglob("*")}
+    words = restart(node)
+    for monitor in (watching, filters, rules):
+        monitor.terminate()
+    noticed = [
+        line
+        for monitor in (watching, filters, rules)
+        for line in monitor.communicate()[0].splitlines()
+        if "cni0" not in line
+        and "REACHABLE" not in line
+        and "STALE" not in line
+        and "PROBE" not in line
+        and "DELAY" not in line
+    ]
+    assert noticed == []
+    assert "changes made" not in words
+    assert {path: path.stat().st_ino for path in node.pin_root.rglob("*")} == marks
+
+
+CHANGES = {
+    "an upgraded object": (),
+    "other constants": ("--revalidate=3",),
+    "a changed map layout": ("--flow-entries=4096",),
+    "the other fast path": ("--fastpath=subnets",),
+    "no BPF": ("--datapath=kernel",),
+    "no fast path": ("--fastpath=off",),
+    "XDP": ("--xdp=generic",),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_daemon_takes_over_without_a_lost_packet(lab: Lab, change: str, tmp_path: Path) -> None:
+    node = lab.node("n1")
+    arguments = list(CHANGES[change])
+    if change == "the other fast path" and lab.spec.fastpath == "subnets":
+        arguments = ["--fastpath=flows"]
+    if change == "an upgraded object":
+        shutil.copytree(OBJECTS, tmp_path / "objects")
+        with (tmp_path / "objects" / "datapath.bpf.o").open("ab") as image:
+            image.write(b"a later build")
+        arguments = [f"--bpf-objects={tmp_path / 'objects'}"]
+    before = attached(node)
+    with (
+        stream(lab.pod("n2p1"), lab.pod("n1p1")) as there,
+        stream(lab.pod("n1p1"), lab.pod("n2p1")) as back,
+        chat(lab.pod("n2p2"), lab.pod("n1p2")) as talk,
+    ):
+        restart(node, *arguments)
+        until(lambda: change == "XDP" or not before & attached(node), "other programs, or none")
+        restart(node)
+        lab.wait_attached([node])
+    log.info("%s: there %s, back %s, %s", change, there, back, talk)
+    assert (there.lost, back.lost) == (0, 0), (there, back)
+    assert talk.longest < 0.5
+    kinds = ("maps", "progs")
+    assert [len(newest(node.pin_root, kind)) for kind in kinds] == [1, 1], "what is not used any more is gone"
