@@ -12,6 +12,8 @@ import pytest
 from flannel_ebpf.lab import Lab, LabSpec, netns, teardown
 from flannel_ebpf.lab.cluster import labs
 
+pytest.register_assert_rewrite("traffic", "paths", "kinds")
+
 PREFIX = f"t{os.getpid()}-"
 _numbers = count(1)
 

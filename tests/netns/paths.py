@@ -1,0 +1,62 @@
+"""Which path packets took through a node, judged by counters alone."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from flannel_ebpf.abi import Hook, Reason
+from flannel_ebpf.lab.counters import Reasons, device_packets, reasons
+from flannel_ebpf.lab.node import Node
+
+FAST = (Reason.FAST_VXLAN, Reason.FAST_DIRECT, Reason.FAST_UDP)
+OVERLAYS = {"vxlan": "flannel.1", "host-gw": "eth0", "udp": "flannel0"}
+"""Device through which the kernel sends pods' packets to other nodes, by backend."""
+
+
+@dataclass
+class Seen:
+    """What a node counted: `reasons` by hook (empty where no programs run), `fast` by BPF, `kernel` not."""
+
+    reasons: Reasons = field(default_factory=Reasons)
+    fast: int = 0
+    kernel: int = 0
+
+    def at(self, hook: Hook, reason: Reason) -> int:
+        return self.reasons[hook, reason]
+
+    def any(self, reason: Reason) -> int:
+        """Packets with this reason, all hooks."""
+        return sum(self.reasons[hook, reason] for hook in Hook)
+
+    @property
+    def share(self) -> float:
+        """Part of the packets that BPF carried."""
+        return self.fast / max(1, self.fast + self.kernel)
+
+    @property
+    def path(self) -> str:
+        """`BPF` when the kernel had next to nothing, `kernel` when BPF had nothing at all."""
+        if self.fast == 0:
+            return "kernel"
+        return "BPF" if self.share >= 0.8 else f"mixed: {self.share:.0%} BPF"
+
+
+def read(node: Node) -> Reasons:
+    """Return fl_reasons, empty for a node without programs."""
+    return reasons(node) if list(node.pin_root.rglob("fl_reasons")) else Reasons()
+
+
+@contextmanager
+def watch(node: Node, device: str | None = None) -> Generator[Seen, None, None]:
+    """Count what the block's packets meet on `node`; `device` as in OVERLAYS."""
+    device = device or OVERLAYS[node.spec.backend]
+    seen = Seen()
+    before, packets = read(node), device_packets(node, device)
+    yield seen
+    seen.reasons = read(node) - before
+    seen.fast = sum(seen.any(reason) for reason in FAST)
+    seen.kernel = device_packets(node, device) - packets
+    if device == "eth0":  # BPF's packets use it too
+        seen.kernel = max(0, seen.kernel - seen.fast)
