@@ -216,6 +216,8 @@ static __always_inline enum fl_reason from_vxlan(struct __sk_buff *skb)
 	reason = match_ecn(outer_tos, p.tos);
 	if (reason)
 		return reason;
+	if (keeps_tunnel_state(skb, &p))
+		return FL_GSO;
 	reason = admit_rx(skb, &p, &pod);
 	if (reason)
 		return reason;
@@ -250,6 +252,8 @@ static __always_inline enum fl_reason from_udp(struct __sk_buff *skb)
 	reason = parse_ipv4(ip, end, skb->len - FL_UDP_INNER, false, ttl_cost(FL_MODE_UDP), &p);
 	if (reason)
 		return reason;
+	if (keeps_tunnel_state(skb, &p))
+		return FL_GSO;
 	reason = admit_rx(skb, &p, &pod);
 	if (reason)
 		return reason;

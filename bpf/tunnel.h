@@ -84,11 +84,17 @@ static __always_inline enum fl_reason make_room(struct __sk_buff *skb, __u32 len
 #define FL_ROOM_DECAP_L4_UDP (1ULL << 10)
 
 /*
- * Take `len` bytes of tunnel headers off; on error the packet is untouched. An aggregate that GRO built keeps
- * skb->encapsulation and the tunnel bit of its GSO type where the kernel cannot clear them. A socket in the
- * pod does not mind; should the pod forward it, the inner header offsets still fit, because the inner
- * packet has not moved.
+ * An aggregate that GRO built, or that came whole over a veth, keeps skb->encapsulation and the tunnel bit of
+ * its GSO type where the kernel cannot clear them. TCP does not mind: a socket takes it whole, and if the pod
+ * forwards it, the inner header offsets still fit, because the inner packet has not moved. A UDP socket cuts
+ * it up, and would take the inner packet for a tunnel's.
  */
+static __always_inline bool keeps_tunnel_state(struct __sk_buff *skb, const struct fl_packet *p)
+{
+	return skb->gso_size && p->proto != IPPROTO_TCP && !(fl_cfg.caps & FL_CAP_DECAP_L4_UDP);
+}
+
+/* Take `len` bytes of tunnel headers off; on error the packet is untouched. */
 static __always_inline enum fl_reason take_off(struct __sk_buff *skb, __s32 len)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
@@ -98,7 +104,7 @@ static __always_inline enum fl_reason take_off(struct __sk_buff *skb, __s32 len)
 	if (skb->gso_size && fl_cfg.caps & FL_CAP_DECAP_L4_UDP)
 		flags |= FL_ROOM_DECAP_L4_UDP;
 	if (bpf_skb_adjust_room(skb, -len, BPF_ADJ_ROOM_MAC, flags))
-		return FL_HELPER;
+		return skb->gso_size ? FL_GSO : FL_HELPER;
 	/* what was verified so far was the outer checksum */
 	if (fl_cfg.caps & FL_CAP_CSUM_LEVEL)
 		bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
