@@ -1,0 +1,1 @@
+"""What tools/perf_compare.py consists of."""

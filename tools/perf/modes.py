@@ -1,0 +1,54 @@
+"""The ways a packet can go from one node's pod to another's: each is a lab of its own, all up at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flannel_ebpf.lab import LabSpec
+
+DAEMON_FLAGS = ("--ip-masq",)
+"""As flannel's own manifest for Kubernetes starts it; the rules are the same in every mode."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way. `fastpath` is None where BPF carries nothing; `pods` is false for the bare nodes."""
+
+    name: str
+    text: str
+    backend: str = "vxlan"
+    fastpath: str | None = None
+    pods: bool = True
+    flags: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> LabSpec:
+        """The lab of this mode."""
+        return LabSpec(
+            name=f"perf-{self.name}",
+            nodes=2,
+            backend=self.backend,
+            datapath="ebpf" if self.fastpath else "kernel",
+            fastpath=self.fastpath or "off",
+            pods_per_node=1,
+            start_daemons=self.pods,
+            extra_up_args=(*DAEMON_FLAGS, *self.flags),
+        )
+
+
+_ALL = (
+    Mode("host", "the nodes themselves, no overlay", pods=False),
+    Mode("kernel-vxlan", "flannel's vxlan, kernel path"),
+    Mode("ebpf-vxlan", "vxlan in BPF, admitted flows", fastpath="flows"),
+    Mode("ebpf-vxlan-subnets", "vxlan in BPF, every packet between pods", fastpath="subnets"),
+    Mode("kernel-hostgw", "flannel's host-gw, kernel path", backend="host-gw"),
+    Mode("ebpf-hostgw", "host-gw in BPF, admitted flows", backend="host-gw", fastpath="flows"),
+    Mode("udp-relay", "flannel's udp, TUN relay", backend="udp"),
+    Mode("ebpf-udp", "udp in BPF, admitted flows", backend="udp", fastpath="flows"),
+    Mode("ebpf-hostgw-subnets", "host-gw in BPF, every packet", backend="host-gw", fastpath="subnets"),
+    Mode("ebpf-vxlan-xdp", "ebpf-vxlan behind the XDP guard", fastpath="flows", flags=("--xdp=native",)),
+)
+
+MODES = {mode.name: mode for mode in _ALL}
+DEFAULT = tuple(MODES)[:8]
+QUICK = ("host", "kernel-vxlan", "ebpf-vxlan", "ebpf-vxlan-subnets", "ebpf-hostgw")

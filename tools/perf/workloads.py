@@ -1,0 +1,251 @@
+"""What is measured: each workload drives traffic between two ends and returns one or more figures."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flannel_ebpf.errors import LabError
+from perf.ends import Ends
+
+HERE = Path(__file__).parent
+WARM_UP = 0.3
+"""Seconds at the start of a measurement that are not counted: slow start, admission of the flow."""
+
+IPERF, TCP_ECHO, UDP_ECHO, CRR, SINK, HTTP, REDIS = 5201, 11111, 11112, 7000, 9000, 8080, 6379
+SINK_PORTS = 100
+FLOW_SOURCES = 100
+CRR_WORKERS = 8
+CONNECTIONS = 32
+FIXED_RATE = "4G"
+REDIS_REQUESTS = 50_000
+PAGE = 1024
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`run(ends, seconds)` returns a figure for every name in `units`.
+
+    `short`: its connections are too short to be admitted by `flows`. `lower`: less is better.
+    """
+
+    name: str
+    text: str
+    units: dict[str, str]
+    run: Callable[[Ends, int], Figures]
+    short: bool = False
+    lower: bool = False
+
+
+def build_generator(folder: Path) -> Path:
+    """Compile traffic.c into `folder`; raises LabError with the compiler's words."""
+    program = folder / "traffic"
+    command = ["cc", "-O2", "-o", str(program), str(HERE / "traffic.c")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LabError(f"traffic.c does not compile: {done.stderr[-500:]}")
+    return program
+
+
+def start_servers(ends: Ends, folder: Path) -> None:
+    """Start one server for every workload; idle ones cost nothing. `folder` holds the compiled generator."""
+    home = folder / ends.lab.spec.name
+    home.mkdir()
+    (home / "nginx.conf").write_text(_nginx(home))
+    traffic = str(folder / "traffic")
+    any_address = ["-i", "0.0.0.0"]  # noqa: S104 - inside its namespace
+    redis = ["redis-server", "--port", str(REDIS), "--save", "", "--protected-mode", "no", "--dir", str(home)]
+    ends.serve(["iperf3", "--server"], IPERF)
+    ends.serve(["sockperf", "server", "--tcp", *any_address, "-p", str(TCP_ECHO)], TCP_ECHO)
+    ends.serve(["sockperf", "server", *any_address, "-p", str(UDP_ECHO)], UDP_ECHO)
+    ends.serve([traffic, "crr-server", str(CRR)], CRR)
+    ends.serve([traffic, "sink", str(SINK), str(SINK_PORTS)], SINK + SINK_PORTS - 1)
+    ends.serve(["nginx", "-p", str(home), "-c", str(home / "nginx.conf"), "-e", "stderr"], HTTP)
+    ends.serve(redis, REDIS)
+
+
+def workloads(folder: Path) -> dict[str, Workload]:
+    """Return all workloads by name, in the order of the table. `folder` holds the compiled generator."""
+    traffic = str(folder / "traffic")
+    every = (
+        Workload("tcp_stream", "iperf3, 1 flow", {"tcp_stream": "Gbit/s"}, _tcp_stream(1)),
+        Workload("tcp_stream_8", "iperf3, 8 flows", {"tcp_stream_8": "Gbit/s"}, _tcp_stream(8)),
+        Workload(
+            "udp_pps", "own generator, 64 B, one flow", {"udp_pps": "kpps"}, _flood(traffic, "udp_pps", 64)
+        ),
+        Workload(
+            "udp_stream",
+            "own generator, 1400 B, one flow",
+            {"udp_stream": "Gbit/s"},
+            _flood(traffic, "udp_stream", 1400),
+        ),
+        Workload("tcp_rr", "sockperf, 64 B request and response", {"tcp_rr": "k/s"}, _round_trips("--tcp")),
+        Workload("udp_rr", "sockperf, 64 B request and response", {"udp_rr": "k/s"}, _round_trips()),
+        Workload(
+            "tcp_crr",
+            "connect, request, response; 8 at a time",
+            {"tcp_crr": "k/s"},
+            _crr(traffic),
+            short=True,
+        ),
+        Workload(
+            "flows_10k",
+            "own generator, 64 B, 10,000 flows",
+            {"flows_10k": "kpps"},
+            _flood(traffic, "flows_10k", 64, SINK_PORTS, FLOW_SOURCES),
+        ),
+        Workload(
+            "cpu_per_gbit",
+            f"iperf3 at {FIXED_RATE}bit/s: all CPU time, and softirq alone",
+            {"cpu_per_gbit": "ms/Gbit", "softirq_per_gbit": "ms/Gbit"},
+            _cpu,
+            lower=True,
+        ),
+        Workload("http", "nginx and wrk, 1 KB, kept connections", {"http": "k/s"}, _http()),
+        Workload(
+            "http_close",
+            "nginx and wrk, 1 KB, a connection each",
+            {"http_close": "k/s"},
+            _http("Connection: close"),
+            short=True,
+        ),
+        Workload("redis", "redis-benchmark GET, 32 connections", {"redis": "k/s"}, _redis),
+    )
+    return {one.name: one for one in every}
+
+
+QUICK = ("tcp_stream", "udp_pps", "tcp_rr", "tcp_crr", "flows_10k", "http")
+
+
+def _tcp_stream(flows: int) -> Callable[[Ends, int], Figures]:
+    name = "tcp_stream" if flows == 1 else f"tcp_stream_{flows}"
+
+    def run(ends: Ends, seconds: int) -> Figures:
+        command = ["iperf3", "-c", ends.to, "-P", str(flows), "-t", str(seconds), "-i", "0.1", "-J"]
+        intervals = [one["sum"] for one in json.loads(ends.drive(command))["intervals"]]
+        counted = [one for one in intervals if one["start"] >= WARM_UP - 0.05]
+        bits = 8 * sum(one["bytes"] for one in counted)
+        return {name: bits / sum(one["seconds"] for one in counted) / 1e9}
+
+    return run
+
+
+def _round_trips(*protocol: str) -> Callable[[Ends, int], Figures]:
+    name, port = ("tcp_rr", TCP_ECHO) if protocol else ("udp_rr", UDP_ECHO)
+
+    def run(ends: Ends, seconds: int) -> Figures:
+        command = ["sockperf", "ping-pong", *protocol, "-i", ends.to, "-p", str(port), "-m", "64"]
+        text = ends.drive([*command, "-t", str(seconds)])
+        # sockperf leaves its first 400 ms and last 50 ms out of these.
+        found = re.search(
+            r"Valid Duration\] RunTime=([\d.]+) sec; SentMessages=\d+; ReceivedMessages=(\d+)", text
+        )
+        if not found:
+            raise LabError(f"sockperf said nothing of its valid duration: {text[-300:]}")
+        return {name: int(found[2]) / float(found[1]) / 1e3}
+
+    return run
+
+
+def _crr(traffic: str) -> Callable[[Ends, int], Figures]:
+    def run(ends: Ends, seconds: int) -> Figures:
+        with ends.driving([traffic, "crr", ends.to, str(CRR), str(CRR_WORKERS)]) as client:
+            time.sleep(WARM_UP + seconds)
+            client.terminate()
+            output = client.stdout
+            assert output is not None  # noqa: S101 - `driving` asks for it
+            lines = [line.split() for line in output.read().splitlines()]
+        samples = [(float(at), int(done)) for at, done in lines if float(at) >= WARM_UP]
+        (start, before), (end, after) = samples[0], samples[-1]
+        return {"tcp_crr": (after - before) / (end - start) / 1e3}
+
+    return run
+
+
+def _flood(
+    traffic: str, metric: str, size: int, ports: int = 1, sources: int = 1
+) -> Callable[[Ends, int], Figures]:
+    """Datagrams that the server reads: kpps of small ones, Gbit/s of the payload of large ones."""
+    warm_up = WARM_UP if ports == 1 else 2.0  # each flow needs its first dozen packets
+    scale = 1e3 if size < PAGE else 1e9 / (8 * size)
+
+    def run(ends: Ends, seconds: int) -> Figures:
+        command = [traffic, "flood", ends.to, str(SINK), str(size), str(ports), str(sources)]
+        with ends.driving(command):
+            time.sleep(warm_up)
+            ends.mark()
+            start, before = time.monotonic(), ends.udp_received()
+            time.sleep(seconds)
+            received = ends.udp_received() - before
+            return {metric: received / (time.monotonic() - start) / scale}
+
+    return run
+
+
+def _cpu(ends: Ends, seconds: int) -> Figures:
+    """CPU time of the whole machine over the bits that reached the server."""
+    command = ["iperf3", "-c", ends.to, "-b", FIXED_RATE, "-t", "60"]
+    with ends.driving(command):
+        time.sleep(WARM_UP)
+        start, before, bits = time.monotonic(), _stat(), _received_bits(ends)
+        time.sleep(2 * seconds)
+        after, gbit = _stat(), (_received_bits(ends) - bits) / 1e9
+        wall = (time.monotonic() - start) * 1e3
+    busy = wall * before["cores"] - (after["idle"] - before["idle"])
+    return {"cpu_per_gbit": busy / gbit, "softirq_per_gbit": (after["softirq"] - before["softirq"]) / gbit}
+
+
+def _stat() -> dict[str, float]:
+    """Milliseconds since boot of all cores, by kind, from /proc/stat; idle is exact, softirq is sampled."""
+    lines = Path("/proc/stat").read_text().splitlines()
+    fields = [10 * int(field) for field in lines[0].split()[1:]]
+    cores = sum(1 for line in lines if re.match(r"cpu\d", line))
+    return {"idle": fields[3] + fields[4], "softirq": fields[5] + fields[6], "cores": cores}
+
+
+def _received_bits(ends: Ends) -> int:
+    line = next(
+        line for line in ends.net(ends.server, "dev").splitlines() if line.strip().startswith("eth0:")
+    )
+    return 8 * int(line.partition(":")[2].split()[0])
+
+
+def _http(*headers: str) -> Callable[[Ends, int], Figures]:
+    name = "http_close" if headers else "http"
+
+    def run(ends: Ends, seconds: int) -> Figures:
+        extra = [word for header in headers for word in ("-H", header)]
+        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}", *extra, f"http://{ends.to}:{HTTP}/"]
+        text = ends.drive(command)
+        found = re.search(r"Requests/sec:\s*([\d.]+)", text)
+        if not found or "Non-2xx" in text:
+            raise LabError(f"wrk got no good answers: {text[-300:]}")
+        return {name: float(found[1]) / 1e3}
+
+    return run
+
+
+def _redis(ends: Ends, _seconds: int) -> Figures:
+    command = ["redis-benchmark", "-h", ends.to, "-p", str(REDIS), "-t", "get", "-c", str(CONNECTIONS)]
+    text = ends.drive([*command, "-n", str(REDIS_REQUESTS), "--csv"])
+    return {"redis": float(text.strip().splitlines()[-1].split(",")[1].strip('"')) / 1e3}
+
+
+def _nginx(home: Path) -> str:
+    return f"""
+master_process off; daemon off; pid {home}/nginx.pid; error_log stderr crit;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off; keepalive_requests 100000000;
+    client_body_temp_path {home}; proxy_temp_path {home}; fastcgi_temp_path {home};
+    uwsgi_temp_path {home}; scgi_temp_path {home};
+    server {{ listen {HTTP} backlog=4096; location / {{ return 200 "{"x" * PAGE}"; }} }}
+}}
+"""
