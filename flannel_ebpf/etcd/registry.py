@@ -143,9 +143,8 @@ class Registry:
             created = lease.create_revision or revision
             return replace(lease, etcd_lease=grant, mod_revision=revision, create_revision=created)
         for kv in response.responses[0].response_range.kvs:
-            if (
-                kv.lease == grant and kv.value == value
-            ):  # our first attempt got through, only its answer was lost
+            # our first attempt got through, only its answer was lost
+            if kv.lease == grant and kv.value == value:
                 return schema.parse_item(_item(kv))
         self._revoke(grant)
         raise LeaseConflict(f"{lease.key} was written by somebody else at the same time")

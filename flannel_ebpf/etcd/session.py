@@ -26,9 +26,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 64 << 20),
-    # A new channel must really dial again, and not inherit the back-off of the one it replaces.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 0),
+    # etcd stands in the cluster; a web proxy in the environment is not the way to it.
     ("grpc.enable_http_proxy", 0),
 ]
 

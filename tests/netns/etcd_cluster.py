@@ -107,7 +107,12 @@ class Member:
         self.process = None
 
     def freeze(self) -> None:
+        """SIGSTOP; returns when every thread has stopped, which the signal alone does not wait for."""
         self.running.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self.running.pid}/task")
+        eventually(
+            lambda: all(b") T" in (thread / "stat").read_bytes() for thread in threads.iterdir()), 2, "frozen"
+        )
 
     def thaw(self) -> None:
         self.running.send_signal(signal.SIGCONT)

@@ -174,8 +174,8 @@ def test_a_node_that_left_is_removed_at_once_and_after_a_wipe_when_grace_is_over
                 nodes[2].keeper.release()
                 gone = nodes[2].keeper.lease.subnet
                 eventually(lambda: nodes[0].removed == [gone], 1, "removed")
-            etcd.wipe()
             wiped = time.monotonic()
+            etcd.wipe()
             eventually(lambda: nodes[0].sees(nodes[0].keeper.lease.subnet), 15, "alone in the new etcd")
             assert nodes[0].peers == {nodes[1].keeper.lease.subnet}
 
