@@ -64,9 +64,10 @@ struct fl_config {
 	enum fl_mode backend;
 	enum fl_fastpath fastpath;
 	enum fl_check source_check;
-	__u8 direct_routing; /* 1: some peers of a vxlan network are FL_MODE_DIRECT */
-	__u8 ttl;	     /* of outer headers: net.ipv4.ip_default_ttl */
-	__u8 pad[2];
+	__u8 direct_routing;  /* 1: some peers of a vxlan network are FL_MODE_DIRECT */
+	__u8 ttl;	      /* of outer headers: net.ipv4.ip_default_ttl */
+	__u8 uplink_segments; /* 1: UDP tunnels leave the uplink cut to size, so a peer's relay can read them */
+	__u8 pad;
 };
 
 /* fl_peers: remote subnet -> how to get there. The same key serves a hash and an LPM trie. */

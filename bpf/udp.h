@@ -22,6 +22,9 @@ static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const stru
 	struct fl_outer *outer;
 	void *data, *end;
 
+	/* whole over a virtual link, a super-packet would reach the peer's relay as one huge datagram */
+	if (skb->gso_size && !fl_cfg.uplink_segments)
+		return FL_GSO;
 	reason = make_room(skb, FL_UDP_OVERHEAD, 0);
 	if (reason)
 		return reason;

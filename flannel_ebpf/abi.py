@@ -207,7 +207,7 @@ def _converters(kind: Any, code: str) -> tuple[Callable[[Any], Any], Callable[[A
     return int, kind
 
 
-@_mirrors("fl_config", "4s 4s 4s 4s 4s 6s H H H I I I I I I I I I B B 2x")
+@_mirrors("fl_config", "4s 4s 4s 4s 4s 6s H H H I I I I I I I I I B B B x")
 @dataclass(frozen=True, slots=True)
 class Config(Record):
     """What a program knows when it is loaded; constant afterwards, so the verifier removes dead branches.
@@ -215,6 +215,8 @@ class Config(Record):
     `port` is the tunnel's, `sport_min` to `sport_max` the kernel's local port range; `uplink` an ifindex;
     `peer_len` the prefix length shared by every lease (fl_peers is a hash), or 0 (it is an LPM trie).
     `direct_routing`: some peers of a vxlan network are Mode.DIRECT; `ttl` is for outer headers.
+    `uplink_segments`: UDP tunnels leave the uplink cut to size (tx-udp_tnl-segmentation off, or done by
+    hardware); only then may a super-packet take the udp format, because a peer's relay reads datagrams.
     """
 
     public_ip: IPv4Address
@@ -237,6 +239,7 @@ class Config(Record):
     source_check: Check
     direct_routing: bool
     ttl: int
+    uplink_segments: bool = False
 
 
 @_mirrors("fl_subnet_v4", "I 4s")

@@ -266,6 +266,14 @@ FROM_POD = [
     Case("udp, TTL 2 is the relay's last", "fl_from_pod", from_pod(ttl=2), Reason.TTL, config=UDP),
     Case("udp, TTL 3", "fl_from_pod", from_pod(ttl=3), Reason.FAST_UDP, config=UDP),
     Case("udp, largest", "fl_from_pod", from_pod(l4(payload=bytes(1444))), Reason.FAST_UDP, config=UDP),
+    Case(
+        "udp, super-packet that a relay might get whole",
+        "fl_from_pod",
+        from_pod(l4("tcp", payload=bytes(3000))),
+        Reason.GSO,
+        config=UDP,
+        skb={"gso_size": 1400, "gso_segs": 3},
+    ),
     Case("udp, too big", "fl_from_pod", from_pod(l4(payload=bytes(1445))), Reason.TOO_BIG, config=UDP),
 ]
 
