@@ -177,12 +177,17 @@ def ping(client: Host, to: IPv4Address | str, count: int, *options: str) -> int:
     return int(said.partition(" received")[0].rpartition(" ")[2])
 
 
-def icmp(host: Host) -> socket.socket:
-    """A raw socket that gets all ICMP that `host` gets."""
+def raw(host: Host, protocol: int) -> socket.socket:
+    """A raw socket that gets all IPv4 packets of `protocol` that `host` gets, and sends such."""
     with inside(host.ns):
-        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol)
     sock.settimeout(PATIENCE)
     return sock
+
+
+def icmp(host: Host) -> socket.socket:
+    """A raw socket that gets all ICMP that `host` gets."""
+    return raw(host, socket.IPPROTO_ICMP)
 
 
 def icmp_error(sock: socket.socket, kind: int) -> tuple[str, int]:

@@ -1,0 +1,320 @@
+"""What the programs leave to the kernel: it arrives or is answered as ever, each under its own reason."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Generator
+from ipaddress import IPv4Address
+
+import pytest
+from kinds import BULK, Pair, admitted_udp, pod_mtu
+from paths import watch
+from scapy.layers.inet import IP
+from scapy.layers.l2 import ARP, Ether
+from scapy.layers.vxlan import VXLAN
+from traffic import (
+    capture,
+    connection,
+    delivered,
+    eventually,
+    icmp,
+    icmp_error,
+    injector,
+    may_fragment,
+    numbers,
+    path_mtu,
+    ping,
+    pump,
+    raw,
+    send_udp,
+    transfer,
+    udp,
+)
+
+from flannel_ebpf.abi import Hook, Reason
+from flannel_ebpf.lab import Lab, netns
+from flannel_ebpf.lab.host import Host
+from flannel_ebpf.lab.node import Node
+
+MakeLab = Callable[..., Lab]
+
+
+@pytest.fixture(scope="module")
+def lab(make_shared_lab: MakeLab) -> Lab:
+    return make_shared_lab(datapath="ebpf")
+
+
+@pytest.fixture
+def pair(lab: Lab) -> Pair:
+    return Pair(lab, lab.node("n1"), lab.node("n2"))
+
+
+@pytest.fixture(scope="module")
+def subnets_lab(make_shared_lab: MakeLab) -> Lab:
+    return make_shared_lab(datapath="ebpf", fastpath="subnets", pods_per_node=1)
+
+
+def test_too_large_without_df_is_fragmented_as_the_kernel_does(pair: Pair) -> None:
+    with (
+        pod_mtu(pair, 1500),
+        admitted_udp(pair) as (send, get),
+        watch(pair.sender) as near,
+        watch(pair.receiver) as far,
+        capture(pair.lab.spec.switch_ns, "n1") as frames,
+    ):
+        send(20, 1472)
+        assert get(20) == list(range(20))
+        inner = [frame[VXLAN][IP] for frame in frames() if VXLAN in frame]
+    assert near.at(Hook.FROM_POD, Reason.TOO_BIG) == 20
+    assert far.at(Hook.FROM_PEER, Reason.FRAGMENT) == 40
+    assert [packet.len for packet in inner] == [1444, 76] * 20
+
+
+@pytest.fixture
+def narrow(pair: Pair) -> Generator[Pair, None, None]:
+    """Only 1300 bytes fit between the two nodes, as their routes know."""
+    ends = ((pair.sender, pair.receiver), (pair.receiver, pair.sender))
+    for node, other in ends:
+        node.run(["ip", "route", "add", str(other.ip), "dev", "eth0", "mtu", "1300"])
+    yield pair
+    for node, other in ends:
+        node.run(["sysctl", "-qw", "net.ipv4.ip_forward_use_pmtu=0"])
+        node.run(["ip", "route", "delete", str(other.ip), "dev", "eth0"])
+    for host in (pair.sender, pair.receiver, pair.client, pair.server):
+        host.run(["ip", "route", "flush", "cache"])
+
+
+def test_a_narrow_path_between_nodes_fragments_outside(narrow: Pair) -> None:
+    """The kernel's vxlan leaves DF clear outside, so the pod need not learn of it."""
+    with admitted_udp(narrow) as (send, get):
+
+        def too_big() -> bool:
+            with watch(narrow.sender) as near, watch(narrow.receiver) as far:
+                send(20, 1400)
+                assert get(20) == list(range(20))
+            # A later fragment has no ports to tell the tunnel by.
+            return near.at(Hook.FROM_POD, Reason.TOO_BIG) == far.at(Hook.FROM_PEER, Reason.OUTER) == 20
+
+        eventually(too_big, what="handing over what is too large for the path")
+    transfer(narrow.client, narrow.server, BULK)
+
+
+def test_a_narrow_path_between_nodes_is_learned_by_the_pod_where_the_kernel_tells(narrow: Pair) -> None:
+    for node in (narrow.sender, narrow.receiver):
+        node.run(["sysctl", "-qw", "net.ipv4.ip_forward_use_pmtu=1"])
+    with udp(narrow.client) as source, udp(narrow.server) as target:
+        source.connect((str(narrow.server.ip), target.getsockname()[1]))
+        may_fragment(source, False)
+
+        def learned() -> bool:
+            if path_mtu(source) > 1250:
+                source.send(bytes(1400))
+                source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            return path_mtu(source) == 1250
+
+        eventually(learned, what="learning an MTU of 1250")
+    transfer(narrow.client, narrow.server, BULK)
+    with watch(narrow.sender) as near, watch(narrow.receiver) as far:
+        transfer(narrow.client, narrow.server, BULK)
+    assert near.path == far.path == "BPF", (near, far)
+
+
+def test_sctp(pair: Pair) -> None:
+    with (
+        watch(pair.sender) as near,
+        watch(pair.receiver) as far,
+        raw(pair.client, 132) as source,
+        raw(pair.server, 132) as target,
+    ):
+        for number in range(60):
+            source.sendto(bytes([0x13, 0x88, 0x13, 0x89, *bytes(8), number]), (str(pair.server.ip), 0))
+        got = [target.recv(2048)[-1] for _ in range(60)]
+    assert got == list(range(60))
+    assert near.at(Hook.FROM_POD, Reason.PROTOCOL) == far.at(Hook.FROM_PEER, Reason.PROTOCOL) == 60
+
+
+def test_ip_options(pair: Pair) -> None:
+    with udp(pair.client) as source, udp(pair.server) as target:
+        there = (str(pair.server.ip), target.getsockname()[1])
+        send_udp(source, there, 60)
+        assert len(numbers(target, 60)) == 60
+        source.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, b"\1\1\1\0")
+        with watch(pair.sender) as near, watch(pair.receiver) as far:
+            send_udp(source, there, 30)
+            assert len(numbers(target, 30)) == 30
+    assert near.at(Hook.FROM_POD, Reason.IP_OPTIONS) == far.at(Hook.FROM_PEER, Reason.IP_OPTIONS) == 30
+
+
+def test_arp_and_ipv6_on_the_bridge(lab: Lab) -> None:
+    node = lab.node("n1")
+    one, other = node.pods[:2]
+    one.run(["ip", "-6", "addr", "add", "fd00::1/64", "dev", "eth0", "nodad"])
+    other.run(["ip", "-6", "addr", "add", "fd00::2/64", "dev", "eth0", "nodad"])
+    with watch(node) as seen:
+        assert ping(one, "fd00::2", 20) == 20
+        one.run(["ip", "neigh", "flush", "dev", "eth0"])
+        assert ping(one, other.ip, 5) == 5
+    assert seen.at(Hook.FROM_POD, Reason.NOT_IPV4) >= 42
+    assert seen.fast == 0
+
+
+@pytest.mark.parametrize("to", ["multicast", "broadcast"])
+def test_multicast_and_broadcast_reach_the_bridge(lab: Lab, to: str) -> None:
+    node = lab.node("n1")
+    one, other = node.pods[:2]
+    group = "239.1.2.3" if to == "multicast" else str(node.subnet.broadcast_address)
+    with udp(one) as source, udp(other) as target:
+        if to == "multicast":
+            membership = socket.inet_aton(group) + other.ip.packed
+            target.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+        source.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        with watch(node) as seen:
+            send_udp(source, (group, target.getsockname()[1]), 20)
+            assert len(numbers(target, 20)) == 20
+    assert seen.at(Hook.FROM_POD, Reason.NOT_UNICAST) >= 20
+    assert seen.fast == 0
+
+
+@pytest.mark.parametrize("fastpath", ["flows", "subnets"])
+def test_nobody_at_the_address_is_said_as_ever(lab: Lab, subnets_lab: Lab, fastpath: str) -> None:
+    lab = lab if fastpath == "flows" else subnets_lab
+    client, receiver = lab.node("n1").pods[0], lab.node("n2")
+    receiver.run(["sysctl", "-qw", "net.ipv4.neigh.cni0.retrans_time_ms=50"])
+    with udp(client) as source, icmp(client) as errors, watch(receiver) as far:
+        send_udp(source, (str(receiver.subnet[200]), 4000), 40)
+        assert icmp_error(errors, 3)[0] == str(receiver.subnet[0])
+    assert far.fast == 0
+    if fastpath == "subnets":
+        assert far.at(Hook.FROM_PEER, Reason.NO_POD) == 40
+
+
+def mbit_per_second(client: Host, server: Host, size: int) -> float:
+    with connection(client, server) as (near, far):
+        pump(near, far, 1 << 18)  # past the shaper's burst
+        start = time.monotonic()
+        pump(near, far, size)
+        return size * 8 / 1e6 / (time.monotonic() - start)
+
+
+def programs(node: Node, veth: str) -> int:
+    """How many of our programs stand on a veth."""
+    said = [node.run(["tc", "filter", "show", "dev", veth, way]).stdout for way in ("ingress", "egress")]
+    return sum("fl_" in text for text in said)
+
+
+@pytest.mark.parametrize("fastpath", ["flows", "subnets"])
+def test_a_shaped_pod_keeps_its_rate(lab: Lab, subnets_lab: Lab, fastpath: str) -> None:
+    """The bandwidth plugin's tbf on the host's end of the veth: what the pod gets is shaped."""
+    lab = lab if fastpath == "flows" else subnets_lab
+    node, other = lab.node("n1"), lab.node("n2")
+    pod, far = node.pods[0], other.pods[0]
+    assert mbit_per_second(far, pod, 1 << 24) > 500
+    node.run(f"tc qdisc add dev {pod.veth} root tbf rate 40mbit burst 64kb latency 50ms".split())
+    eventually(lambda: programs(node, pod.veth) == 0, what="taking the programs off")
+    with watch(node) as seen:
+        assert mbit_per_second(far, pod, 1 << 20) < 60
+    assert seen.at(Hook.FROM_PEER, Reason.FAST_VXLAN) == 0
+    node.run(["tc", "qdisc", "del", "dev", pod.veth, "root"])
+    eventually(lambda: programs(node, pod.veth) == 2, what="putting the programs back")
+    assert mbit_per_second(far, pod, 1 << 24) > 500
+
+
+def bandwidth_plugin(node: Node, veth: str, rate: str) -> None:
+    """Shape what the pod sends as CNI's bandwidth plugin does: to an ifb device, and its tbf."""
+    for line in (
+        "ip link add ifb1 type ifb",
+        "ip link set ifb1 up",
+        f"tc qdisc add dev {veth} ingress",
+        f"tc filter add dev {veth} parent ffff: protocol all u32 match u32 0 0 "
+        "flowid 1:1 action mirred egress redirect dev ifb1",
+        f"tc qdisc add dev ifb1 root tbf rate {rate} burst 64kb latency 50ms",
+    ):
+        node.run(line.split())
+
+
+def test_the_bandwidth_plugins_ifb_keeps_its_rate(lab: Lab) -> None:
+    """It comes with the pod, before any program of ours: an `ingress` qdisc has no room for a clsact."""
+    node, far = lab.node("n1"), lab.node("n2").pods[0]
+    pod = node.add_pod()
+    try:
+        node.run(["tc", "qdisc", "del", "dev", pod.veth, "clsact"], check=False)
+        bandwidth_plugin(node, pod.veth, "40mbit")
+        with watch(node) as seen:
+            assert mbit_per_second(pod, far, 1 << 20) < 60
+        assert seen.at(Hook.FROM_POD, Reason.FAST_VXLAN) == 0
+    finally:
+        node.run(["ip", "link", "del", "ifb1"], check=False)
+        node.remove_pod(pod)
+
+
+@pytest.fixture
+def ptp_pod(lab: Lab) -> Generator[Host, None, None]:
+    """A pod on n1 as CNI's ptp plugin makes it: a veth that is routed to, no bridge."""
+    node = lab.node("n1")
+    ip, ns = node.subnet[77], f"{lab.spec.name}-n1p77"
+    netns.create([ns])
+    netns.configure(
+        node.ns,
+        [
+            f"link add vethptp mtu {node.mtu} type veth peer name eth0 mtu {node.mtu} netns {ns}",
+            f"addr add {node.gateway.ip}/32 dev vethptp",
+            "link set vethptp up",
+            f"route add {ip}/32 dev vethptp scope host",
+        ],
+    )
+    netns.configure(
+        ns,
+        [
+            f"addr add {ip}/32 dev eth0",
+            "link set eth0 up",
+            f"route add {node.gateway.ip} dev eth0 scope link",
+            f"route add default via {node.gateway.ip}",
+        ],
+    )
+    try:
+        yield Host("ptp", ns, IPv4Address(ip))
+    finally:
+        node.run(["ip", "link", "del", "vethptp"])
+        netns.delete([ns])
+
+
+def test_a_ptp_pod_is_carried_too(lab: Lab, ptp_pod: Host) -> None:
+    node, far = lab.node("n1"), lab.node("n2").pods[0]
+    eventually(lambda: programs(node, "vethptp") == 2, what="attaching to a ptp veth")
+    with watch(node) as seen:
+        assert delivered(ptp_pod, far, 200) == 200
+        transfer(far, ptp_pod, BULK)
+    assert seen.path == "BPF", seen
+
+
+def announce(pod: Host) -> None:
+    """Gratuitous ARP, as CNI's bridge plugin sends it for a new pod."""
+    mac = json.loads(pod.run(["ip", "-json", "link", "show", "dev", "eth0"]).stdout)[0]["address"]
+    about = ARP(op=1, hwsrc=mac, psrc=str(pod.ip), hwdst="00:00:00:00:00:00", pdst=str(pod.ip))
+    with injector(pod.ns, "eth0") as inject:
+        inject(Ether(src=mac, dst="ff:ff:ff:ff:ff:ff") / about)
+
+
+def test_a_pod_that_comes_is_carried_and_one_that_goes_is_forgotten(lab: Lab) -> None:
+    node, far = lab.node("n1"), lab.node("n2").pods[0]
+    pod = node.add_pod()
+    eventually(lambda: programs(node, pod.veth) == 2, what="attaching to a new pod")
+    with watch(node) as seen:
+        transfer(pod, far, BULK)
+    assert seen.path == "BPF", seen
+    node.remove_pod(pod)
+    with watch(node) as gone:
+        assert ping(far, pod.ip, 5) == 0
+    assert gone.fast == 0
+    again = node.add_pod(ip=pod.ip)
+    eventually(lambda: programs(node, again.veth) == 2, what="attaching to the next pod")
+    try:
+        announce(again)
+        with watch(node) as seen:
+            transfer(again, far, BULK)
+            assert ping(far, again.ip, 50) == 50
+        assert seen.path == "BPF", seen
+    finally:
+        node.remove_pod(again)
