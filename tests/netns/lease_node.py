@@ -17,7 +17,10 @@ from flannel_ebpf.model import Lease
 from flannel_ebpf.snapshot_guard import Seen, SnapshotGuard
 
 PREFIX = "/coreos.com/network"
-CONFIG = parse_network_config('{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}', "test")
+CONFIG = parse_network_config(
+    '{"Network":"10.1.0.0/16","SubnetMin":"10.1.70.0","Backend":{"Type":"vxlan"}}', "test"
+)
+"""Nodes draw from 10.1.70.0 to 10.1.169.0; subnets outside that are the tests' to place."""
 
 GRACE = 5.0
 

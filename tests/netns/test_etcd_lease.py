@@ -21,8 +21,8 @@ from flannel_ebpf.lease_keeper import DAY, LeaseKeeper
 from flannel_ebpf.model import Lease
 
 SUBNETS = f"{PREFIX}/subnets"
-FAR = IPv4Network("10.1.77.0/24")
-KEY = f"{SUBNETS}/10.1.77.0-24"
+FAR = IPv4Network("10.1.200.0/24")
+KEY = f"{SUBNETS}/10.1.200.0-24"
 STRANGER = '{"PublicIP":"192.168.9.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:09:09"}}'  # noqa: E501 - one value
 
 
@@ -52,7 +52,7 @@ def in_etcd(registry: Registry, subnet: IPv4Network = FAR) -> Lease | None:
 
 def test_the_key_is_flanneld_s_byte_for_byte_and_lives_a_day(etcd: EtcdCluster) -> None:
     node = LeaseNode(etcd.options(), 1)
-    lease = node.acquire("10.1.77.0/24")
+    lease = node.acquire("10.1.200.0/24")
     assert not node.keeper.reused
     assert etcd.ctl("get", "--prefix", "--keys-only", SUBNETS).split() == [KEY]
     assert value(etcd) == (
@@ -327,9 +327,9 @@ def test_a_reservation_is_taken_and_never_gets_a_ttl(etcd: EtcdCluster) -> None:
 
 def test_a_reservation_is_not_taken_by_others(etcd: EtcdCluster) -> None:
     registry = etcd.registry()
-    config = replace(CONFIG, subnet_min=IPv4Address("10.1.77.0"), subnet_max=IPv4Address("10.1.78.0"))
+    config = replace(CONFIG, subnet_min=IPv4Address("10.1.200.0"), subnet_max=IPv4Address("10.1.201.0"))
     registry.reserve(FAR, IPv4Address("192.168.0.1"))
-    assert LeaseNode(etcd.options(), 2, config=config).acquire("10.1.77.0/24").subnet != FAR
+    assert LeaseNode(etcd.options(), 2, config=config).acquire("10.1.200.0/24").subnet != FAR
     with pytest.raises(LeaseConflict, match=r"192\.168\.0\.1"):
         registry.reserve(FAR, IPv4Address("192.168.0.2"))
 
@@ -352,11 +352,11 @@ def test_reserving_and_unreserving_under_a_running_node(etcd: EtcdCluster) -> No
 
 
 def test_an_old_lease_that_the_config_rules_out_is_deleted(etcd: EtcdCluster) -> None:
-    first = LeaseNode(etcd.options(), 1).acquire("10.1.77.0/24")
-    config = replace(CONFIG, subnet_min=IPv4Address("10.1.100.0"))
+    first = LeaseNode(etcd.options(), 1).acquire("10.1.200.0/24")
+    config = replace(CONFIG, subnet_max=IPv4Address("10.1.199.0"))
     node = LeaseNode(etcd.options(), 1, config=config)
-    second = node.acquire("10.1.77.0/24")
-    assert second.subnet >= IPv4Network("10.1.100.0/24")
+    second = node.acquire("10.1.200.0/24")
+    assert second.subnet < FAR
     assert [lease.subnet for lease in node.registry.snapshot().leases] == [second.subnet]
     assert first.subnet == FAR
 
