@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv4Network
 from typing import Literal
 
@@ -132,20 +133,30 @@ def belongs(rule: str, network: IPv4Network) -> bool:
 
 
 def is_shared(rule: str) -> bool:
-    """Say whether a rule names no range: the jumps and the mark's rule serve every network."""
-    return not _ranges(rule)
+    """Say whether a rule is one of flannel's that name no range: they serve every network."""
+    return rule in _shared()
+
+
+@cache
+def _shared() -> frozenset[str]:
+    """Return the jumps and the marks' rules of either tool."""
+    network = IPv4Network("10.1.0.0/16")
+    sets = (
+        ruleset(tool, network, network, masquerade=True, forward=True, random_fully=False) for tool in TOOLS
+    )
+    return frozenset(rule for one in sets if one for rule in one.rules if not _ranges(rule))
 
 
 def owned(rules: Iterable[str], network: IPv4Network) -> tuple[str, ...]:
     """Return one network's rules out of all in flannel's chains, in order, shared ones included.
 
-    Shared rules count in a place only where the network has rules of its own: a jump to a chain that serves
-    others only is not ours.
+    Rules without a range count in a place only where the network has rules of its own: a jump to a chain that
+    serves others only is not ours. A stranger's rule among them counts too, so that it is seen and goes.
     """
     present = list(rules)
     own = {_place(rule) for rule in present if belongs(rule, network)}
     return tuple(
-        rule for rule in present if belongs(rule, network) or (is_shared(rule) and _place(rule) in own)
+        rule for rule in present if belongs(rule, network) or (not _ranges(rule) and _place(rule) in own)
     )
 
 
@@ -155,7 +166,7 @@ def merged(present: Iterable[str], network: IPv4Network, wanted: Iterable[str]) 
     In each place the shared rules come first, once, and go when no network is left that needs them.
     """
     present, wanted = list(present), list(wanted)
-    others = [rule for rule in present if not is_shared(rule) and not belongs(rule, network)]
+    others = [rule for rule in present if _ranges(rule) and not belongs(rule, network)]
     body = [rule for rule in [*others, *wanted] if not is_shared(rule)]
     shared = [rule for rule in dict.fromkeys([*wanted, *present]) if is_shared(rule)]
     result: list[str] = []

@@ -45,7 +45,7 @@ class KernelMonitor:
     ) -> None:
         self._on_change = on_change
         self._overlay = overlay
-        self._own_ports = frozenset(own_ports)
+        self._own_ports = frozenset(own_ports) - {0}  # 0 is the kernel itself, in the name of everybody
         self._stopped = os.eventfd(0, os.EFD_CLOEXEC)
         # Opened here, not in the thread, so that no change after the constructor is missed.
         self._netlink = RouteSocket(_GROUPS, _BUFFER)

@@ -70,7 +70,8 @@ class KernelNetwork:
     @property
     def ports(self) -> tuple[int, ...]:
         """Our addresses on netlink, by which KernelMonitor tells our own writes."""
-        return (self.netlink.port, int(self._ip.asyncore.socket.getsockname()[0]))
+        # The library binds its socket at first use; 0 stands for the kernel itself, whose word must be heard.
+        return tuple(port for port in (self.netlink.port, self._ip.asyncore.socket.getsockname()[0]) if port)
 
     def read(
         self,

@@ -22,11 +22,12 @@ sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)
 sock.bind(("0.0.0.0", int(sys.argv[1])))
 seen, gap, last = set(), 0.0, None
-def end(*_):
-    missing = sorted(set(range(max(seen, default=-1) + 1)) - seen)
-    print(json.dumps({"received": len(seen), "gap": gap, "missing": missing[:50]}), flush=True)
-    raise SystemExit
-signal.signal(signal.SIGTERM, end)
+def tell(number, _):
+    print(json.dumps({"received": len(seen), "highest": max(seen, default=-1), "gap": gap}), flush=True)
+    if number == signal.SIGTERM:
+        raise SystemExit
+signal.signal(signal.SIGTERM, tell)
+signal.signal(signal.SIGUSR1, tell)
 print("ready", flush=True)
 while True:
     data = sock.recv(100)
@@ -93,12 +94,25 @@ print(json.dumps({"answers": answers, "longest": longest}), flush=True)
 
 @dataclass
 class Delivery:
-    """What became of a stream: packets sent and lost, the longest time in which none came."""
+    """What became of a stream: packets sent and lost, the longest time in seconds in which none came."""
 
+    receiver: subprocess.Popen[str] = field(repr=False)
     sent: int = 0
     lost: int = 0
     gap: float = 0.0
-    missing: list[int] = field(default_factory=list)
+
+    def lost_yet(self) -> int:
+        """Return how many are lost of those sent before one that arrives from now on."""
+        highest = self._ask()["highest"]
+        until(lambda: self._ask()["highest"] > highest, "packets arrive")
+        now = self._ask()
+        return int(now["highest"] + 1 - now["received"])
+
+    def _ask(self) -> dict[str, int]:
+        assert self.receiver.stdout
+        self.receiver.send_signal(signal.SIGUSR1)
+        found: dict[str, int] = json.loads(self.receiver.stdout.readline())
+        return found
 
 
 @dataclass
@@ -127,8 +141,8 @@ def _end(process: subprocess.Popen[str]) -> str:
 @contextmanager
 def stream(source: Pod, target: Pod, port: int = PORT, rate: int = RATE) -> Iterator[Delivery]:
     """Send numbered UDP packets at `rate` a second during the block; the delivery is filled in at its end."""
-    result = Delivery()
     receiver = _start(target, _RECEIVER, port)
+    result = Delivery(receiver)
     try:
         _ready(receiver)
         sender = _start(source, _SENDER, target.ip, port, rate)
@@ -143,7 +157,6 @@ def stream(source: Pod, target: Pod, port: int = PORT, rate: int = RATE) -> Iter
     finally:
         found = json.loads(_end(receiver))
     result.lost, result.gap = result.sent - found["received"], found["gap"]
-    result.missing = found["missing"]
 
 
 @contextmanager

@@ -155,3 +155,14 @@ def test_stop_ends_the_thread_and_is_idempotent(kernel: KernelNetwork) -> None:
     monitor.stop()
     monitor.stop()
     assert threading.active_count() == before
+
+
+def test_the_kernels_own_word_is_heard_whatever_ports_are_ours(uplink: int) -> None:
+    """A library that has not bound its socket yet says 0, and 0 is also the kernel, for everybody's changes."""
+    with KernelNetwork() as fresh:
+        assert 0 not in fresh.ports
+    wakes = Wakes()
+    with KernelMonitor(wakes, OVERLAY, (0,)):
+        wakes.settle()
+        run("ip link set up0 mtu 1300")
+        assert until(lambda: wakes.count > 0, 2.0)

@@ -79,3 +79,15 @@ def test_filter_handles_carry_the_mark_and_tell_networks_apart() -> None:
     handles = {filter_handle(IPv4Network((n << 16, 16))) for n in range(256)}
     assert len(handles) == 256
     assert {handle & 0xFF000000 for handle in handles} == {FILTER_MARK}
+
+
+@pytest.mark.parametrize(
+    "stranger", ["nat -A FLANNEL-POSTRTG -j RETURN", "nat -A FLANNEL-POSTRTG -p tcp -j ACCEPT"]
+)
+def test_a_strangers_rule_without_a_range_is_seen_and_goes(stranger: str) -> None:
+    network, subnet = IPv4Network("10.1.0.0/16"), IPv4Network("10.1.5.0/24")
+    right = ruleset("iptables", network, subnet, masquerade=True, forward=True, random_fully=False)
+    assert right
+    for present in ([stranger, *right.rules], [*right.rules, stranger]):
+        assert owned(present, network) != right.rules
+        assert tuple(merged(present, network, right.rules)) == right.rules
