@@ -21,28 +21,33 @@ static __always_inline enum fl_reason admit_tx(struct __sk_buff *skb, const stru
 					       const struct fl_packet *p)
 {
 	struct fl_flow_key_v4 key = key_of_tx(p);
-	bool ends = changes_tcp_state(p), young = false;
+	struct fl_direction direction;
 	struct fl_flow *flow = NULL;
-	enum fl_reason reason;
 	__u64 now = clock_ns();
+	enum fl_reason reason;
+	struct fl_cell *cell;
+	bool ends, young;
 
-	if (!ends) {
-		young = is_young(&key, now);
-		if (!young)
-			flow = bpf_map_lookup_elem(&fl_flows, &key);
-		if (flow && flow->ifindex == skb->ifindex && is_open(flow, p->proto, FL_TX, flow->tx_since, now))
-			return FL_UNKNOWN;
-	}
+	cell = sketch_cell(&key, now);
+	if (!cell)
+		return FL_HELPER;
+	ends = changes_tcp_state(p);
+	young = !ends && is_young(cell);
+	if (!ends && !young)
+		flow = bpf_map_lookup_elem(&fl_flows, &key);
+	direction = direction_tx(flow);
+	if (flow && flow->ifindex == skb->ifindex && is_open(flow, &direction, p->proto, now))
+		return FL_UNKNOWN;
 	reason = check_sender(skb, eth, p->src);
 	if (reason)
 		return reason;
 	if (ends) {
-		end_flow(&key);
+		end_flow(cell, &key, p->tcp_flags);
 		return FL_TCP_STATE;
 	}
 	if (young)
 		return FL_LEARN_YOUNG;
-	return learn_start(skb, &key, flow, FL_TX, FL_TX_ENTERED, skb->ifindex, flow ? flow->tx_since : 0, now);
+	return learn_start(skb, &key, flow, &direction, skb->ifindex, cell, now);
 }
 
 /* No pod to deliver to; in our subnet the kernel may find one, and fl_to_pod learns it from this packet. */
@@ -53,34 +58,49 @@ static __always_inline enum fl_reason no_pod(struct __sk_buff *skb, const struct
 	return FL_NO_POD;
 }
 
+/* Is this packet's flow open towards a pod? FL_UNKNOWN: yes. */
+static __always_inline enum fl_reason admit_rx_flow(struct __sk_buff *skb, const struct fl_packet *p,
+						    struct fl_pod_v4 **pod)
+{
+	struct fl_flow_key_v4 key = key_of_rx(p);
+	struct fl_direction direction;
+	__u64 now = clock_ns();
+	struct fl_flow *flow;
+	struct fl_cell *cell;
+
+	if (!in_own_subnet(p->dst))
+		return FL_NO_POD;
+	cell = sketch_cell(&key, now);
+	if (!cell)
+		return FL_HELPER;
+	if (changes_tcp_state(p)) {
+		end_flow(cell, &key, p->tcp_flags);
+		return FL_TCP_STATE;
+	}
+	if (is_young(cell))
+		return FL_LEARN_YOUNG;
+	flow = bpf_map_lookup_elem(&fl_flows, &key);
+	direction = direction_rx(flow);
+	if (!flow || !is_open(flow, &direction, p->proto, now))
+		return learn_start(skb, &key, flow, &direction, 0, cell, now);
+	*pod = find_pod(p->dst);
+	if (*pod && (*pod)->ifindex != flow->ifindex) {
+		flow->bits = 0;
+		return learn_start(skb, &key, flow, &direction, 0, cell, now);
+	}
+	return FL_UNKNOWN;
+}
+
 /* May this packet for a pod leave the kernel's path, and where to? FL_UNKNOWN: yes, to *pod. */
 static __always_inline enum fl_reason admit_rx(struct __sk_buff *skb, const struct fl_packet *p,
 					       struct fl_pod_v4 **pod)
 {
-	struct fl_flow_key_v4 key;
-	struct fl_flow *flow;
-	__u64 now;
+	enum fl_reason reason;
 
 	if (FL_BY_FLOW) {
-		if (!in_own_subnet(p->dst))
-			return FL_NO_POD;
-		key = key_of_rx(p);
-		if (changes_tcp_state(p)) {
-			end_flow(&key);
-			return FL_TCP_STATE;
-		}
-		now = clock_ns();
-		if (is_young(&key, now))
-			return FL_LEARN_YOUNG;
-		flow = bpf_map_lookup_elem(&fl_flows, &key);
-		if (!flow || !is_open(flow, p->proto, FL_RX, flow->rx_since, now))
-			return learn_start(skb, &key, flow, FL_RX, FL_RX_ARRIVED, 0, flow ? flow->rx_since : 0,
-					   now);
-		*pod = find_pod(p->dst);
-		if (*pod && (*pod)->ifindex != flow->ifindex) {
-			flow->bits = 0;
-			return learn_start(skb, &key, flow, FL_RX, FL_RX_ARRIVED, 0, 0, now);
-		}
+		reason = admit_rx_flow(skb, p, pod);
+		if (reason)
+			return reason;
 	} else {
 		*pod = find_pod(p->dst);
 	}

@@ -137,10 +137,15 @@ struct fl_flow {
 	enum fl_flow_bit bits;
 };
 
-/* fl_sketch: hash of a flow's key -> packets seen lately, halved every epoch. Shared by colliding flows. */
+/*
+ * fl_sketch: hash of a flow's key -> what flows with this hash did lately. Epochs are 2^33 ns (8.6 s), and
+ * wrap; a cell shared by two flows, or one that wrapped, only costs a look into fl_flows too many or too few.
+ */
 struct fl_cell {
-	__u16 epoch;
-	__u16 packets;
+	__u8 epoch;   /* of the last packet */
+	__u8 packets; /* halved every epoch */
+	__u8 learned; /* epoch in which one of these flows last touched fl_flows */
+	__u8 pad;
 };
 
 /* Where a packet was when its reason was counted: index into fl_count. */

@@ -18,6 +18,12 @@
 #define FL_YOUNG 12
 #define FL_CELL_FULL 255
 
+#define FL_EPOCH_SHIFT 33
+#define FL_REVALIDATE_NS (fl_cfg.revalidate_ms * 1000000LL)
+
+/* Epochs, rounded up, for which an entry of fl_flows may still open a direction: see is_open(). */
+#define FL_LEARNED_EPOCHS (2 * fl_cfg.revalidate_ms / 8589 + 1)
+
 static __always_inline __u64 clock_ns(void)
 {
 	return fl_cfg.caps & FL_CAP_COARSE_CLOCK ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns();
@@ -54,78 +60,115 @@ static __always_inline bool changes_tcp_state(const struct fl_packet *p)
 	return p->proto == IPPROTO_TCP && p->tcp_flags & (FL_TCP_SYN | FL_TCP_FIN | FL_TCP_RST);
 }
 
-/* Forget a flow. Looked up first: deleting from an LRU takes the bucket's lock even on a miss. */
-static __always_inline void end_flow(const struct fl_flow_key_v4 *key)
-{
-	if (bpf_map_lookup_elem(&fl_flows, key))
-		bpf_map_delete_elem(&fl_flows, key);
-}
-
 /*
- * Count a packet in the sketch; true while its flow is not worth an entry. Counts halve every 2^33 ns
- * (8.6 s). Races lose a count, which only makes a flow look younger.
+ * The sketch's cell of a flow, aged; NULL never happens. Races lose a count, which only makes a flow look
+ * younger.
  */
-static __always_inline bool is_young(const struct fl_flow_key_v4 *key, __u64 now)
+static __always_inline struct fl_cell *sketch_cell(const struct fl_flow_key_v4 *key, __u64 now)
 {
 	const __u64 *word = (const __u64 *)key;
 	__u64 hash = (word[0] ^ (word[0] >> 29)) * 0x9e3779b97f4a7c15ULL;
-	__u16 epoch = now >> 33;
-	__u32 index;
+	__u8 epoch = now >> FL_EPOCH_SHIFT;
 	struct fl_cell *cell;
-	__u16 packets;
+	__u32 index;
 
 	hash = (hash ^ (hash >> 32) ^ word[1]) * 0xbf58476d1ce4e5b9ULL;
 	index = hash >> 48;
 	cell = bpf_map_lookup_elem(&fl_sketch, &index);
-	if (!cell)
-		return true;
-	packets = cell->packets;
-	if (cell->epoch != epoch) {
-		__u16 age = epoch - cell->epoch;
+	if (cell && cell->epoch != epoch) {
+		__u8 age = epoch - cell->epoch;
 
-		packets = age > 8 ? 0 : packets >> age;
+		cell->packets = age < 8 ? cell->packets >> age : 0;
 		cell->epoch = epoch;
-		cell->packets = packets;
 	}
+	return cell;
+}
+
+/* Count a packet; true while its flow is not worth an entry in fl_flows. */
+static __always_inline bool is_young(struct fl_cell *cell)
+{
+	__u8 packets = cell->packets;
+
 	if (packets < FL_CELL_FULL)
 		cell->packets = packets + 1;
 	return packets < FL_YOUNG;
 }
 
-static __always_inline bool is_open(const struct fl_flow *flow, __u8 proto, __u32 direction, __u64 since,
+/*
+ * A connection begins or ends: forget its flow, and on SYN its age. fl_flows is only looked at where a flow
+ * with this hash was learned within FL_LEARNED_EPOCHS: an older entry is stale in any case. Looked up first,
+ * because deleting from an LRU takes the bucket's lock even on a miss.
+ */
+static __always_inline void end_flow(struct fl_cell *cell, const struct fl_flow_key_v4 *key, __u8 tcp_flags)
+{
+	if ((__u8)(cell->epoch - cell->learned) <= FL_LEARNED_EPOCHS && bpf_map_lookup_elem(&fl_flows, key))
+		bpf_map_delete_elem(&fl_flows, key);
+	if (tcp_flags & FL_TCP_SYN)
+		cell->packets = 0;
+}
+
+/* What one direction of a flow is made of. */
+struct fl_direction {
+	__u32 first; /* bit that this side sets */
+	__u32 both;
+	__u64 since; /* when the kernel last carried this direction */
+	__u64 other_since;
+};
+
+static __always_inline struct fl_direction direction_tx(const struct fl_flow *flow)
+{
+	return (struct fl_direction){ FL_TX_ENTERED, FL_TX, flow ? flow->tx_since : 0, flow ? flow->rx_since : 0 };
+}
+
+static __always_inline struct fl_direction direction_rx(const struct fl_flow *flow)
+{
+	return (struct fl_direction){ FL_RX_ARRIVED, FL_RX, flow ? flow->rx_since : 0, flow ? flow->tx_since : 0 };
+}
+
+/* Signed: another CPU may have written `since` after this one read its clock. */
+static __always_inline bool is_older(__u64 since, __u64 now, __s64 age)
+{
+	return (__s64)(now - since) >= age;
+}
+
+static __always_inline bool is_open(const struct fl_flow *flow, const struct fl_direction *direction, __u8 proto,
 				    __u64 now)
 {
-	__u32 needed = proto == IPPROTO_TCP ? FL_TX | FL_RX : direction;
-
-	return (flow->bits & needed) == needed && now - since < fl_cfg.revalidate_ms * 1000000ULL;
+	if (is_older(direction->since, now, FL_REVALIDATE_NS))
+		return false;
+	if (proto != IPPROTO_TCP)
+		return (flow->bits & direction->both) == direction->both;
+	return flow->bits == (FL_TX | FL_RX) && !is_older(direction->other_since, now, 2 * FL_REVALIDATE_NS);
 }
 
 /*
- * Note that a packet of `direction` starts its way through the kernel (`entered` is its first bit) and mark
- * it, so that the program at the other end looks at it. `ifindex` is the pod's veth, 0 when not known here.
+ * Note that a packet starts its way through the kernel and mark it, so that the program at the other end looks
+ * at it. `ifindex` is the pod's veth, 0 when not known here.
  */
 static __always_inline enum fl_reason learn_start(struct __sk_buff *skb, const struct fl_flow_key_v4 *key,
-						  struct fl_flow *flow, __u32 direction, __u32 entered,
-						  __u32 ifindex, __u64 since, __u64 now)
+						  struct fl_flow *flow, const struct fl_direction *direction,
+						  __u32 ifindex, struct fl_cell *cell, __u64 now)
 {
 	bool expired;
 
 	skb->mark |= fl_cfg.learn_mark;
+	cell->learned = cell->epoch;
 	if (!flow) {
-		struct fl_flow new = { .ifindex = ifindex, .bits = entered };
+		struct fl_flow new = { .ifindex = ifindex, .bits = direction->first };
 
 		bpf_map_update_elem(&fl_flows, key, &new, BPF_ANY);
 		return FL_LEARN_NEW;
 	}
 	if (ifindex && flow->ifindex != ifindex) {
 		flow->ifindex = ifindex;
-		flow->bits = entered;
+		flow->bits = direction->first;
 		return FL_LEARN_NEW;
 	}
-	expired = (flow->bits & direction) == direction && now - since >= fl_cfg.revalidate_ms * 1000000ULL;
+	expired = (flow->bits & direction->both) == direction->both &&
+		  is_older(direction->since, now, FL_REVALIDATE_NS);
 	if (expired)
-		flow->bits &= ~direction;
-	flow->bits |= entered;
+		flow->bits &= ~direction->both;
+	flow->bits |= direction->first;
 	return expired ? FL_LEARN_REVALIDATE : FL_LEARN_NEW;
 }
 

@@ -318,13 +318,17 @@ class Flow(Record):
     bits: FlowBit
 
 
-@_mirrors("fl_cell", "H H")
+@_mirrors("fl_cell", "B B B x")
 @dataclass(frozen=True, slots=True)
 class Cell(Record):
-    """Value of fl_sketch: packets that flows with this hash sent lately, halved every epoch."""
+    """Value of fl_sketch: packets that flows with this hash sent lately, and when one touched fl_flows.
+
+    Epochs of 2**33 ns, modulo 256; `packets` halves every epoch.
+    """
 
     epoch: int
     packets: int
+    learned: int
 
 
 @_mirrors("fl_count", "Q Q Q Q Q")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -189,17 +190,16 @@ class Node:
 
     def clear_sketch(self) -> None:
         """Make every flow young."""
-        sketch = self.maps["fl_sketch"]
-        nothing = bytes(sketch.info.value_size)
-        sketch.update_many((struct.pack("=I", cell), nothing) for cell in range(sketch.info.max_entries))
+        self._set_sketch(abi.Cell(0, 0, learned=epoch() - 100 & 0xFF))
 
     def fill_sketch(self) -> None:
         """Make no flow young, for this epoch and the next few."""
+        self._set_sketch(abi.Cell(epoch(), 255, learned=epoch()))
+
+    def _set_sketch(self, cell: abi.Cell) -> None:
         sketch = self.maps["fl_sketch"]
-        with open("/proc/uptime", encoding="ascii") as uptime:
-            epoch = int(float(uptime.read().split()[0]) * 1e9) >> 33 & 0xFFFF
-        full = abi.Cell(epoch, 255).pack()
-        sketch.update_many((struct.pack("=I", cell), full) for cell in range(sketch.info.max_entries))
+        value = cell.pack()
+        sketch.update_many((struct.pack("=I", index), value) for index in range(sketch.info.max_entries))
 
     def traffic(self, node: Remote) -> abi.Traffic:
         return abi.Traffic.unpack(self.maps["fl_peer_stats"].sums()[abi.pack_u32(node.slot)])
@@ -238,6 +238,11 @@ class Node:
         }
         left = 0 if xdp else struct.unpack_from("=I", done.ctx, 8)[0]
         return Ran(done.verdict, done.data, left, counted, done.duration_ns)
+
+
+def epoch() -> int:
+    """Return the sketch's present epoch."""
+    return time.monotonic_ns() >> 33 & 0xFF
 
 
 def flow_key(pod: IPv4Address, far: IPv4Address, pod_port: int, far_port: int, proto: int) -> abi.FlowKey:

@@ -26,6 +26,7 @@ from node import (
     VXLAN,
     Node,
     Ran,
+    epoch,
     flow_key,
     skb_context,
 )
@@ -147,15 +148,48 @@ def test_tcp_state_changes_end_the_flow(flags: str, direction: str, tcp: Convers
     ran = getattr(tcp, direction)(flags)
     assert (ran.verdict, ran.reason, ran.mark) == (KERNEL, Reason.TCP_STATE, 0)
     assert tcp.node.flow(TCP_KEY) is None
-    assert tcp.enter().reason == Reason.LEARN_NEW
+    assert tcp.enter().reason == (Reason.LEARN_YOUNG if "S" in flags else Reason.LEARN_NEW)
 
 
-def test_syn_ends_a_flow_that_the_sketch_has_forgotten(tcp: Conversation) -> None:
+def cell_of_one_flow(node: Node) -> tuple[bytes, abi.Cell]:
+    """Return the only cell of the sketch that counted anything."""
+    (found,) = (
+        (index, cell)
+        for index, cell in (
+            (key, abi.Cell.unpack(raw)) for key, raw in node.maps["fl_sketch"].items().items()
+        )
+        if cell.packets
+    )
+    return found
+
+
+def test_syn_ends_a_flow_whose_count_has_faded(tcp: Conversation) -> None:
     tcp.learn_tx()
     tcp.learn_rx()
     tcp.node.clear_sketch()
+    tcp.enter()
+    index, cell = cell_of_one_flow(tcp.node)
+    tcp.node.maps["fl_sketch"].update(index, replace(cell, packets=0, learned=epoch() - 2 & 0xFF).pack())
     tcp.enter("S")
     assert tcp.node.flow(TCP_KEY) is None
+
+
+def test_a_new_connection_is_young_again(tcp: Conversation) -> None:
+    tcp.learn_tx()
+    tcp.arrive("S")
+    assert tcp.enter().reason == Reason.LEARN_YOUNG
+
+
+@pytest.mark.parametrize("direction", ["tx_since", "rx_since"])
+def test_tcp_closes_when_its_other_direction_is_long_silent(direction: str, tcp: Conversation) -> None:
+    tcp.learn_tx()
+    tcp.learn_rx()
+    flow = tcp.node.flow(TCP_KEY)
+    assert flow is not None
+    long_ago = time.monotonic_ns() - 2 * FLOWS.revalidate_ms * 1_000_000 - 1_000_000_000
+    tcp.node.put_flow(TCP_KEY, replace(flow, **{direction: long_ago}))
+    assert tcp.enter().verdict == KERNEL
+    assert tcp.arrive().verdict == KERNEL
 
 
 def test_an_old_opening_is_tried_again(udp: Conversation) -> None:
@@ -238,15 +272,13 @@ def test_a_quiet_flow_grows_young_again(udp: Conversation) -> None:
     node.clear_sketch()
     for _ in range(12):
         udp.enter()
-    sketch = node.maps["fl_sketch"]
-    epoch_s = 2**33 / 1e9
-    key, cell = next(
-        (key, abi.Cell.unpack(raw)) for key, raw in sketch.items().items() if abi.Cell.unpack(raw).packets
-    )
+    index, cell = cell_of_one_flow(node)
     assert cell.packets == 12
-    sketch.update(key, replace(cell, epoch=cell.epoch - 2).pack())
+    node.maps["fl_sketch"].update(index, replace(cell, epoch=cell.epoch - 2 & 0xFF).pack())
     assert udp.enter().reason == Reason.LEARN_YOUNG
-    assert 2 <= abi.Cell.unpack(sketch.lookup(key) or b"").packets <= 4, f"12 halved twice ({epoch_s:.1f} s)"
+    assert cell_of_one_flow(node)[1].packets in (2, 4), (
+        "12 halved twice, or thrice at an epoch's turn, plus 1"
+    )
 
 
 def test_another_veth_starts_the_flow_anew(udp: Conversation) -> None:
