@@ -66,7 +66,8 @@ def inner(map_path: str, leases: int, puts: int) -> None:
     client.close()
     print(
         f"put to peer programmed, {puts} puts beside {leases} leases: "
-        f"median {statistics.median(taken):.1f} ms, p99 {taken[int(len(taken) * 0.99)]:.1f} ms, worst {taken[-1]:.1f} ms"
+        f"median {statistics.median(taken):.1f} ms, "
+        f"p99 {taken[int(len(taken) * 0.99)]:.1f} ms, worst {taken[-1]:.1f} ms"
     )
 
 
