@@ -149,6 +149,12 @@ static __always_inline enum fl_reason from_pod(struct __sk_buff *skb)
 	if (reason)
 		return reason;
 
+	if (peer->mode == FL_MODE_UDP) {
+		reason = check_finished(skb, ip, end, &p, peer);
+		if (reason)
+			return reason;
+	}
+
 	count = segments(skb);
 	if (fl_cfg.backend == FL_MODE_VXLAN && peer->mode == FL_MODE_VXLAN)
 		reason = vxlan_send(skb, &p, peer);
@@ -248,7 +254,8 @@ static __always_inline enum fl_reason from_vxlan(struct __sk_buff *skb)
 	return reason;
 }
 
-static __always_inline enum fl_reason from_udp(struct __sk_buff *skb)
+/* *taken: the packet goes on from the TUN. */
+static __always_inline enum fl_reason from_udp(struct __sk_buff *skb, bool *taken)
 {
 	struct fl_outer *outer;
 	struct fl_peer_v4 *peer;
@@ -275,8 +282,10 @@ static __always_inline enum fl_reason from_udp(struct __sk_buff *skb)
 	if (keeps_tunnel_state(skb, &p))
 		return FL_GSO;
 	reason = admit_rx(skb, &p, &pod);
-	if (reason)
+	if (reason) {
+		*taken = udp_to_kernel(skb, outer);
 		return reason;
+	}
 	count = segments(skb);
 	reason = udp_deliver(skb, pod);
 	if (peer && reason == FL_FAST_UDP)
@@ -284,7 +293,7 @@ static __always_inline enum fl_reason from_udp(struct __sk_buff *skb)
 	return reason;
 }
 
-static __always_inline enum fl_reason from_peer(struct __sk_buff *skb)
+static __always_inline enum fl_reason from_peer(struct __sk_buff *skb, bool *taken)
 {
 	enum fl_reason reason;
 	struct ethhdr *eth;
@@ -303,7 +312,7 @@ static __always_inline enum fl_reason from_peer(struct __sk_buff *skb)
 		reason = match_outer(eth, skb->len);
 		if (reason)
 			return reason;
-		return fl_cfg.backend == FL_MODE_UDP ? from_udp(skb) : from_vxlan(skb);
+		return fl_cfg.backend == FL_MODE_UDP ? from_udp(skb, taken) : from_vxlan(skb);
 	}
 	if ((fl_cfg.backend == FL_MODE_DIRECT || fl_cfg.direct_routing) && in_own_subnet(ip->daddr))
 		return from_wire(skb);
@@ -411,7 +420,10 @@ int fl_to_pod(struct __sk_buff *skb)
 SEC("tc")
 int fl_from_peer(struct __sk_buff *skb)
 {
-	return tc_verdict(FL_HOOK_FROM_PEER, from_peer(skb));
+	bool taken = false;
+	int verdict = tc_verdict(FL_HOOK_FROM_PEER, from_peer(skb, &taken));
+
+	return taken ? TC_ACT_REDIRECT : verdict;
 }
 
 /* tc egress of flannel.<VNI>, of the TUN (udp) or of the uplink (direct): from the kernel to another node. */

@@ -66,8 +66,9 @@ struct fl_config {
 	enum fl_check source_check;
 	__u8 direct_routing;  /* 1: some peers of a vxlan network are FL_MODE_DIRECT */
 	__u8 ttl;	      /* of outer headers: net.ipv4.ip_default_ttl */
-	__u8 uplink_segments; /* 1: UDP tunnels leave the uplink cut to size, so a peer's relay can read them */
+	__u8 uplink_finishes; /* 1: what leaves the uplink is cut to size and has its checksums */
 	__u8 pad;
+	__u32 tun; /* ifindex of the udp backend's device, 0: not there */
 };
 
 /* fl_peers: remote subnet -> how to get there. The same key serves a hash and an LPM trie. */
@@ -78,6 +79,7 @@ struct fl_subnet_v4 {
 
 enum fl_peer_flag {
 	FL_PEER_ON_LINK = 1 << 0, /* public_ip is a neighbour on the uplink; otherwise the kernel routes */
+	FL_PEER_BPF = 1 << 1, /* udp: its programs take packets whose checksum or cutting is still to be done */
 };
 
 struct fl_peer_v4 {
@@ -204,6 +206,7 @@ enum fl_reason {
 	FL_TOO_BIG,	     /* larger than the path: the kernel fragments or answers */
 	FL_PROTOCOL,	     /* neither TCP, UDP nor ICMP echo */
 	FL_GSO,		     /* a super-packet of a kind the kernel must segment */
+	FL_CHECKSUM,	     /* udp: checksum still to be filled in, and the peer has but a relay */
 	FL_ECN,		     /* RFC 6040 says drop or log: the kernel decides */
 	FL_OUTER,	     /* outer IPv4 options, fragment or length that does not fit */
 	FL_VXLAN_HEADER,     /* reserved bits, or no I flag */

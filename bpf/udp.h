@@ -14,6 +14,39 @@
 
 #define FL_IP_DF bpf_htons(0x4000)
 
+/* Does the L4 checksum still hold what the kernel starts from, the sum of the pseudo header? */
+static __always_inline bool lacks_checksum(const struct iphdr *ip, const void *end, const struct fl_packet *p)
+{
+	const __u8 *l4 = (const void *)(ip + 1);
+	__u64 sum = (__u64)p->src + p->dst + bpf_htons(p->proto) + bpf_htons(p->len - FL_IP_LEN);
+	const __u16 *check = (const void *)(l4 + (p->proto == IPPROTO_TCP ? 16 : 6));
+
+	if (p->proto == IPPROTO_ICMP || (const void *)(check + 1) > end)
+		return false;
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return *check == (__u16)((sum & 0xffff) + (sum >> 16));
+}
+
+/*
+ * A pod leaves checksums and the cutting of super-packets to the last device. Hardware does both; a virtual
+ * link does neither, and the peer's relay would read one huge datagram, or a packet that its pod throws away.
+ * A peer's programs take both, except UDP super-packets, whose tunnel state they cannot remove.
+ */
+static __always_inline enum fl_reason check_finished(struct __sk_buff *skb, const struct iphdr *ip,
+						     const void *end, const struct fl_packet *p,
+						     const struct fl_peer_v4 *peer)
+{
+	bool bpf = peer->flags & FL_PEER_BPF;
+
+	if (fl_cfg.uplink_finishes)
+		return FL_UNKNOWN;
+	if (skb->gso_size)
+		return bpf && p->proto == IPPROTO_TCP ? FL_UNKNOWN : FL_GSO;
+	return !bpf && lacks_checksum(ip, end, p) ? FL_CHECKSUM : FL_UNKNOWN;
+}
+
 static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const struct fl_packet *p,
 					       const struct fl_peer_v4 *peer)
 {
@@ -22,9 +55,6 @@ static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const stru
 	struct fl_outer *outer;
 	void *data, *end;
 
-	/* whole over a virtual link, a super-packet would reach the peer's relay as one huge datagram */
-	if (skb->gso_size && !fl_cfg.uplink_segments)
-		return FL_GSO;
 	reason = make_room(skb, FL_UDP_OVERHEAD, 0);
 	if (reason)
 		return reason;
@@ -36,6 +66,26 @@ static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const stru
 	write_outer(outer, len, 0, FL_IP_DF, 0, public_ip(peer), fl_cfg.port);
 	decrement_ttl((void *)(outer + 1), ttl_cost(FL_MODE_UDP));
 	return send_to_peer(peer, FL_FAST_UDP);
+}
+
+/*
+ * Do the relay's part for a packet that the kernel shall carry on: what another node's programs sent may lack
+ * checksum and cutting, which the kernel knows of and a relay cannot. They send outer checksum 0, relays never.
+ */
+static __always_inline bool udp_to_kernel(struct __sk_buff *skb, const struct fl_outer *outer)
+{
+	struct iphdr *ip;
+	void *data, *end;
+
+	if (outer->udp.check || !fl_cfg.tun || take_off(skb, FL_UDP_OVERHEAD))
+		return false;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	ip = data + FL_ETH_LEN;
+	if ((void *)(ip + 1) > end)
+		return false;
+	decrement_ttl(ip, 1);
+	return bpf_redirect(fl_cfg.tun, BPF_F_INGRESS) == TC_ACT_REDIRECT;
 }
 
 /* Decapsulate a packet on which every check has passed, and deliver it. */

@@ -73,6 +73,7 @@ class PeerFlag(IntFlag):
     """What is special about the way to a peer."""
 
     ON_LINK = 1
+    BPF = 2
 
 
 class PodFlag(IntFlag):
@@ -104,8 +105,8 @@ Reason = IntEnum(
     "Reason",
     "UNKNOWN FAST_VXLAN FAST_DIRECT FAST_UDP LEARN_NEW LEARN_REVALIDATE LEARN_LEFT LEARN_DELIVERED "
     "LEARN_YOUNG LEARN_CHANGED TCP_STATE MEMBER NOT_OVERLAY NOT_IPV4 NOT_UNICAST TRUNCATED BAD_HEADER "
-    "IP_OPTIONS FRAGMENT TTL TOO_BIG PROTOCOL GSO ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD SHAPED "
-    "NOT_GATEWAY POD_SOURCE HELPER DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_BROKEN",
+    "IP_OPTIONS FRAGMENT TTL TOO_BIG PROTOCOL GSO CHECKSUM ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD "
+    "SHAPED NOT_GATEWAY POD_SOURCE HELPER DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_BROKEN",
     start=0,
 )
 """In what each packet ended; bpf/flannel.h says what each one means."""
@@ -207,7 +208,7 @@ def _converters(kind: Any, code: str) -> tuple[Callable[[Any], Any], Callable[[A
     return int, kind
 
 
-@_mirrors("fl_config", "4s 4s 4s 4s 4s 6s H H H I I I I I I I I I B B B x")
+@_mirrors("fl_config", "4s 4s 4s 4s 4s 6s H H H I I I I I I I I I B B B x I")
 @dataclass(frozen=True, slots=True)
 class Config(Record):
     """What a program knows when it is loaded; constant afterwards, so the verifier removes dead branches.
@@ -215,8 +216,8 @@ class Config(Record):
     `port` is the tunnel's, `sport_min` to `sport_max` the kernel's local port range; `uplink` an ifindex;
     `peer_len` the prefix length shared by every lease (fl_peers is a hash), or 0 (it is an LPM trie).
     `direct_routing`: some peers of a vxlan network are Mode.DIRECT; `ttl` is for outer headers.
-    `uplink_segments`: UDP tunnels leave the uplink cut to size (tx-udp_tnl-segmentation off, or done by
-    hardware); only then may a super-packet take the udp format, because a peer's relay reads datagrams.
+    `uplink_finishes`: what leaves the uplink is cut to size and has its checksums; only then may all packets
+    take the udp format, because a peer's relay reads datagrams. `tun`: ifindex of the udp backend's device.
     """
 
     public_ip: IPv4Address
@@ -239,7 +240,8 @@ class Config(Record):
     source_check: Check
     direct_routing: bool
     ttl: int
-    uplink_segments: bool = False
+    uplink_finishes: bool = False
+    tun: int = 0
 
 
 @_mirrors("fl_subnet_v4", "I 4s")

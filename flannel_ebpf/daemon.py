@@ -14,10 +14,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from flannel_ebpf import notify, subnet_env
-from flannel_ebpf.backends import Node, backend_of
+from flannel_ebpf.backends import Node, backend_of, udp
 from flannel_ebpf.before import remember_sysctl
 from flannel_ebpf.cluster import Cluster, View
-from flannel_ebpf.config import NetworkConfig
+from flannel_ebpf.config import NetworkConfig, UdpConfig
 from flannel_ebpf.errors import ConfigError, KernelError, LeaseLost
 from flannel_ebpf.etcd import EtcdClient, Registry, Watch
 from flannel_ebpf.firewall import Firewall
@@ -27,7 +27,7 @@ from flannel_ebpf.kernel.monitor import KernelMonitor
 from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.rules_monitor import RulesMonitor
 from flannel_ebpf.lease_keeper import LeaseKeeper
-from flannel_ebpf.lock import network_lock
+from flannel_ebpf.lock import claim, network_lock
 from flannel_ebpf.options import Options
 from flannel_ebpf.reconcile import Outcome, Reconciler
 from flannel_ebpf.relay_side import RelaySide
@@ -82,6 +82,7 @@ class Daemon:
         self._stack = stack
         self._lost: LeaseLost | None = None
         self._ready = False
+        self._announced: object = None
         self._last: Outcome | None = None
         self._retry = FIRST_RETRY
         self._problems: set[str] = set()
@@ -99,7 +100,7 @@ class Daemon:
         log.info("waiting for etcd at %s", ", ".join(options.etcd.endpoints))
         config = persist(lambda: read_config(registry), "reading the network config", self._stop)
         log.info("network %s, backend %s", config.network, config.backend_type)
-        self._stack.enter_context(network_lock(options.state_dir, config.network))
+        self._lock(config)
         keeper = LeaseKeeper(registry, self._on_lost, ttl=options.lease_ttl, margin=int(options.renew_margin))
         uplink, public_ip = choose_uplink(options, config)
         node = persist(
@@ -112,6 +113,15 @@ class Daemon:
         self._keep(node, keeper, registry, client)
         if self._lost:
             raise self._lost
+
+    def _lock(self, config: NetworkConfig) -> None:
+        """Make sure that nobody else on this host serves this network or uses its device."""
+        enter = self._stack.enter_context
+        enter(network_lock(self._options.state_dir, config.network))
+        enter(claim(f"network {config.network}", "stop that one, or give this one another --etcd-prefix"))
+        overlay = backend_of(config).overlay_name(config)
+        if overlay:
+            enter(claim(f"device {overlay}", "each vxlan network of a host needs a Backend.VNI of its own"))
 
     def _keep(self, node: Node, keeper: LeaseKeeper, registry: Registry, client: EtcdClient) -> None:
         """Reconcile on every event, after every failure, and as often as it is cheap."""
@@ -142,6 +152,7 @@ class Daemon:
                 outcome = self._pass(node, view, reconciler, relay)
                 cost = time.thread_time() - begun
                 delay = self._settle(node, outcome) or min(max(cost / SHARE, SHORTEST), delay)
+                self._announce(node, outcome, keeper)
                 self._last = outcome
                 report.write(node, keeper.lease, view, outcome)
             self._wake.wait(delay)
@@ -201,7 +212,17 @@ class Daemon:
         if public_ip != node.public_ip:
             log.warning("public IP changes from %s to %s", node.public_ip, public_ip)
             keeper.update(public_ip, lease_data(node.config, node.vtep_mac)[1])
+            self._announced = None
         return replace(node, uplink=uplink, public_ip=public_ip)
+
+    def _announce(self, node: Node, outcome: Outcome, keeper: LeaseKeeper) -> None:
+        """Say in the lease what programs stand here, as soon as they do: udp peers must know."""
+        if outcome.errors or not isinstance(node.config.backend, UdpConfig):
+            return
+        data = udp.BPF_DATA if outcome.accelerated else None
+        if data != self._announced:
+            keeper.update(node.public_ip, data)
+            self._announced = data
 
     def _settle(self, node: Node, outcome: Outcome) -> float:
         """Log what a pass did; return the seconds until it must be tried again, 0 when all is right."""

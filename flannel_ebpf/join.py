@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flannel_ebpf import subnet_env
-from flannel_ebpf.backends import Node, backend_of, vxlan
-from flannel_ebpf.config import NetworkConfig, VxlanConfig, parse_network_config
+from flannel_ebpf.backends import Node, backend_of, udp, vxlan
+from flannel_ebpf.config import NetworkConfig, UdpConfig, VxlanConfig, parse_network_config
 from flannel_ebpf.errors import ConfigError, EtcdError, FlannelError, LeaseError, UnknownBackend
 from flannel_ebpf.etcd import Registry
+from flannel_ebpf.kernel import pins
 from flannel_ebpf.kernel.links import find_link, vxlan_link
 from flannel_ebpf.kernel.netlink import RouteSocket
 from flannel_ebpf.kernel.uplink import find_uplink
@@ -125,6 +126,8 @@ def take_lease(
     """Take a lease and return this node as it then stands; raises LeaseError, EtcdError."""
     mac = vtep_mac(config, public_ip, registry.snapshot().leases)
     backend_type, data = lease_data(config, mac)
+    if isinstance(config.backend, UdpConfig) and _programs_stay(options, config):
+        data = udp.BPF_DATA
     previous = subnet_env.read(options.subnet_file)
     if previous.warning:
         log.warning("%s", previous.warning)
@@ -132,6 +135,12 @@ def take_lease(
     how = "kept" if keeper.reused else "acquired"
     log.info("subnet %s %s for public IP %s on %s", lease.subnet, how, public_ip, uplink.name)
     return Node(config, uplink, public_ip, lease.subnet, mac)
+
+
+def _programs_stay(options: Options, config: NetworkConfig) -> bool:
+    """Say whether the programs of a former daemon are attached and will be used."""
+    wanted = options.datapath != "kernel" and options.fastpath != "off"
+    return wanted and config.network in pins.networks(options.bpf_pin_root)
 
 
 def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:

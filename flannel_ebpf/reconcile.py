@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from itertools import groupby
 from pathlib import Path
 
+from flannel_ebpf import abi
 from flannel_ebpf.abi import Fastpath
-from flannel_ebpf.backends import Node, Peer, backend_of, datapath
+from flannel_ebpf.backends import Node, Peer, backend_of, datapath, udp
 from flannel_ebpf.datapath import Datapath
 from flannel_ebpf.errors import BpfError, DeviceMissing, KernelError
 from flannel_ebpf.firewall import Firewall
-from flannel_ebpf.kernel import sysctl
+from flannel_ebpf.kernel import ethtool, sysctl
 from flannel_ebpf.kernel.links import Links, find_link
 from flannel_ebpf.kernel.network import Failure, KernelNetwork
 from flannel_ebpf.kernel.pins import Pins, xdp_ids
@@ -164,11 +165,19 @@ class Reconciler:
         if self._bpf is None:
             return None, self._why_not
         try:
-            return self._bpf.load(datapath.constants(node, peers, self._settings)), ""
+            return self._bpf.load(self._constants(node, peers)), ""
         except BpfError as error:
             if self._required:
                 raise
             return None, str(error)
+
+    def _constants(self, node: Node, peers: Sequence[Peer]) -> abi.Config:
+        config = datapath.constants(node, peers, self._settings)
+        if config.backend != abi.Mode.UDP:
+            return config
+        tun = find_link(self._kernel.netlink, udp.TUN_NAME)
+        finishes = ethtool.finishes(node.uplink.name)
+        return replace(config, tun=tun.index if tun else 0, uplink_finishes=finishes)
 
     def _accelerate(
         self,

@@ -47,7 +47,7 @@ def peer_entries(peers: Sequence[Peer], slots: Slots) -> list[MapEntry]:
             public_ip=peer.public_ip,
             vtep_mac=peer.vtep_mac or abi.NO_MAC,
             mode=peer.mode,
-            flags=abi.PeerFlag.ON_LINK if peer.on_link else abi.PeerFlag(0),
+            flags=abi.PeerFlag(0) | abi.PeerFlag.ON_LINK * peer.on_link | abi.PeerFlag.BPF * peer.bpf,
             mtu=peer.mtu,
             slot=slots[peer.subnet],
         )

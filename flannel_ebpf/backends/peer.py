@@ -27,7 +27,7 @@ class Peer:
     """A remote subnet and the way there.
 
     `mtu` is the largest outer IPv4 packet towards `public_ip`; `on_link` is true when that is a neighbour
-    on the uplink, so that no router lies between.
+    on the uplink, so that no router lies between. `bpf`: programs take the udp format there, says its lease.
     """
 
     subnet: IPv4Network
@@ -36,6 +36,7 @@ class Peer:
     mtu: int
     on_link: bool
     vtep_mac: Mac | None = None
+    bpf: bool = False
 
 
 def path_to(node: Node, lease: Lease, paths: Mapping[IPv4Address, PathFacts]) -> PathFacts:

@@ -20,6 +20,13 @@ OVERHEAD = 28
 
 TUN_NAME = "flannel0"
 
+BPF_DATA = {"Datapath": "bpf"}
+"""BackendData of a node whose programs are attached. flanneld's udp backend never looks at that field.
+
+Other nodes' programs may then send what no relay could use: packets whose checksum or cutting is still to be
+done, as pods hand them over, and as they stay across a virtual link.
+"""
+
 
 def overlay_name(config: NetworkConfig) -> str:
     """Return the TUN device's name."""
@@ -43,7 +50,8 @@ def peers(
     found = []
     for lease in remote(node, leases):
         path = path_to(node, lease, paths)
-        found.append(Peer(lease.subnet, lease.public_ip, Mode.UDP, path.mtu, path.on_link))
+        bpf = lease.backend_data == BPF_DATA
+        found.append(Peer(lease.subnet, lease.public_ip, Mode.UDP, path.mtu, path.on_link, bpf=bpf))
     return found, []
 
 

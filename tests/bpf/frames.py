@@ -68,8 +68,10 @@ def vxlan(
     return on_wire(IP(src=str(sender.public_ip), dst=str(outer_dst), **outer) / wrapped)
 
 
-def udp_tunnel(inner: Packet | None = None, *, sender: Remote = PEER, **outer: object) -> Packet:
+def udp_tunnel(
+    inner: Packet | None = None, *, sender: Remote = PEER, checksum: int = 0, **outer: object
+) -> Packet:
     """Return a packet of flannel's udp backend."""
     inner = packet(sender.pod, POD) if inner is None else inner
-    header = UDP(sport=8285, dport=8285, chksum=0)
+    header = UDP(sport=8285, dport=8285, chksum=checksum)
     return on_wire(IP(src=str(sender.public_ip), dst=str(OWN_IP), **outer) / header / Raw(bytes(inner)))

@@ -90,6 +90,20 @@ def peer_mode(mode: abi.Mode) -> Callable[[Node], None]:
     return lambda node: node.add_peer(PEER, PEER.peer(mode))
 
 
+def peer_has_programs(node: Node) -> None:
+    node.add_peer(PEER, replace(PEER.peer(abi.Mode.UDP), flags=abi.PeerFlag.ON_LINK | abi.PeerFlag.BPF))
+
+
+def without_checksum(kind: str) -> bytes:
+    """A frame as a pod's kernel leaves it for the device: only the pseudo header is summed up."""
+    frame = bytearray(bytes(from_pod(l4(kind))))
+    words = frame[26:34] + bytes((0, frame[23])) + (len(frame) - 34).to_bytes(2, "big")
+    total = sum(int.from_bytes(words[at : at + 2], "big") for at in range(0, len(words), 2))
+    at = 34 + (16 if kind == "tcp" else 6)
+    frame[at : at + 2] = (total % 0xFFFF).to_bytes(2, "big")
+    return bytes(frame)
+
+
 def shaped_pod(node: Node) -> None:
     node.add_pod(POD, flags=PodFlag.SHAPED)
 
@@ -273,6 +287,32 @@ FROM_POD = [
         Reason.GSO,
         config=UDP,
         skb={"gso_size": 1400, "gso_segs": 3},
+    ),
+    Case(
+        "udp, UDP super-packet to a peer with programs",
+        "fl_from_pod",
+        from_pod(l4("udp", payload=bytes(2800))),
+        Reason.GSO,
+        config=UDP,
+        setup=peer_has_programs,
+        skb={"gso_size": 1400, "gso_segs": 2},
+    ),
+    Case("udp, checksum to be done", "fl_from_pod", without_checksum("udp"), Reason.CHECKSUM, config=UDP),
+    Case("udp, TCP's to be done", "fl_from_pod", without_checksum("tcp"), Reason.CHECKSUM, config=UDP),
+    Case(
+        "udp, checksum to be done, peer with programs",
+        "fl_from_pod",
+        without_checksum("tcp"),
+        Reason.FAST_UDP,
+        config=UDP,
+        setup=peer_has_programs,
+    ),
+    Case(
+        "udp, checksum to be done, over hardware",
+        "fl_from_pod",
+        without_checksum("udp"),
+        Reason.FAST_UDP,
+        config=replace(UDP, uplink_finishes=True),
     ),
     Case("udp, too big", "fl_from_pod", from_pod(l4(payload=bytes(1445))), Reason.TOO_BIG, config=UDP),
 ]
@@ -509,6 +549,25 @@ FROM_PEER = [
         Reason.GSO,
         config=UDP,
         skb={"gso_size": len(packet(PEER.pod, POD)), "gso_segs": 2},
+    ),
+    Case(
+        "udp from programs, for the kernel",
+        "fl_from_peer",
+        udp_tunnel(),
+        Reason.NO_POD,
+        config=replace(UDP, tun=OTHER_PORT),
+        setup=no_pod,
+        verdict=REDIRECT,
+        marked=True,
+    ),
+    Case(
+        "udp from a relay, for our relay",
+        "fl_from_peer",
+        udp_tunnel(checksum=0x1234),
+        Reason.NO_POD,
+        config=replace(UDP, tun=OTHER_PORT),
+        setup=no_pod,
+        marked=True,
     ),
     Case("udp, short", "fl_from_peer", udp_tunnel(Raw(bytes(12))), Reason.TRUNCATED, config=UDP),
     Case("udp, no member", "fl_from_peer", udp_tunnel(sender=STRANGER), Reason.DROP_NOT_MEMBER, config=UDP),
