@@ -29,18 +29,18 @@ Op = Put | Delete
 def plan(desired: Iterable[Object], actual: Iterable[Object], *, may_delete: bool = True) -> list[Op]:
     """Return the operations that turn `actual` into `desired`, in the order in which they are safe.
 
-    Additions and changes come first in ORDER, deletions last in reverse. `may_delete` is false until the
-    first complete snapshot of etcd has been read. A device that must be made or changed is returned
-    alone: with it the kernel may drop its addresses, routes and neighbours, so what was read of them no
-    longer counts and the caller reads again.
+    Both hold at most one object per kind and key. Additions and changes come first in ORDER, deletions last
+    in reverse. `may_delete` is false until the first complete snapshot of etcd has been read. A device that
+    must be made or changed is returned alone: with it the kernel may drop its addresses, routes and
+    neighbours, so what was read of them no longer counts and the caller reads again.
     """
-    wanted = {_identity(obj): obj for obj in desired}
-    present = {_identity(obj): obj for obj in actual}
-    puts = [Put(obj, present.get(key)) for key, obj in wanted.items() if present.get(key) != obj]
+    wanted, present = set(desired), set(actual)
+    stale = {_identity(obj): obj for obj in present - wanted}
+    puts = [Put(obj, stale.pop(_identity(obj), None)) for obj in wanted - present]
     links: list[Op] = [put for put in puts if isinstance(put.obj, VxlanLink)]
     if links:
         return links
-    deletes = [Delete(obj) for key, obj in present.items() if key not in wanted] if may_delete else []
+    deletes = [Delete(obj) for obj in stale.values()] if may_delete else []
     puts.sort(key=lambda op: ORDER.index(type(op.obj)))
     deletes.sort(key=lambda op: -ORDER.index(type(op.obj)))
     return [*puts, *deletes]

@@ -105,14 +105,13 @@ def objects(node: Node, peers: Sequence[Peer]) -> list[Object]:
         LinkAddress(name, IPv4Interface((node.subnet.network_address, 32))),
         Sysctl(f"net/ipv6/conf/{name}/accept_ra", "0"),
     ]
+    stations: dict[Mac, FdbEntry] = {}  # two leases may claim one MAC; the kernel holds one entry, the last
     for peer in peers:
         if peer.vtep_mac is None:
             found.append(Route(peer.subnet, peer.public_ip, node.uplink.name))
             continue
         far = peer.subnet.network_address
-        found += [
-            Neighbour(name, far, peer.vtep_mac),
-            FdbEntry(name, peer.vtep_mac, peer.public_ip),
-            Route(peer.subnet, far, name, onlink=True),
-        ]
-    return found
+        stations[peer.vtep_mac] = FdbEntry(name, peer.vtep_mac, peer.public_ip)
+        found.append(Neighbour(name, far, peer.vtep_mac))
+        found.append(Route(peer.subnet, far, name, onlink=True))
+    return [*found, *stations.values()]
