@@ -34,6 +34,7 @@ def status(options: Options, *, as_json: bool) -> int:
 
 
 def kernel_side(network: IPv4Network, root: Path) -> dict[str, Any]:
+    """Return what the pinned maps hold, or why they cannot be read."""
     try:
         return read_pinned(network, root)
     except BpfError as error:

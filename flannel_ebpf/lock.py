@@ -1,9 +1,10 @@
-"""One daemon per network on a host."""
+"""One daemon per network, and per overlay device, on a host."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Network
@@ -31,6 +32,22 @@ def network_lock(state_dir: Path, network: IPv4Network) -> Iterator[Path]:
         yield path
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def claim(what: str, advice: str) -> Iterator[None]:
+    """Hold a thing that this host has once, such as "device flannel.1", whatever state folder is in use.
+
+    It is an abstract socket's name: one per network namespace, gone with the process. Raises AlreadyRunning
+    with `advice`.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as name:
+        try:
+            name.bind(f"\0flannel-ebpf {what}")
+        except OSError as error:
+            taken = f"{what} is served by another flannel-ebpf on this host"
+            raise AlreadyRunning(f"{taken}: {advice}") from error
+        yield
 
 
 def lock_path(state_dir: Path, network: IPv4Network) -> Path:

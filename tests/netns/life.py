@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from flannel_ebpf.lab import Node, Pod
+from flannel_ebpf.lab.spec import ETCD_ENDPOINT
 
 PORT = 7001
 RATE = 1000
@@ -188,9 +189,9 @@ def until(done: Callable[[], object], what: str, deadline: float = 5.0) -> float
     return time.monotonic() - begun
 
 
-def said(node: Node, words: str, since: int = 0) -> bool:
-    """Whether the daemon's log says `words` after its first `since` characters."""
-    return words in node.daemon_log()[since:]
+def ready(node: Node, mark: int = 0) -> None:
+    """Wait until the daemon says that it is ready, after the first `mark` characters of its log."""
+    until(lambda: "ready: subnet" in node.daemon_log()[mark:], f"{node.name} ready", 20.0)
 
 
 def restart(node: Node, *extra_args: str, kill: bool = False) -> str:
@@ -201,5 +202,20 @@ def restart(node: Node, *extra_args: str, kill: bool = False) -> str:
     else:
         node.stop_daemon()
     node.start_daemon(extra_args)
-    until(lambda: said(node, "ready: subnet", mark), f"{node.name} ready again", 20.0)
+    ready(node, mark)
     return node.daemon_log()[mark:]
+
+
+def flannel(node: Node, command: str, *arguments: str) -> str:
+    """Run `flannel-ebpf down` or `status` for this node as an operator would; return what it says."""
+    places = (
+        f"--etcd-endpoints={ETCD_ENDPOINT}",
+        f"--etcd-prefix={node.spec.etcd_prefix}",
+        f"--subnet-file={node.subnet_file}",
+        f"--state-dir={node.state_dir}",
+        f"--bpf-pin-root={node.pin_root}",
+    )
+    line = [sys.executable, "-m", "flannel_ebpf", command, *places, *arguments]
+    done = node.run(line, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
