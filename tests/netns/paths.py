@@ -1,10 +1,12 @@
-"""Which path packets took through a node, judged by counters alone."""
+"""Which path packets took through a node, judged by counters alone; and a daemon with other options."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from traffic import eventually
 
 from flannel_ebpf.abi import Hook, Reason
 from flannel_ebpf.lab.counters import Reasons, device_packets, reasons
@@ -60,3 +62,12 @@ def watch(node: Node, device: str | None = None) -> Generator[Seen, None, None]:
     seen.kernel = device_packets(node, device) - packets
     if device == "eth0":  # BPF's packets use it too
         seen.kernel = max(0, seen.kernel - seen.fast)
+
+
+def restart(node: Node, *options: str) -> str:
+    """Run the daemon with other options; return what it said until its first whole pass. Packets go on."""
+    node.stop_daemon()
+    before = len(node.daemon_log())
+    node.start_daemon(options)
+    eventually(lambda: "ready: subnet" in node.daemon_log()[before:], 15.0, "a first pass")
+    return node.daemon_log()[before:]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
+from typing import Self
 
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
@@ -105,10 +106,10 @@ def tcp_server(host: Host, port: int = 0) -> socket.socket:
     return sock
 
 
-def tcp_client(host: Host, to: Address) -> socket.socket:
+def tcp_client(host: Host, to: Address, patience: float = PATIENCE) -> socket.socket:
     with inside(host.ns):
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    sock.settimeout(PATIENCE)
+    sock.settimeout(patience)
     sock.connect(to)
     return sock
 
@@ -233,3 +234,52 @@ def eventually(condition: Callable[[], object], seconds: float = PATIENCE, what:
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
         time.sleep(0.01)
+
+
+class Stream:
+    """Numbered datagrams at a steady pace from one host to another, from `with` to its end.
+
+    `sent` counts; `got` holds (time of arrival, number). At the end of the block the last ones are awaited.
+    """
+
+    def __init__(self, client: Host, server: Host, pace: float = 1000.0, size: int = 200) -> None:
+        self._source, self._target = udp(client), udp(server)
+        self._there = (str(server.ip), self._target.getsockname()[1])
+        self._interval, self._size = 1 / pace, size
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
+        self.sent = 0
+        self.got: list[tuple[float, int]] = []
+
+    def _send(self) -> None:
+        start = time.monotonic()
+        while not self._stop.is_set():
+            self._source.sendto(self.sent.to_bytes(4, "big") + bytes(self._size - 4), self._there)
+            self.sent += 1
+            time.sleep(max(0.0, start + self.sent * self._interval - time.monotonic()))
+
+    def _receive(self) -> None:
+        while select.select([self._target], [], [], 0.3)[0] or not self._stop.is_set():
+            if select.select([self._target], [], [], 0)[0]:
+                self.got.append((time.monotonic(), int.from_bytes(self._target.recv(65536)[:4], "big")))
+
+    @property
+    def lost(self) -> set[int]:
+        """Numbers sent that have not come."""
+        return set(range(self.sent)) - {number for _, number in self.got}
+
+    def silent(self, seconds: float) -> bool:
+        """Whether nothing has come for so long."""
+        return not self.got or time.monotonic() - self.got[-1][0] > seconds
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self._source.close()
+        self._target.close()
