@@ -109,6 +109,38 @@ static __always_inline enum fl_reason admit_rx(struct __sk_buff *skb, const stru
 	return (*pod)->flags & FL_POD_SHAPED ? FL_SHAPED : FL_UNKNOWN;
 }
 
+static __always_inline __u32 overhead(const struct fl_peer_v4 *peer)
+{
+	switch (peer->mode) {
+	case FL_MODE_VXLAN:
+		return FL_VXLAN_OVERHEAD;
+	case FL_MODE_UDP:
+		return FL_UDP_OVERHEAD;
+	default:
+		return 0;
+	}
+}
+
+/* Carry an admitted packet to its peer. fl_cfg.backend comes first, so that unused modes cost nothing. */
+static __always_inline enum fl_reason send(struct __sk_buff *skb, struct iphdr *ip, const void *end,
+					   const struct fl_packet *p, const struct fl_peer_v4 *peer)
+{
+	__u32 count = segments(skb);
+	enum fl_reason reason;
+
+	if (fl_cfg.backend == FL_MODE_VXLAN && peer->mode == FL_MODE_VXLAN)
+		reason = vxlan_send(skb, p, peer);
+	else if (fl_cfg.backend == FL_MODE_UDP && peer->mode == FL_MODE_UDP)
+		reason = udp_send(skb, ip, end, p, peer);
+	else if (peer->mode == FL_MODE_DIRECT)
+		reason = direct_send(ip, peer);
+	else
+		return FL_NOT_OVERLAY;
+	if (reason <= FL_FAST_UDP)
+		count_tx(peer, p, count);
+	return reason;
+}
+
 static __always_inline enum fl_reason from_pod(struct __sk_buff *skb)
 {
 	enum fl_reason reason;
@@ -117,7 +149,6 @@ static __always_inline enum fl_reason from_pod(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	struct iphdr *ip;
 	void *data, *end;
-	__u32 count, overhead;
 
 	if (!readable_ipv4(skb, FL_ETH_LEN, &data, &end))
 		return FL_TRUNCATED;
@@ -139,34 +170,10 @@ static __always_inline enum fl_reason from_pod(struct __sk_buff *skb)
 	reason = parse_ipv4(ip, end, skb->len - FL_ETH_LEN, false, ttl_cost(fl_cfg.backend), &p);
 	if (reason)
 		return reason;
-	if (peer->mode == FL_MODE_VXLAN)
-		overhead = FL_VXLAN_OVERHEAD;
-	else
-		overhead = peer->mode == FL_MODE_UDP ? FL_UDP_OVERHEAD : 0;
-	if (segment_len(skb, &p) + overhead > peer->mtu || p.len + overhead > 0xffff)
+	if (segment_len(skb, &p) + overhead(peer) > peer->mtu || p.len + overhead(peer) > 0xffff)
 		return FL_TOO_BIG;
 	reason = FL_BY_FLOW ? admit_tx(skb, eth, &p) : check_sender(skb, eth, p.src);
-	if (reason)
-		return reason;
-
-	if (peer->mode == FL_MODE_UDP) {
-		reason = check_finished(skb, ip, end, &p, peer);
-		if (reason)
-			return reason;
-	}
-
-	count = segments(skb);
-	if (fl_cfg.backend == FL_MODE_VXLAN && peer->mode == FL_MODE_VXLAN)
-		reason = vxlan_send(skb, &p, peer);
-	else if (fl_cfg.backend == FL_MODE_UDP && peer->mode == FL_MODE_UDP)
-		reason = udp_send(skb, &p, peer);
-	else if (peer->mode == FL_MODE_DIRECT)
-		reason = direct_send(ip, peer);
-	else
-		return FL_NOT_OVERLAY;
-	if (reason <= FL_FAST_UDP)
-		count_tx(peer, &p, count);
-	return reason;
+	return reason ? reason : send(skb, ip, end, &p, peer);
 }
 
 /* A plain packet on the uplink, from a host-gw peer to a local pod. */

@@ -47,7 +47,8 @@ static __always_inline enum fl_reason check_finished(struct __sk_buff *skb, cons
 	return !bpf && lacks_checksum(ip, end, p) ? FL_CHECKSUM : FL_UNKNOWN;
 }
 
-static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const struct fl_packet *p,
+static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const struct iphdr *ip,
+					       const void *packet_end, const struct fl_packet *p,
 					       const struct fl_peer_v4 *peer)
 {
 	__u32 len = p->len + FL_UDP_OVERHEAD;
@@ -55,6 +56,9 @@ static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const stru
 	struct fl_outer *outer;
 	void *data, *end;
 
+	reason = check_finished(skb, ip, packet_end, p, peer);
+	if (reason)
+		return reason;
 	reason = make_room(skb, FL_UDP_OVERHEAD, 0);
 	if (reason)
 		return reason;
