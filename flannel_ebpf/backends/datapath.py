@@ -52,11 +52,12 @@ def peer_entries(peers: Sequence[Peer], slots: Slots) -> list[MapEntry]:
 @lru_cache(CACHED)
 def _peer_entries(peer: Peer, slot: int) -> tuple[MapEntry, MapEntry]:
     subnet = abi.SubnetKey(len=peer.subnet.prefixlen, addr=peer.subnet.network_address).pack()
+    flags = abi.PeerFlag(abi.PeerFlag.ON_LINK * peer.on_link | abi.PeerFlag.BPF * peer.bpf)
     value = abi.Peer(
         public_ip=peer.public_ip,
         vtep_mac=peer.vtep_mac or abi.NO_MAC,
         mode=peer.mode,
-        flags=abi.PeerFlag.ON_LINK if peer.on_link else abi.PeerFlag(0),
+        flags=flags,
         mtu=peer.mtu,
         slot=slot,
     )
