@@ -19,13 +19,18 @@ class Pod(Host):
 
 
 def make_bridge(node_ns: str, gateway: IPv4Interface, mtu: int) -> None:
-    """Make `cni0` in the node's namespace with the subnet's first address, unless it is there."""
+    """Make `cni0` in the node's namespace with the subnet's first address, unless it is there.
+
+    It has a MAC of its own, as the CNI plugin sees to: a bridge without one takes the lowest of its ports',
+    and so another one whenever pods come and go.
+    """
     if netns.has_link(node_ns, BRIDGE):
         return
+    mac = f"0a:58:{gateway.ip.packed.hex(':')}"
     netns.configure(
         node_ns,
         [
-            f"link add {BRIDGE} mtu {mtu} type bridge",
+            f"link add {BRIDGE} address {mac} mtu {mtu} type bridge",
             f"addr add {gateway} brd + dev {BRIDGE}",
             f"link set {BRIDGE} up",
         ],
