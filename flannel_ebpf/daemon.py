@@ -18,7 +18,7 @@ from flannel_ebpf.backends import Node, backend_of, udp
 from flannel_ebpf.before import remember_sysctl
 from flannel_ebpf.cluster import Cluster, View
 from flannel_ebpf.config import NetworkConfig, UdpConfig
-from flannel_ebpf.errors import ConfigError, KernelError, LeaseLost
+from flannel_ebpf.errors import ConfigError, DeviceUnsupported, KernelError, LeaseLost
 from flannel_ebpf.etcd import EtcdClient, Registry, Watch
 from flannel_ebpf.firewall import Firewall
 from flannel_ebpf.health import HealthServer
@@ -234,7 +234,7 @@ class Daemon:
                 outcome.pods,
                 "BPF" if outcome.accelerated else "kernel path",
             )
-        problems = self._problems | {str(error) for error in outcome.errors}
+        problems = self._problems | {_worded(error, node.config) for error in outcome.errors}
         problems |= {f"lease {one.key} is skipped: {one.why}" for one in outcome.skipped}
         if outcome.why_not:
             problems.add(f"no BPF on this host, packets take the kernel path: {outcome.why_not}")
@@ -259,6 +259,10 @@ class Daemon:
         self._lost = error
         self._stop.set()
         self._wake.set()
+
+
+def _worded(error: KernelError, config: NetworkConfig) -> str:
+    return f"{error}; {udp.advice(config)}" if isinstance(error, DeviceUnsupported) else str(error)
 
 
 def _environment(node: Node, options: Options) -> subnet_env.SubnetEnv:

@@ -96,6 +96,10 @@ class DeviceMissing(KernelError):
     """A device that the request needs is not there."""
 
 
+class DeviceUnsupported(KernelError):
+    """The kernel knows no such kind of device: its module is missing."""
+
+
 class BpfError(FlannelError):
     """Something about BPF objects, maps or programs; `code` is the errno, 0 when there was none."""
 

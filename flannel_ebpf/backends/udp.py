@@ -5,6 +5,7 @@ The relay keeps its own table of peers; the kernel only needs the way into the T
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
@@ -26,6 +27,18 @@ BPF_DATA = {"Datapath": "bpf"}
 Other nodes' programs may then send what no relay could use: packets whose checksum or cutting is still to be
 done, as pods hand them over, and as they stay across a virtual link.
 """
+
+
+def advice(config: NetworkConfig) -> str:
+    """Return what to do where the kernel has no vxlan: a whole network's backend is changed by hand alone."""
+    keys = {"Network": str(config.network), "SubnetLen": config.subnet_len}
+    keys |= {"SubnetMin": str(config.subnet_min), "SubnetMax": str(config.subnet_max)}
+    keys |= {"EnableNFTables": True} if config.enable_nftables else {}
+    wanted = json.dumps({**keys, "Backend": {"Type": "udp"}})
+    return (
+        "the udp backend needs no such device; to change the whole network to it, "
+        f"run `flannel-ebpf config set '{wanted}'` and restart the daemon on every node"
+    )
 
 
 def overlay_name(config: NetworkConfig) -> str:

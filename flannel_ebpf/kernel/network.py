@@ -13,7 +13,7 @@ from types import TracebackType
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from flannel_ebpf.errors import DeviceMissing, KernelError
+from flannel_ebpf.errors import DeviceMissing, DeviceUnsupported, KernelError
 from flannel_ebpf.kernel import bulk, links, sysctl, tc, vxlan
 from flannel_ebpf.kernel.netlink import Answer, Request, RouteSocket
 from flannel_ebpf.objects import (
@@ -217,6 +217,8 @@ def _refusal(op: Op, answer: Answer) -> KernelError:
     verb = "put" if isinstance(op, Put) else "delete"
     said = f" ({answer.text})" if answer.text else ""
     kind = DeviceMissing if answer.code in _NO_DEVICE else KernelError
+    if isinstance(op.obj, VxlanLink) and answer.code == errno.EOPNOTSUPP:
+        kind = DeviceUnsupported
     return kind(f"{verb} {_described(op.obj)}: {os.strerror(answer.code)}{said}", answer.code)
 
 
