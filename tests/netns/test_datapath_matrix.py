@@ -132,3 +132,9 @@ def test_everything_arrives_by_the_path_it_should(
 
 def test_the_documented_table_has_these_cells_and_no_others() -> None:
     assert list(documented()) == [(network, kind, heading(pair)) for network, kind, pair in CELLS]
+
+
+def test_the_documented_reasons_are_all_and_in_order() -> None:
+    rows = [line.split("|")[1].strip() for line in DOCS.read_text().splitlines() if line.startswith("| ")]
+    start = rows.index("UNKNOWN")
+    assert rows[start : start + len(Reason)] == [reason.name for reason in Reason]
