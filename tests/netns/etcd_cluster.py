@@ -1,4 +1,4 @@
-"""Real etcd servers on loopback that tests can kill, freeze, thaw, restart, wipe and restore."""
+"""Real etcd servers that tests can kill, freeze, thaw, restart, wipe and restore; on loopback or in a lab."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flannel_ebpf.etcd import EtcdClient, EtcdOptions, Registry
+from flannel_ebpf.lab import netns
 
 HOST = "127.0.0.1"
 PORTS = range(24100, 24900)
@@ -52,7 +53,7 @@ class Certs:
     folder: Path
 
     @classmethod
-    def make(cls, folder: Path) -> Certs:
+    def make(cls, folder: Path, host: str = HOST) -> Certs:
         folder.mkdir(parents=True)
         certs = cls(folder)
         certs._openssl(
@@ -65,7 +66,7 @@ class Certs:
                 "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr",
             )  # fmt: skip
             (folder / "ext").write_text(
-                f"subjectAltName=IP:{HOST},DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n"
+                f"subjectAltName=IP:{host},DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n"
             )
             certs._openssl(
                 "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
@@ -83,11 +84,16 @@ class Certs:
 class Member:
     """One etcd server process; its ports and data stay the same over restarts."""
 
-    def __init__(self, name: str, folder: Path, scheme: str) -> None:
+    def __init__(self, name: str, folder: Path, scheme: str, host: str) -> None:
         self.name, self.folder = name, folder
-        self.client_url = f"{scheme}://{HOST}:{free_port()}"
-        self.peer_url = f"http://{HOST}:{free_port()}"
+        self.client_url = f"{scheme}://{host}:{free_port()}"
+        self.peer_url = f"http://{host}:{free_port()}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.frozen = False
+
+    @property
+    def serves(self) -> bool:
+        return self.process is not None and not self.frozen
 
     @property
     def running(self) -> subprocess.Popen[bytes]:
@@ -98,7 +104,7 @@ class Member:
         """kill -9."""
         self.running.kill()
         self.running.wait()
-        self.process = None
+        self.process, self.frozen = None, False
 
     def terminate(self) -> None:
         """Stop as an administrator would."""
@@ -109,6 +115,7 @@ class Member:
     def freeze(self) -> None:
         """SIGSTOP; returns when every thread has stopped, which the signal alone does not wait for."""
         self.running.send_signal(signal.SIGSTOP)
+        self.frozen = True
         threads = Path(f"/proc/{self.running.pid}/task")
         eventually(
             lambda: all(b") T" in (thread / "stat").read_bytes() for thread in threads.iterdir()), 2, "frozen"
@@ -116,10 +123,14 @@ class Member:
 
     def thaw(self) -> None:
         self.running.send_signal(signal.SIGCONT)
+        self.frozen = False
 
 
 class EtcdCluster:
-    """`size` members on `certs` (client side TLS; client certificates wanted if `client_auth`)."""
+    """`size` members on `certs` (client side TLS; client certificates wanted if `client_auth`).
+
+    `ns` is the network namespace that they run in and `host` their address there; "" is where the test runs.
+    """
 
     def __init__(
         self,
@@ -129,8 +140,11 @@ class EtcdCluster:
         *,
         client_auth: bool = False,
         options: tuple[str, ...] = (),
+        ns: str = "",
+        host: str = HOST,
     ) -> None:
         self.folder, self.certs = folder, certs
+        self._ns = ns
         self.login = ""
         self._options = list(options)
         if certs:
@@ -141,7 +155,7 @@ class EtcdCluster:
             if client_auth:
                 self._options += ["--client-cert-auth", f"--trusted-ca-file={certs.path('ca.pem')}"]
         scheme = "https" if certs else "http"
-        self.members = [Member(f"m{number}", folder / f"m{number}", scheme) for number in range(size)]
+        self.members = [Member(f"m{number}", folder / f"m{number}", scheme, host) for number in range(size)]
 
     def __enter__(self) -> EtcdCluster:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +175,8 @@ class EtcdCluster:
         """Start `members`, or all that do not run, and wait until the cluster serves linearizable reads."""
         for member in members or [it for it in self.members if it.process is None]:
             with (self.folder / f"{member.name}.log").open("ab") as log:
-                member.process = subprocess.Popen(self._command(member), stdout=log, stderr=log)
+                command = self._inside(self._command(member))
+                member.process = subprocess.Popen(command, stdout=log, stderr=log)
         eventually(lambda: self._healthy(members), 20, f"etcd serves; logs in {self.folder}")
 
     def kill(self) -> None:
@@ -193,8 +208,9 @@ class EtcdCluster:
         self.start()
 
     def ctl(self, *arguments: str, endpoints: tuple[str, ...] | None = None) -> str:
-        """Run etcdctl, the way an administrator changes things behind our back."""
-        command = ["etcdctl", f"--endpoints={','.join(endpoints or self.endpoints)}", "--command-timeout=4s"]
+        """Run etcdctl, as an administrator behind our back; fails when it does."""
+        endpoints = endpoints or tuple(member.client_url for member in self.members if member.serves)
+        command = ["etcdctl", f"--endpoints={','.join(endpoints)}", "--command-timeout=4s"]
         if self.certs:
             command += [f"--cacert={self.certs.path('ca.pem')}"]
             command += [f"--cert={self.certs.path('client.pem')}", f"--key={self.certs.path('client.key')}"]
@@ -202,7 +218,7 @@ class EtcdCluster:
             command += [f"--user={self.login}"]
         environment = {**os.environ, "ETCDCTL_API": "3"}
         done = subprocess.run(
-            [*command, *arguments], env=environment, capture_output=True, text=True, check=False
+            self._inside([*command, *arguments]), env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"etcdctl {arguments}: {done.stderr}"
         return done.stdout
@@ -250,6 +266,9 @@ class EtcdCluster:
         except AssertionError:
             return False
         return True
+
+    def _inside(self, command: list[str]) -> list[str]:
+        return netns.inside(self._ns, command) if self._ns else command
 
     def _peers(self) -> str:
         return ",".join(f"{member.name}={member.peer_url}" for member in self.members)
