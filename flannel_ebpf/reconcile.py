@@ -195,7 +195,7 @@ class Reconciler:
         wanted: list[Object] = [
             *datapath.peer_entries(peers, slots),
             *datapath.port_entries(ports),
-            *datapath.pod_entries(entries, ports),
+            *datapath.pod_entries(entries, ports, self._links.pod_macs(ports)),
             *datapath.filters(ports, node.uplink.ifindex, overlay.index if overlay else 0, peers, programs),
         ]
         if "fl_xdp" in programs and self._xdp_modes:

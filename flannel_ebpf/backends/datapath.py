@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from flannel_ebpf import abi
 from flannel_ebpf.backends.peer import Node, Peer
 from flannel_ebpf.config import HostGwConfig, VxlanConfig
-from flannel_ebpf.model import PodPort
+from flannel_ebpf.model import Mac, PodPort
 from flannel_ebpf.objects import Direction, Filter, MapEntry, XdpMode
 
 Slots = Mapping[IPv4Network, int]
@@ -81,16 +81,23 @@ def port_entries(ports: Sequence[PodPort]) -> list[MapEntry]:
     return [MapEntry("fl_ports", abi.pack_u32(port.ifindex), _flags(port).pack()) for port in ports]
 
 
-def pod_entries(learned: Iterable[MapEntry], ports: Sequence[PodPort]) -> list[MapEntry]:
-    """Return which learned entries of fl_pods stay: those whose veth lives, with the veth's present flags."""
+def pod_entries(
+    learned: Iterable[MapEntry], ports: Sequence[PodPort], macs: Mapping[IPv4Address, Mac | None]
+) -> list[MapEntry]:
+    """Return which learned entries of fl_pods stay: those whose veth lives, with the veth's present flags.
+
+    `macs` is what ARP says of addresses. An entry that it contradicts goes: the address has moved to another
+    pod, whose announcement came before our program stood on its veth.
+    """
     by_index = {port.ifindex: port for port in ports}
     kept = []
     for entry in learned:
         if entry.map != "fl_pods":
             continue
         pod = abi.Pod.unpack(entry.value)
+        address = abi.AddrKey.unpack(entry.map_key).addr
         port = by_index.get(pod.ifindex)
-        if port:
+        if port and macs.get(address, pod.mac) == pod.mac:
             kept.append(MapEntry("fl_pods", entry.map_key, replace(pod, flags=_flags(port).flags).pack()))
     return kept
 

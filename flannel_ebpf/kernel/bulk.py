@@ -7,7 +7,7 @@ second. Layouts: linux/rtnetlink.h (rtmsg), linux/neighbour.h (ndmsg).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
@@ -39,7 +39,7 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS, RTA_MULTIPATH, RTA_VIA
 _RT_TABLE_MAIN, RTPROT_KERNEL, _RTN_UNICAST, _RTN_BLACKHOLE, _RTNH_F_ONLINK = 254, 2, 1, 6, 4
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_NOWHERE = 0, 255
 _NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
-_NUD_PERMANENT, _NTF_SELF = 0x80, 0x02
+_NUD_PERMANENT, _NUD_FAILED, _NUD_INCOMPLETE, _NTF_SELF = 0x80, 0x20, 0x01, 0x02
 
 _KEPT = 1 << 15
 
@@ -171,6 +171,19 @@ def read_neighbours(netlink: RouteSocket, ifname: str, ifindex: int) -> Iterator
     for index, state, _, dst, mac in _dump_neighbours(netlink, query):
         if index == ifindex and state & _NUD_PERMANENT and len(mac) == 6:
             yield _neighbour(ifname, dst, mac)
+
+
+def read_dynamic(netlink: RouteSocket, devices: Container[int]) -> dict[IPv4Address, Mac | None]:
+    """Return what ARP has learned of addresses behind devices: their MACs, None for a silent one."""
+    known: dict[IPv4Address, Mac | None] = {}
+    for index, state, _, dst, mac in _dump_neighbours(netlink, _NDMSG.pack(_AF_INET, 0, 0, 0, 0)):
+        if index not in devices:
+            continue
+        if state & _NUD_FAILED:
+            known[IPv4Address(dst)] = None
+        elif len(mac) == 6 and not state & _NUD_INCOMPLETE:
+            known[IPv4Address(dst)] = Mac(mac)
+    return known
 
 
 def read_fdb(netlink: RouteSocket, ifname: str, ifindex: int) -> Iterator[FdbEntry]:

@@ -23,6 +23,7 @@ from flannel_ebpf.kernel.bulk import (
     U32,
     KernelRoute,
     more_specific,
+    read_dynamic,
     read_main_table,
 )
 from flannel_ebpf.kernel.netlink import Request, RouteSocket, attribute, attributes
@@ -194,6 +195,10 @@ class Links:
         return [
             PodPort(index, link.name, link.master, index in shaped) for index, link in sorted(ports.items())
         ]
+
+    def pod_macs(self, ports: Iterable[PodPort]) -> dict[IPv4Address, Mac | None]:
+        """Return the MACs of addresses behind pods' ports as ARP says, None for one that does not answer."""
+        return read_dynamic(self._netlink, {port.bridge or port.ifindex for port in ports})
 
     def path_facts(self, addresses: Iterable[IPv4Address], uplink: Uplink) -> dict[IPv4Address, PathFacts]:
         """Return how the kernel would reach each address; one without a route is left out.

@@ -1,0 +1,80 @@
+"""What the BPF maps should hold of peers and pods."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flannel_ebpf import abi
+from flannel_ebpf.backends import datapath
+from flannel_ebpf.backends.peer import Peer
+from flannel_ebpf.model import Mac, PodPort
+from flannel_ebpf.objects import MapEntry
+
+POD, HERE, THERE = (
+    IPv4Address("10.1.5.2"),
+    Mac(bytes.fromhex("020000000001")),
+    Mac(bytes.fromhex("020000000002")),
+)
+
+
+def learned(ifindex: int = 7, shaped: bool = False) -> MapEntry:
+    flags = abi.PodFlag.SHAPED if shaped else abi.PodFlag(0)
+    pod = abi.Pod(ifindex=ifindex, lesson=9, mac=HERE, gateway_mac=THERE, flags=flags)
+    return MapEntry("fl_pods", abi.AddrKey(addr=POD).pack(), pod.pack())
+
+
+@pytest.mark.parametrize(
+    ("ports", "macs", "stays"),
+    [
+        ([PodPort(7, "veth7")], {}, True),
+        ([PodPort(7, "veth7")], {POD: HERE}, True),
+        ([PodPort(7, "veth7")], {POD: THERE}, False),
+        ([PodPort(7, "veth7")], {POD: None}, False),
+        ([PodPort(8, "veth8")], {POD: HERE}, False),
+        ([], {}, False),
+    ],
+)
+def test_a_learned_pod_stays_while_its_veth_lives_and_arp_agrees(
+    ports: list[PodPort], macs: dict[IPv4Address, Mac | None], stays: bool
+) -> None:
+    assert datapath.pod_entries([learned()], ports, macs) == ([learned()] if stays else [])
+
+
+def test_a_pod_that_is_shaped_now_is_marked() -> None:
+    found = datapath.pod_entries([learned()], [PodPort(7, "veth7", shaped=True)], {})
+    assert found == [learned(shaped=True)]
+
+
+def peers(numbers: list[int]) -> list[Peer]:
+    return [
+        Peer(
+            IPv4Network((0x0A010000 + (n << 8), 24)),
+            IPv4Address(0xC0A84000 + n),
+            abi.Mode.VXLAN,
+            1500,
+            True,
+            HERE,
+        )
+        for n in numbers
+    ]
+
+
+@given(
+    st.lists(st.integers(1, 200), unique=True, max_size=20),
+    st.lists(st.integers(1, 200), unique=True, max_size=20),
+    st.integers(1, 30),
+)
+def test_slots_stay_with_their_peers_and_are_never_shared(
+    before: list[int], after: list[int], size: int
+) -> None:
+    first = datapath.assign_slots(peers(before), {}, size)
+    second = datapath.assign_slots(peers(after), first, size)
+    used = [slot for slot in second.values() if slot]
+    assert len(used) == len(set(used))
+    assert all(slot < size for slot in used)
+    assert all(second[subnet] == slot for subnet, slot in first.items() if slot and subnet in second)
+    assert datapath.slots_in(datapath.peer_entries(peers(after), second)) == second
