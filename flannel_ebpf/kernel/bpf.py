@@ -10,8 +10,10 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -271,6 +273,7 @@ class Program(_Descriptor):
 
         Raises VerifierRejected with the verifier's last lines, BpfUnavailable when loading is not allowed.
         """
+        _lift_memlock()
         code, license_text = ctypes.create_string_buffer(instructions), ctypes.create_string_buffer(b"GPL")
         log = ctypes.create_string_buffer(_LOG_SIZE)
         attr = struct.pack(
@@ -336,6 +339,16 @@ def possible_cpus() -> int:
     """Return how many values a per-CPU map holds per key (highest possible CPU plus one)."""
     ranges = Path("/sys/devices/system/cpu/possible").read_text().strip()
     return int(ranges.replace("-", ",").split(",")[-1]) + 1
+
+
+@cache
+def _lift_memlock() -> None:
+    """Lift the limit on locked memory, to which kernels before 5.11 charge all BPF objects of a user.
+
+    Otherwise EPERM meets a process that starts when the user's maps and programs exceed its limit already.
+    """
+    with suppress(OSError, ValueError):  # not allowed: then the kernel says whether it mattered
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def _info(fd: int, size: int, name: str, ask: bytes = b"") -> bytes:

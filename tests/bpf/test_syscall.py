@@ -6,6 +6,7 @@ import errno
 import json
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -167,6 +168,17 @@ def test_program_runs_and_describes_itself(bpffs: Path) -> None:
     assert info.map_ids == ()
     with Program.by_id(info.id) as again:
         assert again.info().id == info.id
+
+
+def test_loading_lifts_the_limit_that_old_kernels_charge_programs_to() -> None:
+    script = (
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_MEMLOCK, (4096, 4096))\n"
+        "from flannel_ebpf.kernel.bpf import Program\n"
+        f"Program.load(bytes.fromhex('{RETURN_7.hex()}'), 'fl_seven').close()\n"
+        "assert resource.getrlimit(resource.RLIMIT_MEMLOCK) == (resource.RLIM_INFINITY,) * 2\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_context_goes_in_and_comes_out() -> None:
