@@ -19,7 +19,7 @@ from pathlib import Path
 
 from flannel_ebpf import before, report, subnet_env
 from flannel_ebpf.backends import udp
-from flannel_ebpf.errors import AlreadyRunning, FlannelError, KernelError
+from flannel_ebpf.errors import AlreadyRunning, EtcdError, FlannelError, KernelError, LeaseConflict
 from flannel_ebpf.etcd import EtcdClient, Registry
 from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.links import Link, read_addresses, read_links
@@ -28,6 +28,7 @@ from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.pins import Pins, networks, xdp_ids
 from flannel_ebpf.kernel.rules import Rules
 from flannel_ebpf.lock import holder, lock_path, network_lock
+from flannel_ebpf.model import Lease
 from flannel_ebpf.objects import ROUTE_PROTOCOL, Filter, Object, Route, Ruleset, Scope, XdpProgram
 from flannel_ebpf.options import Options
 from flannel_ebpf.plan import Op, Put, plan
@@ -58,6 +59,8 @@ def down(options: Options, *, purge: bool, release: bool) -> int:
         with _daemon_stopped(options.state_dir, network):
             if release:
                 _release(options, network)
+            elif report.read(options.state_dir, network).get("backend") == "udp":
+                _withdraw(options, network)
             _Teardown(options, network).run(purge=purge)
     if purge:
         with suppress(OSError):  # other things may be in it, or it may be gone
@@ -96,23 +99,39 @@ def _daemon_stopped(state_dir: Path, network: IPv4Network) -> Iterator[None]:
 
 def _release(options: Options, network: IPv4Network) -> None:
     """Free this node's lease; a reservation stays, and so does a lease that is another node's."""
+    with closing(EtcdClient(options.etcd)) as client:
+        registry = Registry(client, options.etcd.prefix)
+        lease = _own_lease(registry, options, network)
+        if lease is None:
+            log.info("%s: no lease of this node to free", network)
+        elif lease.etcd_lease:
+            registry.delete(lease)
+            log.info("lease %s is free", lease.key)
+        else:
+            log.info("%s is a reservation and stays", lease.key)
+
+
+def _withdraw(options: Options, network: IPv4Network) -> None:
+    """Tell udp peers that no programs stand here any more: a relay cannot take all that programs can."""
+    try:
+        with closing(EtcdClient(options.etcd)) as client:
+            registry = Registry(client, options.etcd.prefix)
+            lease = _own_lease(registry, options, network)
+            if lease and lease.backend_data == udp.BPF_DATA:
+                ttl = options.lease_ttl if lease.etcd_lease else 0
+                registry.rewrite(replace(lease, backend_data=None), ttl)
+    except (EtcdError, LeaseConflict) as error:
+        log.warning("peers still take this node for one with programs, until its lease is written: %s", error)
+
+
+def _own_lease(registry: Registry, options: Options, network: IPv4Network) -> Lease | None:
     subnet = _subnet(options, network)
     with RouteSocket() as netlink:
         own = {address.interface.ip for address in read_addresses(netlink)}
     told = report.read(options.state_dir, network).get("public_ip")
     own |= {IPv4Address(told)} if told else set()
-    with closing(EtcdClient(options.etcd)) as client:
-        registry = Registry(client, options.etcd.prefix)
-        for lease in registry.snapshot().leases:
-            if lease.subnet != subnet or lease.public_ip not in own:
-                continue
-            if lease.etcd_lease:
-                registry.delete(lease)
-                log.info("lease %s is free", lease.key)
-            else:
-                log.info("%s is a reservation and stays", lease.key)
-            return
-    log.info("%s: no lease of this node to free", network)
+    ours = (one for one in registry.snapshot().leases if one.subnet == subnet and one.public_ip in own)
+    return next(ours, None)
 
 
 def _subnet(options: Options, network: IPv4Network) -> IPv4Network:
