@@ -13,7 +13,6 @@ import platform
 import resource
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -347,8 +346,11 @@ def _lift_memlock() -> None:
 
     Otherwise EPERM meets a process that starts when the user's maps and programs exceed its limit already.
     """
-    with suppress(OSError, ValueError):  # not allowed: then the kernel says whether it mattered
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except ValueError:  # without CAP_SYS_RESOURCE, as far as it goes
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
 
 
 def _info(fd: int, size: int, name: str, ask: bytes = b"") -> bytes:
