@@ -60,6 +60,8 @@ def peers(
     found: list[Peer] = []
     skipped: list[Skipped] = []
     direct_routing = settings(node.config).direct_routing
+    # With GBP the kernel's device writes a packet's mark, which netfilter sets, into the VXLAN header.
+    tunnel = Mode.NONE if settings(node.config).gbp else Mode.VXLAN
     for lease in remote(node, leases):
         if lease.backend_type != BACKEND_TYPE:
             skipped.append(Skipped(str(lease.subnet), f"BackendType {lease.backend_type!r} is not vxlan"))
@@ -70,15 +72,15 @@ def peers(
             skipped.append(Skipped(str(lease.subnet), str(error)))
             continue
         path = path_to(node, lease, paths)
-        mode = Mode.DIRECT if direct_routing and path.on_link else Mode.VXLAN
+        direct = direct_routing and path.on_link
         found.append(
             Peer(
                 subnet=lease.subnet,
                 public_ip=lease.public_ip,
-                mode=mode,
+                mode=Mode.DIRECT if direct else tunnel,
                 mtu=path.mtu,
                 on_link=path.on_link,
-                vtep_mac=mac if mode == Mode.VXLAN else None,
+                vtep_mac=None if direct else mac,
             )
         )
     return found, skipped

@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Generator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from kinds import BULK, Pair, admitted_udp, pod_mtu
@@ -37,6 +37,7 @@ from flannel_ebpf.abi import Hook, Reason
 from flannel_ebpf.lab import Lab, netns
 from flannel_ebpf.lab.host import Host
 from flannel_ebpf.lab.node import Node
+from flannel_ebpf.lab.stock import StockFlannel
 
 MakeLab = Callable[..., Lab]
 
@@ -318,3 +319,26 @@ def test_a_pod_that_comes_is_carried_and_one_that_goes_is_forgotten(lab: Lab) ->
         assert seen.path == "BPF", seen
     finally:
         node.remove_pod(again)
+
+
+def test_subnets_of_different_lengths(make_lab: MakeLab) -> None:
+    """Leases from before a change of SubnetLen: the longest match decides, in BPF as in the kernel."""
+    lab = make_lab(nodes=3, datapath="ebpf", pods_per_node=1, start_daemons=False)
+    n1, n2, n3 = lab.nodes
+    stocks = [
+        StockFlannel(lab, n2, IPv4Network("10.1.200.0/22")),
+        StockFlannel(lab, n3, IPv4Network("10.1.9.0/26")),
+    ]
+    for stock in stocks:
+        stock.start()
+    n1.start_daemon()
+    lab.wait_ready([n1])
+    for stock in stocks:
+        stock.sync()
+    lab.add_pods()
+    far = n2.add_pod(ip=IPv4Address("10.1.203.7"))
+    lab.wait_attached([n1])
+    for server in (n2.pods[0], far, n3.pods[0]):
+        with watch(n1) as seen:
+            transfer(n1.pods[0], server, BULK)
+        assert seen.path == "BPF", (server, seen)

@@ -49,9 +49,14 @@ EXCEPTIONS = {
     ("host-gw", "masquerade"): Expected("kernel", "kernel", Reason.NOT_OVERLAY),
     # Linux 6.18 cannot take the tunnel's mark off a super-packet of UDP (BPF_F_ADJ_ROOM_DECAP_L4_UDP).
     ("vxlan", "UDP GSO"): Expected("BPF", "kernel", Reason.GSO),
+    ("vxlan, subnets", "UDP GSO"): Expected("BPF", "kernel", Reason.GSO),
 }
 NETWORKS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "vxlan": ({}, tuple(KINDS)),
+    "vxlan, subnets": (
+        {"fastpath": "subnets"},
+        ("TCP bulk", "UDP small", "UDP GSO", "ICMP", "PMTU", "fragments", "ECN", "TTL"),
+    ),
     "host-gw": (
         {"backend": "host-gw"},
         ("TCP bulk", "UDP small", "UDP GSO", "ICMP", "fragments", "ECN", "TTL", "DNAT", "masquerade"),

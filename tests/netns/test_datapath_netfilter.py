@@ -238,3 +238,18 @@ def test_busy_udp_keeps_its_conntrack_entry(pair: Pair, short_udp_timeouts: None
             while time.monotonic() < end:
                 assert answer(pair, source, target, 20) == (20, 20)
         assert seen.share > 0.99, seen
+
+
+def test_group_based_policy_keeps_its_marks(make_lab: MakeLab) -> None:
+    """GBP carries skb->mark, which netfilter sets, to the other node: its packets stay with the kernel."""
+    lab = make_lab(datapath="ebpf", pods_per_node=1, backend_config={"GBP": True})
+    pair = Pair(lab, lab.node("n1"), lab.node("n2"))
+    mark = f"-t mangle FORWARD -s {pair.client.ip} -j MARK --set-mark 0x17"
+    look = f"-t mangle PREROUTING -s {pair.client.ip} -m mark --mark 0x17 -j ACCEPT"
+    with iptables([pair.sender], mark), iptables([pair.receiver], look):
+        with watch(pair.sender) as seen, udp(pair.client) as source, udp(pair.server) as target:
+            send_udp(source, (str(pair.server.ip), target.getsockname()[1]), 100)
+            assert len(numbers(target, 100)) == 100
+        rules = pair.receiver.run(["iptables", "-w", "-t", "mangle", "-nvxL", "PREROUTING"]).stdout
+    assert seen.path == "kernel", seen
+    assert [line.split()[0] for line in rules.splitlines() if "0x17" in line] == ["100"]

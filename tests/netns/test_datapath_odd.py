@@ -114,37 +114,22 @@ def test_ecn_on_arrival_is_the_kernels_in_all_16_cases(lab: Lab) -> None:
     assert {number: bpf[number][0] & 3 for number in (13, 14, 15)} == {13: 3, 14: 3, 15: 3}
 
 
-def set_field(layer: Callable[[Packet], Packet], **values: object) -> Callable[[Packet], bytes]:
+OUTER, OUTER_UDP, TUNNEL, INNER_MAC, INNER, INNER_UDP = range(6)
+
+
+def layer(frame: Packet, which: int) -> Packet:
+    inside = frame[VXLAN]
+    layers: tuple[Packet, ...] = (frame[IP], frame[UDP], inside, inside[Ether], inside[IP], inside[UDP])
+    return layers[which]
+
+
+def put(which: int, **values: object) -> Callable[[Packet], bytes]:
     def change(frame: Packet) -> bytes:
         for name, value in values.items():
-            setattr(layer(frame), name, value)
+            setattr(layer(frame, which), name, value)
         return bytes(frame)
 
     return change
-
-
-def outer(frame: Packet) -> Packet:
-    return frame[IP]
-
-
-def outer_udp(frame: Packet) -> Packet:
-    return frame[UDP]
-
-
-def vxlan(frame: Packet) -> Packet:
-    return frame[VXLAN]
-
-
-def inner_mac(frame: Packet) -> Packet:
-    return frame[VXLAN][Ether]
-
-
-def inner(frame: Packet) -> Packet:
-    return frame[VXLAN][IP]
-
-
-def inner_udp(frame: Packet) -> Packet:
-    return frame[VXLAN][UDP]
 
 
 def cut(length: int) -> Callable[[Packet], bytes]:
@@ -156,7 +141,8 @@ def padded(frame: Packet) -> bytes:
 
 
 def own_vtep_as_source(frame: Packet) -> bytes:
-    inner_mac(frame).src = inner_mac(frame).dst
+    ethernet = layer(frame, INNER_MAC)
+    ethernet.src = ethernet.dst
     return bytes(frame)
 
 
@@ -168,47 +154,47 @@ def reserved_byte(frame: Packet) -> bytes:
 
 ODD: dict[str, Callable[[Packet], bytes]] = {
     "nothing": bytes,
-    "outer TTL 1": set_field(outer, ttl=1),
-    "outer DF": set_field(outer, flags="DF"),
-    "outer options": set_field(outer, options=[b"\1\1\1\0"]),
-    "outer first fragment": set_field(outer, flags="MF"),
-    "outer later fragment": set_field(outer, frag=8),
-    "outer checksum": set_field(outer, chksum=0x1234),
-    "outer length too long": set_field(outer, len=300),
+    "outer TTL 1": put(OUTER, ttl=1),
+    "outer DF": put(OUTER, flags="DF"),
+    "outer options": put(OUTER, options=[b"\1\1\1\0"]),
+    "outer first fragment": put(OUTER, flags="MF"),
+    "outer later fragment": put(OUTER, frag=8),
+    "outer checksum": put(OUTER, chksum=0x1234),
+    "outer length too long": put(OUTER, len=300),
     "outer padding": padded,
-    "UDP length too long": set_field(outer_udp, len=200),
-    "UDP length too short": set_field(outer_udp, len=80),
-    "another port": set_field(outer_udp, dport=8473),
-    "no I flag": set_field(vxlan, flags=0),
-    "reserved flag": set_field(vxlan, flags=0x0C),
+    "UDP length too long": put(OUTER_UDP, len=200),
+    "UDP length too short": put(OUTER_UDP, len=80),
+    "another port": put(OUTER_UDP, dport=8473),
+    "no I flag": put(TUNNEL, flags=0),
+    "reserved flag": put(TUNNEL, flags=0x0C),
     "reserved byte": reserved_byte,
-    "another VNI": set_field(vxlan, vni=2),
-    "inner MAC unknown": set_field(inner_mac, dst="02:00:00:00:00:99"),
-    "inner MAC broadcast": set_field(inner_mac, dst="ff:ff:ff:ff:ff:ff"),
-    "inner source MAC zero": set_field(inner_mac, src="00:00:00:00:00:00"),
-    "inner source MAC multicast": set_field(inner_mac, src="01:00:00:00:00:99"),
+    "another VNI": put(TUNNEL, vni=2),
+    "inner MAC unknown": put(INNER_MAC, dst="02:00:00:00:00:99"),
+    "inner MAC broadcast": put(INNER_MAC, dst="ff:ff:ff:ff:ff:ff"),
+    "inner source MAC zero": put(INNER_MAC, src="00:00:00:00:00:00"),
+    "inner source MAC multicast": put(INNER_MAC, src="01:00:00:00:00:99"),
     "inner source MAC ours": own_vtep_as_source,
-    "inner IPv6": set_field(inner_mac, type=0x86DD),
-    "inner VLAN": set_field(inner_mac, type=0x8100),
-    "inner version 5": set_field(inner, version=5),
-    "inner header too short": set_field(inner, ihl=4),
-    "inner options": set_field(inner, options=[b"\1\1\1\0"]),
-    "inner checksum": set_field(inner, chksum=0x1234),
-    "inner length too long": set_field(inner, len=300),
-    "inner length shorter than the frame": set_field(inner, len=60),
-    "inner first fragment": set_field(inner, flags="MF"),
-    "inner later fragment": set_field(inner, frag=8),
-    "inner DF": set_field(inner, flags="DF"),
-    "inner TTL 0": set_field(inner, ttl=0),
-    "inner TTL 1": set_field(inner, ttl=1),
-    "inner TTL 2": set_field(inner, ttl=2),
-    "inner SCTP": set_field(inner, proto=132),
-    "inner source multicast": set_field(inner, src="239.1.1.1"),
-    "inner source loopback": set_field(inner, src="127.0.0.1"),
-    "inner source broadcast": set_field(inner, src="255.255.255.255"),
-    "inner destination multicast": set_field(inner, dst="239.1.1.1"),
-    "inner UDP checksum": set_field(inner_udp, chksum=0x1234),
-    "inner UDP length": set_field(inner_udp, len=300),
+    "inner IPv6": put(INNER_MAC, type=0x86DD),
+    "inner VLAN": put(INNER_MAC, type=0x8100),
+    "inner version 5": put(INNER, version=5),
+    "inner header too short": put(INNER, ihl=4),
+    "inner options": put(INNER, options=[b"\1\1\1\0"]),
+    "inner checksum": put(INNER, chksum=0x1234),
+    "inner length too long": put(INNER, len=300),
+    "inner length shorter than the frame": put(INNER, len=60),
+    "inner first fragment": put(INNER, flags="MF"),
+    "inner later fragment": put(INNER, frag=8),
+    "inner DF": put(INNER, flags="DF"),
+    "inner TTL 0": put(INNER, ttl=0),
+    "inner TTL 1": put(INNER, ttl=1),
+    "inner TTL 2": put(INNER, ttl=2),
+    "inner SCTP": put(INNER, proto=132),
+    "inner source multicast": put(INNER, src="239.1.1.1"),
+    "inner source loopback": put(INNER, src="127.0.0.1"),
+    "inner source broadcast": put(INNER, src="255.255.255.255"),
+    "inner destination multicast": put(INNER, dst="239.1.1.1"),
+    "inner UDP checksum": put(INNER_UDP, chksum=0x1234),
+    "inner UDP length": put(INNER_UDP, len=300),
     **{
         f"cut at {length}": cut(length)
         for length in (14, 33, 34, 41, 42, 49, 50, 63, 64, 83, 84, 91, 92, 100)
