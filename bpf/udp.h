@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * flannel's udp format: the bare IPv4 packet in UDP, both ports the tunnel's, as an ordinary socket sends it
- * (DF and therefore id 0, no ECN). Each side's relay is a hop of its own, so each side takes 2 from the TTL.
+ * (DF, any id, no ECN). Each side's relay is a hop of its own, so each side takes 2 from the TTL.
  */
 #ifndef FLANNEL_UDP_H
 #define FLANNEL_UDP_H
@@ -67,7 +67,7 @@ static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const stru
 	if (data + FL_UDP_INNER + FL_IP_LEN > end)
 		return FL_DROP_BROKEN;
 	outer = data + FL_ETH_LEN;
-	write_outer(outer, len, 0, FL_IP_DF, 0, public_ip(peer), fl_cfg.port);
+	write_outer(outer, len, 0, FL_IP_DF, bpf_get_prandom_u32(), public_ip(peer), fl_cfg.port);
 	decrement_ttl((void *)(outer + 1), ttl_cost(FL_MODE_UDP));
 	return send_to_peer(peer, FL_FAST_UDP);
 }
