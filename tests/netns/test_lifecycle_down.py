@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from life import flannel, ready, restart, stream, until
@@ -16,12 +17,20 @@ from flannel_ebpf.lab.spec import ETCD_ENDPOINT
 MakeLab = Callable[..., Lab]
 
 
-def bpf_ids(kind: str) -> set[tuple[int, str]]:
-    """Every map or program of the machine that has a name like ours, as (id, name)."""
-    shown = subprocess.run(["bpftool", "-j", kind, "show"], check=True, capture_output=True, text=True)
-    return {
-        (one["id"], one["name"]) for one in json.loads(shown.stdout) if one.get("name", "").startswith("fl_")
-    }
+def bpftool(*words: str) -> Any:
+    done = subprocess.run(["bpftool", "-j", *words], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def pinned(node: Node) -> set[tuple[str, int]]:
+    """Every map and program that the node has pinned, by kind and the kernel's id."""
+    kinds = [("map" if "maps-" in str(path) else "prog", path) for path in node.pin_root.rglob("fl_*")]
+    return {(kind, bpftool(kind, "show", "pinned", str(path))["id"]) for kind, path in kinds}
+
+
+def alive() -> set[tuple[str, int]]:
+    """Every map and program of the machine."""
+    return {(kind, one["id"]) for kind in ("map", "prog") for one in bpftool(kind, "show")}
 
 
 def everything(node: Node) -> dict[str, list[str]]:
@@ -29,11 +38,11 @@ def everything(node: Node) -> dict[str, list[str]]:
     commands = {
         "links": "ip -br link | cut -d' ' -f1",
         "addresses": "ip -o -4 address",
-        "routes": "ip route show table all",
+        "routes": "ip -4 route show table all",
         "neighbours": "ip neigh show nud permanent",
         "FDB": "bridge fdb show | grep -v ' master '",
-        "rules": "iptables-save | grep -v '^#' | cut -d'[' -f1",
-        "nft": "nft list tables",
+        "rules": "iptables-save | grep -e ^-A -e ^:FLANNEL",
+        "nft": "nft list tables | grep flannel",
         "filters": "for d in $(ls /sys/class/net); do for way in ingress egress; do "
         "tc filter show dev $d $way; done; done",
         "qdiscs": "tc qdisc show | cut -d' ' -f-5",
@@ -79,50 +88,25 @@ def test_nothing_is_left_after_churn_and_purge(
     for one in lab.nodes:
         one.start_daemon(arguments)
     lab.wait_ready()
-    ids = {kind: bpf_ids(kind) for kind in ("prog", "map")}
+    used: set[tuple[str, int]] = set()
     for _ in range(3):
         pod, peer = node.add_pod(), lab.node("n2").add_pod()
         lab.wait_attached()
         with stream(pod, peer) as delivery:
             pass
         assert delivery.lost == 0
+        used |= pinned(node)
         node.remove_pod(pod)
         lab.node("n2").remove_pod(peer)
         restart(node, *arguments, kill=True)
-    used = {kind: bpf_ids(kind) - ids[kind] for kind in ids}
+    assert used <= alive()
     flannel(node, "down", "--purge")
     node.run(["ip", "link", "del", "cni0"])  # the container runtime's, as its veths were
     assert changes(before, everything(node)) == []
     assert not mine.exists()
-    until(lambda: not any(used[kind] & bpf_ids(kind) for kind in used), "programs and maps are freed", 10.0)
+    until(lambda: not used & alive(), "programs and maps are freed", 10.0)
     flannel(node, "down", "--purge")
     assert changes(before, everything(node)) == []
-
-
-def test_programs_and_maps_of_a_purged_node_are_freed(make_lab: MakeLab) -> None:
-    before = bpf_ids("prog") | bpf_ids("map")
-    lab = make_lab(nodes=1, datapath="ebpf")
-    until(lambda: (bpf_ids("prog") | bpf_ids("map")) - before, "something to free")
-    node = lab.node("n1")
-    pins = {path.name: path for path in node.pin_root.rglob("fl_*")}
-    ours = {
-        json.loads(
-            subprocess.run(
-                ["bpftool", "-j", "map" if "maps-" in str(path) else "prog", "show", "pinned", str(path)],
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-        )["id"]
-        for path in pins.values()
-    }
-    assert len(ours) > 8
-    flannel(node, "down", "--purge")
-    until(
-        lambda: not ours & {number for number, _ in bpf_ids("prog") | bpf_ids("map")},
-        "programs and maps are freed",
-        10.0,
-    )
 
 
 def test_down_leaves_the_kernel_path_and_may_be_repeated(make_lab: MakeLab) -> None:
