@@ -111,11 +111,17 @@ class Cluster:
             time.monotonic(),
         )
         listed = {lease.subnet for lease in snapshot.leases}
-        held = () if verdict.may_remove else (it for it in self.view.leases if it.subnet not in listed)
+        moved = {lease.public_ip for lease in snapshot.leases}  # a node that has another subnet now
+        held = (
+            it
+            for it in self.view.leases
+            if it.subnet not in listed and it.public_ip not in moved
+            if not verdict.may_remove or it.subnet in verdict.keep
+        )
         self._tell(verdict.why, snapshot.skipped)
         doubt = "" if verdict.may_remove else verdict.why
         self.view = View((*snapshot.leases, *held), snapshot.skipped, verdict.may_remove, doubt)
-        self._recheck = PERIOD if verdict.may_remove else min(PERIOD, verdict.wait)
+        self._recheck = min(PERIOD, verdict.wait or PERIOD)
 
     def _tell(self, doubt: str, skipped: tuple[Skipped, ...]) -> None:
         if bool(doubt) != bool(self.view.doubt):

@@ -31,8 +31,12 @@ HOUR = 3600
 TRIES = 10
 """Times to choose another subnet after a conflict, flannel's own number."""
 CONTESTS = 5
+CONTESTS_OF_NEWCOMER = 2
 CONTEST_WINDOW = 60.0
-"""So many foreign writes to our key under our address in so many seconds: a second node has the address."""
+"""So many foreign writes to our key under our address in so many seconds: a second node has the address.
+
+A node that found the lease there and has had it for less than those seconds is the newcomer, and gives way.
+"""
 LONGEST_WAIT = 60.0
 """Seconds between looks at the clock: a timed wait does not count the time a machine is suspended."""
 
@@ -65,6 +69,8 @@ class LeaseKeeper:
         self._wanted: Lease | None = None
         self._renew_at = self._look_at = 0.0
         self._contests: deque[float] = deque(maxlen=CONTESTS)
+        self._settled_at = 0.0
+        self._unanswered = False
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
@@ -102,6 +108,7 @@ class LeaseKeeper:
                     previous_subnet = None
                 continue
             self.reused = isinstance(choice, Reuse)
+            self._settled_at = _now() + CONTEST_WINDOW if self.reused else 0.0
             self._wrote(lease)
             return lease
         raise LeaseConflict(f"{TRIES} subnets in a row were taken by other nodes while we asked for them")
@@ -170,6 +177,7 @@ class LeaseKeeper:
             except LeaseConflict:
                 self._wake.set()  # the key changed between our read and our write: look again
             except EtcdError as error:
+                self._unanswered = True
                 self._look_at = _now() + self._retry
                 log.warning(
                     "lease %s not looked after, next try in %g s: %s", self.lease.key, self._retry, error
@@ -204,20 +212,24 @@ class LeaseKeeper:
                 f"subnet {mine.subnet} belongs to the node with public IP {held.public_ip} now "
                 f"({mine.key}); ours was {mine.public_ip}"
             )
-        known = (_published(mine), _published(wanted))
-        if held.mod_revision == mine.mod_revision or _published(held) in known:
+        if held.mod_revision == mine.mod_revision:
             return
+        if _published(held) in (_published(mine), _published(wanted)):
+            by_operator = 0 in (held.etcd_lease, mine.etcd_lease)  # reserve and unreserve
+            if held.etcd_lease == mine.etcd_lease or by_operator or self._unanswered:
+                return
         self._contests.append(_now())
-        if len(self._contests) == CONTESTS and _now() - self._contests[0] < CONTEST_WINDOW:
+        limit = CONTESTS_OF_NEWCOMER if _now() < self._settled_at else CONTESTS
+        if len(self._contests) >= limit and _now() - self._contests[-limit] < CONTEST_WINDOW:
             raise LeaseLost(
                 f"another node keeps writing {mine.key} with our public IP {held.public_ip} and backend data "
                 f"{held.backend_data!r}; every node needs a --public-ip of its own"
             )
-        log.warning("%s was changed to backend data %r; writing ours again", mine.key, held.backend_data)
+        log.warning("%s was written by another, backend data %r; writing ours", mine.key, held.backend_data)
 
     def _wrote(self, lease: Lease, *, renewed: bool = True) -> None:
         """Remember `lease` as what etcd holds; `renewed`: its TTL has just begun."""
-        self._lease = lease
+        self._lease, self._unanswered = lease, False
         if not lease.etcd_lease:
             self._renew_at = float("inf")
         elif renewed:

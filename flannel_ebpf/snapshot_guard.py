@@ -2,14 +2,18 @@
 
 A wiped or restored etcd looks like a cluster that every node has left. Acting on it would cut every pod's
 traffic, although all nodes are there and will write their leases again within seconds. So removals wait
-for a grace period whenever the snapshot does not continue the one before it.
+for a grace period whenever the snapshot does not continue the one before it. And a single lease that was
+deleted or expired under a living node is back within milliseconds, so no removal is instant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
+
+LINGER = 1.0
+"""Seconds for which a lease that vanished still counts: a living node writes it again at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +32,15 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether peers that the snapshot lacks may be removed; if not, why and for how many seconds yet."""
+    """Whether peers that the snapshot lacks may be removed, all but `keep`; if not, why.
+
+    `wait` is in how many seconds to judge again, 0 when there is nothing to wait for.
+    """
 
     may_remove: bool
     why: str = ""
     wait: float = 0.0
+    keep: frozenset[IPv4Network] = frozenset()
 
 
 class SnapshotGuard:
@@ -50,6 +58,7 @@ class SnapshotGuard:
         self._believed = Seen(0, 0, frozenset(programmed), own_created)
         self._doubt = "" if continuous else "etcd had no lease of ours when this daemon started"
         self._since: float | None = None
+        self._gone: dict[IPv4Network, float] = {}
 
     def judge(self, seen: Seen, now: float) -> Verdict:
         """Return what to do about peers missing from `seen`; `now` is a monotonic clock in seconds.
@@ -59,13 +68,14 @@ class SnapshotGuard:
         """
         doubt = self._doubt or self._discontinuity(seen)
         missing = self._believed.subnets - seen.subnets
+        self._gone = {subnet: self._gone.get(subnet, now) for subnet in missing}
         if not doubt or not missing:
-            return self._believe(seen)
+            return self._believe(seen, now)
         if self._since is None:
             self._since = now
         wait = self._since + self._grace - now
         if wait <= 0:
-            return self._believe(seen)
+            return self._believe(seen, now)
         self._doubt = doubt
         return Verdict(False, f"{doubt}; keeping {len(missing)} peers that it no longer lists", wait)
 
@@ -79,6 +89,9 @@ class SnapshotGuard:
             return "our own lease vanished from etcd"
         return ""
 
-    def _believe(self, seen: Seen) -> Verdict:
-        self._believed, self._doubt, self._since = seen, "", None
-        return Verdict(True)
+    def _believe(self, seen: Seen, now: float) -> Verdict:
+        linger = min(LINGER, self._grace)
+        left = {subnet: since + linger - now for subnet, since in self._gone.items() if now < since + linger}
+        keep = frozenset(left)
+        self._believed, self._doubt, self._since = replace(seen, subnets=seen.subnets | keep), "", None
+        return Verdict(True, wait=min(left.values(), default=0.0), keep=keep)

@@ -39,8 +39,8 @@ sock.connect((sys.argv[1], 0))
 interval, mark = 1 / int(sys.argv[2]), os.getpid() & 0xffff
 going, sent, back, last, gap = True, 0, set(), 0, 0.0
 def end(*_):
-    global going
-    going = False
+    global going, until
+    going, until = False, time.monotonic() + 1
 def echo(number):
     body = struct.pack("!BBHHHI", 8, 0, 0, mark, number & 0xffff, number)
     total = sum(struct.unpack("!6H", body))
@@ -50,7 +50,7 @@ def echo(number):
 signal.signal(signal.SIGTERM, end)
 print("ready", flush=True)
 start = time.monotonic()
-until = None
+until = 0.0
 while going or (len(back) < sent and time.monotonic() < until):
     if going and time.monotonic() >= start + sent * interval:
         try:
@@ -58,8 +58,6 @@ while going or (len(back) < sent and time.monotonic() < until):
         except OSError:
             pass
         sent += 1
-    if not going and until is None:
-        until = time.monotonic() + 1
     wait = start + sent * interval - time.monotonic() if going else 0.1
     if select.select([sock], [], [], max(0, wait))[0]:
         packet = sock.recv(2048)

@@ -57,6 +57,7 @@ class LeaseNode:
         self.peers: set[IPv4Network] = set()
         self.removed: list[IPv4Network] = []
         self._guard: SnapshotGuard | None = None
+        self._recheck: float | None = None
         self._wake = threading.Event()
         self._stopping = False
         self.watch = Watch(self.client, self.registry.watched, self._wake.set)
@@ -86,7 +87,7 @@ class LeaseNode:
 
     def _passes(self) -> None:
         while True:
-            self._wake.wait()
+            self._wake.wait(self._recheck)
             self._wake.clear()
             if self._stopping:
                 return
@@ -113,8 +114,9 @@ class LeaseNode:
         )
         self.peers |= subnets
         if verdict.may_remove:
-            self.removed += self.peers - subnets
-            self.peers &= subnets
+            self.removed += self.peers - subnets - verdict.keep
+            self.peers &= subnets | verdict.keep
+        self._recheck = verdict.wait or None
 
 
 @contextmanager

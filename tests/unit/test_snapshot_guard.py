@@ -1,11 +1,11 @@
-"""SnapshotGuard: a deleted lease counts at once, a wiped or restored etcd only after the grace period."""
+"""SnapshotGuard: a deleted lease counts a moment later, a wiped etcd only after the grace period."""
 
 from dataclasses import replace
 from ipaddress import IPv4Network
 
 import pytest
 
-from flannel_ebpf.snapshot_guard import Seen, SnapshotGuard
+from flannel_ebpf.snapshot_guard import LINGER, Seen, SnapshotGuard
 
 PEERS = frozenset(IPv4Network((0x0A010000 + 256 * n, 24)) for n in range(1, 6))
 FULL = Seen(cluster_id=0xC1, revision=100, subnets=PEERS, own_created=7)
@@ -20,9 +20,25 @@ def guard() -> SnapshotGuard:
     return guard
 
 
-def test_a_deleted_lease_is_removed_at_once(guard: SnapshotGuard) -> None:
-    assert guard.judge(replace(FULL, subnets=frozenset([*PEERS][1:]), revision=101), 1).may_remove
-    assert guard.judge(replace(EMPTY, revision=102), 2).may_remove
+def test_a_deleted_lease_is_removed_when_its_node_has_not_written_it_again(guard: SnapshotGuard) -> None:
+    first, second, *_ = sorted(PEERS)
+    one_gone = replace(FULL, subnets=PEERS - {first}, revision=101)
+    verdict = guard.judge(one_gone, 1)
+    assert (verdict.may_remove, verdict.keep, verdict.wait) == (True, {first}, LINGER)
+    two_gone = replace(FULL, subnets=PEERS - {first, second}, revision=102)
+    verdict = guard.judge(two_gone, 1 + LINGER / 2)
+    assert (verdict.keep, verdict.wait) == ({first, second}, LINGER / 2)
+    assert guard.judge(two_gone, 1 + LINGER).keep == {second}
+    verdict = guard.judge(two_gone, 1 + LINGER * 3 / 2)
+    assert (verdict.may_remove, verdict.keep, verdict.wait) == (True, frozenset(), 0)
+
+
+def test_a_lease_that_is_written_again_at_once_was_never_gone(guard: SnapshotGuard) -> None:
+    first = min(PEERS)
+    one_gone = replace(FULL, subnets=PEERS - {first}, revision=101)
+    assert guard.judge(one_gone, 1).keep == {first}
+    assert guard.judge(replace(FULL, revision=102), 1.1).keep == frozenset()
+    assert guard.judge(replace(one_gone, revision=103), 1.9).wait == LINGER
 
 
 @pytest.mark.parametrize(
@@ -79,4 +95,5 @@ def test_a_restarted_daemon_believes_the_etcd_that_held_its_lease() -> None:
 
 def test_no_grace_believes_everything() -> None:
     guard = SnapshotGuard(0, PEERS, 7, continuous=False)
-    assert guard.judge(replace(EMPTY, own_created=0), 0).may_remove
+    verdict = guard.judge(replace(EMPTY, own_created=0), 0)
+    assert (verdict.may_remove, verdict.keep) == (True, frozenset())
