@@ -152,6 +152,7 @@ class Daemon:
                 outcome = self._pass(node, view, reconciler, relay)
                 cost = time.thread_time() - begun
                 delay = self._settle(node, outcome) or min(max(cost / SHARE, SHORTEST), delay)
+                delay = min(delay, outcome.again or delay)
                 self._announce(node, outcome, keeper)
                 self._last = outcome
                 report.write(node, keeper.lease, view, outcome)
@@ -172,6 +173,7 @@ class Daemon:
             lambda old: remember_sysctl(options.state_dir, node.config.network, old.path, old.value),
             why_not,
             required=options.datapath == "ebpf",
+            pod_grace=options.pod_grace,
         )
 
     def _serve_metrics(self, config: NetworkConfig) -> None:

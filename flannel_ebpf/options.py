@@ -67,6 +67,8 @@ class Options:
     revalidate: float = 10.0
     """Seconds for which an admitted flow stays off the kernel path."""
     flow_entries: int = 262_144
+    pod_grace: float = 2.0
+    """Seconds that a new pod's veth is left to the CNI plugins before programs come onto it."""
     source_check: SourceCheckChoice = "drop"
     """For packets whose source is not who may send it, in BPF and in the udp relay."""
     xdp: XdpChoice = "off"

@@ -6,6 +6,7 @@ The lease's way: `Cluster` (etcd) -> backend.peers -> backend.objects -> plan ->
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
@@ -24,6 +25,7 @@ from flannel_ebpf.kernel.network import Failure, KernelNetwork
 from flannel_ebpf.kernel.pins import Pins, xdp_ids
 from flannel_ebpf.loader import Loaded
 from flannel_ebpf.model import Lease, PodPort, Skipped
+from flannel_ebpf.newcomers import Newcomers
 from flannel_ebpf.objects import MapEntry, Object, Route, Ruleset, Scope, Sysctl, VxlanLink, XdpProgram
 from flannel_ebpf.plan import Op, Put, plan
 
@@ -42,7 +44,8 @@ class Outcome:
 
     `errors` are the operations that failed, or the one thing that stopped the pass; `writes` counts the
     operations carried out, 0 when everything was right. `accelerated` is whether BPF programs stand on
-    their hooks; `why_not` says why they do not although they were asked for.
+    their hooks; `why_not` says why they do not although they were asked for. `again`: seconds after which
+    a pass has something to do in any case, 0 when nothing waits.
     """
 
     peers: Sequence[Peer] = ()
@@ -52,6 +55,7 @@ class Outcome:
     pods: int = 0
     accelerated: bool = False
     why_not: str = ""
+    again: float = 0.0
 
 
 class Reconciler:
@@ -73,6 +77,7 @@ class Reconciler:
         why_not: str = "",
         *,
         required: bool,
+        pod_grace: float = 0.0,
     ) -> None:
         self._kernel = kernel
         self._links = Links(kernel.netlink)
@@ -84,6 +89,7 @@ class Reconciler:
         self._why_not = why_not
         self._required = required
         self._xdp_modes = list(settings.xdp_modes)
+        self._newcomers = Newcomers(pod_grace)
 
     def run(self, node: Node, leases: Sequence[Lease], *, may_delete: bool) -> Outcome:
         """Do one pass and say what it did.
@@ -120,7 +126,9 @@ class Reconciler:
         if not failures:
             self._sweep(node, loaded)
         errors = [failure.error for failure in failures]
-        return Outcome(peers, skipped, errors, writes, len(ports), loaded is not None, why_not)
+        return Outcome(
+            peers, skipped, errors, writes, len(ports), loaded is not None, why_not, self._newcomers.due
+        )
 
     @property
     def accelerates(self) -> bool:
@@ -191,12 +199,13 @@ class Reconciler:
         assert self._bpf is not None  # noqa: S101 - called with programs loaded
         name = backend_of(node.config).overlay_name(node.config)
         overlay = find_link(self._kernel.netlink, name) if name else None
+        old = self._newcomers.settled(ports, time.monotonic())
         slots = datapath.assign_slots(peers, datapath.slots_in(entries), self._bpf.slots())
         wanted: list[Object] = [
             *datapath.peer_entries(peers, slots),
             *datapath.port_entries(ports),
             *datapath.pod_entries(entries, ports, self._links.pod_macs(ports)),
-            *datapath.filters(ports, node.uplink.ifindex, overlay.index if overlay else 0, peers, programs),
+            *datapath.filters(old, node.uplink.ifindex, overlay.index if overlay else 0, peers, programs),
         ]
         if "fl_xdp" in programs and self._xdp_modes:
             wanted.append(XdpProgram(node.uplink.ifindex, self._xdp_modes[0], programs["fl_xdp"]))

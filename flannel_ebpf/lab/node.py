@@ -91,6 +91,7 @@ class Node(Host):
             f"--state-dir={self.state_dir}",
             f"--bpf-pin-root={self.pin_root}",
             f"--datapath={self.spec.datapath_of(self.name)}",
+            "--pod-grace=0",  # no CNI plugin comes after the lab's bridge
             *fastpath,
             *self.spec.extra_up_args,
             *extra_args,

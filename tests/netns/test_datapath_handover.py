@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from kinds import BULK, Pair, admitted_udp, pod_mtu
-from paths import watch
+from paths import restart, watch
 from scapy.layers.inet import IP
 from scapy.layers.l2 import ARP, Ether
 from scapy.layers.vxlan import VXLAN
@@ -236,18 +236,23 @@ def bandwidth_plugin(node: Node, veth: str, rate: str) -> None:
 
 
 def test_the_bandwidth_plugins_ifb_keeps_its_rate(lab: Lab) -> None:
-    """It comes with the pod, before any program of ours: an `ingress` qdisc has no room for a clsact."""
+    """It comes soon after the veth, and its `ingress` qdisc cannot be where a clsact is."""
     node, far = lab.node("n1"), lab.node("n2").pods[0]
-    pod = node.add_pod()
+    restart(node, "--pod-grace=1")
+    early, pod = node.add_pod(), node.add_pod()
     try:
-        node.run(["tc", "qdisc", "del", "dev", pod.veth, "clsact"], check=False)
+        time.sleep(0.3)  # other plugins
         bandwidth_plugin(node, pod.veth, "40mbit")
+        eventually(lambda: programs(node, early.veth) == 2, what="attaching to the pod without limits")
+        assert programs(node, pod.veth) == 0
         with watch(node) as seen:
             assert mbit_per_second(pod, far, 1 << 20) < 60
         assert seen.at(Hook.FROM_POD, Reason.FAST_VXLAN) == 0
     finally:
         node.run(["ip", "link", "del", "ifb1"], check=False)
         node.remove_pod(pod)
+        node.remove_pod(early)
+        restart(node)
 
 
 @pytest.fixture

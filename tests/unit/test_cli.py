@@ -76,6 +76,7 @@ OWN_FLAGS: list[tuple[str, str, Any]] = [
     ("datapath", "ebpf", "ebpf"),
     ("fastpath", "subnets", "subnets"),
     ("revalidate", "0.5", 0.5),
+    ("pod-grace", "0.5", 0.5),
     ("flow-entries", "1024", 1024),
     ("source-check", "count", "count"),
     ("xdp", "auto", "auto"),
