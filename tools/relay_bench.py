@@ -1,10 +1,12 @@
-"""Measure the udp backend's relay: two namespaces, one direction, medians of alternating rounds.
+"""Measure the udp format three ways, pod to pod between two nodes, in medians of alternating rounds.
 
-    sender, relay A [core 0] -> veth -> relay B [core 1] -> TUN
+    relay    the Python relay as the daemon runs it, in batches (UDP_SEGMENT, UDP_GRO)
+    single   the same relay, one packet a system call: what a kernel before 5.0 allows
+    BPF      admitted flows in the programs
 
-The sender has idle priority on A's core, so it offers just as much as the relay can take. Packets are
-counted where relay B puts them into its TUN; the sink's socket is never read. CPU is user + system time
-of both relays' processes; `TCP` is iperf3 between the two TUN addresses.
+The client's pod, node and relay have core 1, the server's core 0. Packets per second are counted at the
+server's pod while a generator of idle priority offers as much as its core has to spare; TCP is iperf3 with
+one flow; CPU is all that the machine spends on iperf3 at a rate that every way can carry.
 """
 
 from __future__ import annotations
@@ -12,165 +14,184 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
+import signal
 import statistics
-import struct
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from perf.workloads import build_generator
+
+from flannel_ebpf.abi import Reason
+from flannel_ebpf.errors import LabError
+from flannel_ebpf.lab import Host, Lab, LabSpec, Node
+from flannel_ebpf.lab.counters import device_packets, reasons
+from flannel_ebpf.lab.processes import Process
 from flannel_ebpf.relay import counters
-from flannel_ebpf.relay.forward import UDP_SEGMENT
-from flannel_ebpf.relay.supervise import RelaySpec
 
-NETWORK = IPv4Network("10.1.0.0/16")
-SUBNETS = {"rlyb-a": IPv4Network("10.1.5.0/24"), "rlyb-b": IPv4Network("10.1.6.0/24")}
-PUBLIC = {"rlyb-a": IPv4Address("192.168.77.1"), "rlyb-b": IPv4Address("192.168.77.2")}
-CORES = {"rlyb-a": "0", "rlyb-b": "1"}
-VARIANTS = {"batch": True, "single": False}
-SINK_PORT = 9
+SERVER_CORE, CLIENT_CORE = "0", "1"
+CORES = {"n1": CLIENT_CORE, "n2": SERVER_CORE}
+IPERF, SINK = 5201, 9000
+RATE_MBIT = 200
+WARM_UP = 0.5
+SHARE = 0.9
+"""Part of the packets that must have gone the way that is measured."""
 
-
-def run(*words: str) -> None:
-    """Run a command that must succeed."""
-    subprocess.run(words, check=True, capture_output=True)
+Figures = dict[str, float]
 
 
-def inside(node: str, *words: str) -> list[str]:
-    """Return the command line that runs `words` in a node's namespace on its core."""
-    return ["nsenter", f"--net=/run/netns/{node}", "taskset", "-c", CORES[node], *words]
+def relay_files(node: Node) -> Path:
+    """Return the run-time folder of a node's relay."""
+    return node.state_dir / "relay-flannel0"
+
+
+def relay_pid(node: Node) -> int:
+    """Return the pid of a node's relay once it is ready; LabError after ten seconds."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        pid = counters.read(relay_files(node) / "counters")[0]
+        if pid and Process.of(pid):
+            return pid
+        time.sleep(0.02)
+    raise LabError(f"{node.name} has no relay")
+
+
+def pin_relay(node: Node) -> None:
+    """Put the relay's processes on their node's core."""
+    pid = relay_pid(node)
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for one in (pid, *map(int, children)):
+        os.sched_setaffinity(one, {int(CORES[node.name])})
+
+
+def send_one_by_one(node: Node) -> None:
+    """Replace the daemon and its relay by a relay that does not batch; routes and TUN stay."""
+    node.stop_daemon()
+    command = json.loads((relay_files(node) / "lock").read_text())
+    command[command.index("--batch") + 1] = "off"
+    old = Process.of(relay_pid(node))
+    if old:
+        old.signal(signal.SIGTERM)
+        old.wait(5)
+    node.popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 @contextmanager
-def two_nodes() -> Iterator[None]:
-    """Two namespaces joined by a veth pair, each with its public address."""
-    try:
-        for node in PUBLIC:
-            run("ip", "netns", "add", node)
-        run("ip", "link", "add", "up0", "netns", "rlyb-a", "type", "veth", "peer", "up0", "netns", "rlyb-b")
-        for node, ip in PUBLIC.items():
-            run("ip", "-n", node, "address", "add", f"{ip}/24", "dev", "up0")
-            run("ip", "-n", node, "link", "set", "up0", "up")
-            run("ip", "-n", node, "link", "set", "lo", "up")
-        yield
-    finally:
-        for node in PUBLIC:
-            subprocess.run(["ip", "netns", "delete", node], check=False, capture_output=True)
+def lab_of(variant: str) -> Iterator[Lab]:
+    """Build the lab of one way, with servers, everything in its place."""
+    datapath = "ebpf" if variant == "BPF" else "kernel"
+    spec = LabSpec(f"rlyb-{variant.lower()}", backend="udp", datapath=datapath, pods_per_node=1)
+    with Lab.up(spec) as lab, ExitStack() as stack:
+        for node in lab.nodes:
+            if variant == "single":
+                send_one_by_one(node)
+            pin_relay(node)
+        for command in (["iperf3", "-s"], ["python3", "-c", DEAF_SINK]):
+            server = lab.pod("n2p1").popen(
+                ["taskset", "-c", SERVER_CORE, *command], stdout=subprocess.DEVNULL
+            )
+            stack.callback(server.wait)
+            stack.callback(server.kill)
+        time.sleep(1)
+        yield lab
 
 
-@contextmanager
-def relays(folder: Path, batch: bool) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """Both relays, ready to carry packets."""
-    with ExitStack() as stack:
-        processes = {}
-        for node, peer in (("rlyb-a", "rlyb-b"), ("rlyb-b", "rlyb-a")):
-            home = folder / node
-            home.mkdir(exist_ok=True)
-            (home / "counters").unlink(missing_ok=True)
-            (home / "peers.json").write_text(json.dumps({str(SUBNETS[peer]): str(PUBLIC[peer])}))
-            address = SUBNETS[node].network_address
-            spec = RelaySpec(home, "flannel0", PUBLIC[node], 8285, 1472, address, NETWORK, batch=batch)
-            processes[node] = subprocess.Popen(inside(node, *spec.command()), stderr=subprocess.DEVNULL)
-            stack.callback(processes[node].wait)
-            stack.callback(processes[node].terminate)
-        deadline = time.monotonic() + 10
-        while not all(counters.read(folder / node / "counters")[0] for node in PUBLIC):
-            if time.monotonic() > deadline:
-                raise TimeoutError("the relays did not start")
-            time.sleep(0.02)
-        yield processes
+DEAF_SINK = f"import socket, time; s = socket.socket(2, 2); s.bind(('', {SINK})); time.sleep(1e9)"
+"""A socket that nobody reads: what arrives is counted by the device, and costs the server's core no more."""
 
 
-def cpu_seconds(main_pid: int) -> float:
-    """Return user + system time of a relay's main process and its workers."""
-    children = Path(f"/proc/{main_pid}/task/{main_pid}/children").read_text().split()
-    ticks = 0
-    for pid in (str(main_pid), *children):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+def received(host: Host) -> int:
+    """Return the packets that a pod has got."""
+    lines = host.run(["cat", "/proc/net/dev"]).stdout.splitlines()
+    fields = next(line for line in lines if line.strip().startswith("eth0:")).partition(":")[2].split()
+    return int(fields[1])
 
 
-def send(size: int) -> None:
-    """Send inner packets of `size` bytes for ever; started by `measure` in node A."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    payload = size - 28
-    count = min(64, 60000 // size)
-    segment = (socket.SOL_UDP, UDP_SEGMENT, struct.pack("=H", payload))
-    to = (str(SUBNETS["rlyb-b"].network_address), SINK_PORT)
-    burst = bytes(payload * count)
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    while True:
-        sock.sendmsg((burst,), (segment,), 0, to)
+def packets(generator: Path, size: int) -> Callable[[Lab, float], Figures]:
+    """Return what measures inner IPv4 packets of `size` bytes."""
+
+    def run(lab: Lab, seconds: float) -> Figures:
+        client, server = lab.pod("n1p1"), lab.pod("n2p1")
+        flood = [str(generator), "flood", str(server.ip), str(SINK), str(size - 28), "1", "1"]
+        sender = client.popen(["taskset", "-c", CLIENT_CORE, "chrt", "--idle", "0", *flood])
+        try:
+            time.sleep(WARM_UP)
+            start, before = time.monotonic(), received(server)
+            time.sleep(seconds)
+            rate = (received(server) - before) / (time.monotonic() - start)
+        finally:
+            sender.kill()
+            sender.communicate()
+        time.sleep(0.2)  # queues run empty
+        return {f"{size} B kpps": rate / 1e3, f"{size} B Gb/s": rate * size * 8e-9}
+
+    return run
 
 
-def measure(folder: Path, size: int, seconds: float, pids: list[int]) -> tuple[float, float, float]:
-    """Return kpps, Gb/s of inner bytes, and CPU seconds per Gbit of one round."""
-    command = inside("rlyb-a", sys.executable, __file__, "--send", str(size))
-    sender = subprocess.Popen(command)
-    try:
-        time.sleep(0.5)
-        cpu, start = sum(map(cpu_seconds, pids)), time.monotonic()
-        before = counters.read(folder / "rlyb-b" / "counters")[1]
-        time.sleep(seconds)
-        after = counters.read(folder / "rlyb-b" / "counters")[1]
-        elapsed = time.monotonic() - start
-        cpu = sum(map(cpu_seconds, pids)) - cpu
-    finally:
-        sender.kill()
-        sender.wait()
-    packets = after["rx_delivered"] - before["rx_delivered"]
-    gbit = (after["rx_bytes"] - before["rx_bytes"]) * 8e-9
-    return packets / elapsed / 1000, gbit / elapsed, cpu / gbit
+def iperf(lab: Lab, seconds: float, *options: str) -> tuple[float, float]:
+    """Run one TCP flow; return Gbit received and Gb/s."""
+    to = ["iperf3", "-c", str(lab.pod("n2p1").ip), "-t", str(seconds), "-J", *options]
+    said = lab.pod("n1p1").run(["taskset", "-c", CLIENT_CORE, *to], timeout=seconds + 20).stdout
+    found = json.loads(said)["end"]["sum_received"]
+    return float(found["bytes"]) * 8e-9, float(found["bits_per_second"]) * 1e-9
 
 
-def tcp(seconds: float, pids: list[int]) -> tuple[float, float, float]:
-    """Return 0, iperf3's TCP throughput in Gb/s from node A to node B, and CPU seconds per Gbit."""
-    to = str(SUBNETS["rlyb-b"].network_address)
-    server = subprocess.Popen(inside("rlyb-b", "iperf3", "-s", "-1"), stdout=subprocess.DEVNULL)
-    try:
-        time.sleep(0.3)
-        cpu = sum(map(cpu_seconds, pids))
-        client = inside("rlyb-a", "iperf3", "-c", to, "-t", str(seconds), "-J")
-        found = subprocess.run(client, check=True, capture_output=True, timeout=seconds + 20)
-        cpu = sum(map(cpu_seconds, pids)) - cpu
-    finally:
-        server.terminate()
-        server.wait()
-    received = json.loads(found.stdout)["end"]["sum_received"]
-    return 0.0, float(received["bits_per_second"]) * 1e-9, cpu / (float(received["bytes"]) * 8e-9)
+def tcp(lab: Lab, seconds: float) -> Figures:
+    """Measure TCP at full speed."""
+    return {"TCP Gb/s": iperf(lab, seconds)[1]}
+
+
+def busy() -> float:
+    """Return the CPU seconds that the whole machine has spent since boot."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def cpu(lab: Lab, seconds: float) -> Figures:
+    """Measure CPU per Gbit at RATE_MBIT."""
+    before = busy()
+    gbit, _ = iperf(lab, 2 * seconds, "-b", f"{RATE_MBIT}M")
+    return {f"CPU s/Gbit at {RATE_MBIT} Mb/s": (busy() - before) / gbit}
+
+
+def prove(variant: str, lab: Lab) -> None:
+    """Raise LabError unless the packets of all rounds went the way they should."""
+    node = lab.node("n1")
+    relayed = device_packets(node, "flannel0")
+    fast = 0
+    if variant == "BPF":
+        fast = sum(count for (_, reason), count in reasons(node).items() if reason == Reason.FAST_UDP)
+    share = fast / (fast + relayed)
+    if share < SHARE if variant == "BPF" else share > 0:
+        raise LabError(f"{variant}: BPF carried {share:.0%} of the packets")
 
 
 def main() -> None:
-    """Run the rounds and print one line per variant and packet size."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--send", type=int, help=argparse.SUPPRESS)
+    """Run the rounds and print a row for every figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     options = parser.parse_args()
-    if options.send:
-        send(options.send)
-    results: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
-    with two_nodes(), tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    results: dict[str, dict[str, list[float]]] = {}
+    with ExitStack() as stack:
+        generator = build_generator(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        work = (packets(generator, 64), packets(generator, 1400), tcp, cpu)
+        labs = {variant: stack.enter_context(lab_of(variant)) for variant in ("relay", "single", "BPF")}
         for _ in range(options.rounds):
-            for variant, batch in VARIANTS.items():
-                with relays(folder, batch) as processes:
-                    pids = [process.pid for process in processes.values()]
-                    for size in (64, 1400):
-                        sample = measure(folder, size, options.seconds, pids)
-                        results.setdefault((variant, f"{size} B"), []).append(sample)
-                    results.setdefault((variant, "TCP"), []).append(tcp(options.seconds, pids))
-    print(f"{'variant':8} {'packets':8} {'kpps':>8} {'Gb/s':>8} {'CPU s/Gbit':>11}")
-    for (variant, packets), samples in sorted(results.items()):
-        kpps, gbits, cpu = (statistics.median(column) for column in zip(*samples, strict=True))
-        rate = f"{kpps:8.1f}" if kpps else f"{'-':>8}"
-        print(f"{variant:8} {packets:8} {rate} {gbits:8.3f} {cpu:11.3f}")
+            for measure in work:
+                for variant, lab in labs.items():
+                    for name, figure in measure(lab, options.seconds).items():
+                        results.setdefault(name, {}).setdefault(variant, []).append(figure)
+        for variant, lab in labs.items():
+            prove(variant, lab)
+    print(f"{'median of ' + str(options.rounds):24} {'relay':>9} {'single':>9} {'BPF':>9} {'BPF/relay':>10}")
+    for name, by_variant in results.items():
+        medians = {variant: statistics.median(samples) for variant, samples in by_variant.items()}
+        columns = " ".join(f"{figure:9.3f}" for figure in medians.values())
+        print(f"{name:24} {columns} {medians['BPF'] / medians['relay']:10.2f}")
 
 
 if __name__ == "__main__":
