@@ -347,3 +347,31 @@ def test_subnets_of_different_lengths(make_lab: MakeLab) -> None:
         with watch(n1) as seen:
             transfer(n1.pods[0], server, BULK)
         assert seen.path == "BPF", (server, seen)
+
+
+def test_direct_and_tunnelled_peers_side_by_side(make_lab: MakeLab) -> None:
+    """DirectRouting, where a router lies on the way to one of two peers."""
+    lab = make_lab(
+        nodes=3,
+        datapath="ebpf",
+        pods_per_node=1,
+        start_daemons=False,
+        backend_config={"DirectRouting": True},
+    )
+    n1, n2, n3 = lab.nodes
+    Host("switch", lab.spec.switch_ns, n1.ip).run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
+    for node, other in ((n1, n3), (n3, n1)):
+        node.run(["sysctl", "-qw", "net.ipv4.conf.all.accept_redirects=0"])
+        node.run(["ip", "route", "add", f"{other.ip}/32", "via", "192.168.64.254", "dev", "eth0"])
+    for node in lab.nodes:
+        node.start_daemon()
+    lab.wait_ready()
+    lab.add_pods()
+    lab.wait_attached()
+    for far, reason in ((n2, Reason.FAST_DIRECT), (n3, Reason.FAST_VXLAN)):
+        with watch(n1, "flannel.1") as near, watch(far, "flannel.1") as there:
+            transfer(n1.pods[0], far.pods[0], BULK)
+            assert ping(n1.pods[0], far.pods[0].ip, 50) == 50
+        for seen in (near, there):
+            assert seen.path == "BPF", seen
+            assert seen.any(reason) == seen.fast
