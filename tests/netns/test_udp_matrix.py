@@ -8,17 +8,20 @@ to programs, and never to a relay; a relay's batches go to the other relay whole
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import kinds
 import pytest
 from kinds import SOME, Kind, Pair, Paths, both
+from life import chat
 from traffic import eventually, icmp, icmp_error, may_fragment, numbers, receive, send_udp, udp
 
 from flannel_ebpf.abi import Hook, Reason
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.node import Node
+from flannel_ebpf.lab.pod import Pod
 from flannel_ebpf.relay import counters
 
 MakeLab = Callable[..., Lab]
@@ -201,5 +204,36 @@ def test_programs_send_no_relay_what_is_not_finished(labs: Callable[[str], Lab])
     sent = kinds.tcp(pair)[0]
     assert sent.at(Hook.FROM_POD, Reason.GSO) > 0
     assert sent.at(Hook.FROM_POD, Reason.CHECKSUM) > 0
-    errors = pair.client.run(["nstat", "-asz", "TcpInCsumErrors"]).stdout.split()
-    assert float(errors[errors.index("TcpInCsumErrors") + 1]) == 0
+    assert checksum_errors(pair.client) == checksum_errors(pair.server) == 0
+
+
+def checksum_errors(pod: Pod) -> float:
+    words = pod.run(["nstat", "-asz", "TcpInCsumErrors"]).stdout.split()
+    return float(words[words.index("TcpInCsumErrors") + 1])
+
+
+def test_what_programs_leave_to_the_kernel_is_as_good_as_what_they_carry(make_lab: MakeLab) -> None:
+    """Unfinished packets for a shaped pod, and at each revalidation: no relay gets to see them."""
+    lab = make_lab(backend="udp", datapath="ebpf", pods_per_node=1, extra_up_args=("--revalidate=1",))
+    pair = Pair(lab, lab.node("n1"), lab.node("n2"))
+    eventually(lambda: settled(pair.sender, "veth"), 15)
+    relay = relayed(pair.receiver)
+    with chat(pair.client, pair.server) as talk:
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            seen = kinds.tcp(pair)[1]
+            assert seen.path == "BPF"
+    assert talk.longest < 0.5
+    pair.receiver.run(["tc", "qdisc", "add", "dev", pair.server.veth, *TBF.split()])
+    eventually(lambda: not fl_to_pod_stands(pair), 5)
+    assert kinds.tcp(pair)[1].at(Hook.FROM_PEER, Reason.LEARN_NEW) > 100
+    assert [relay[f"rx_{wrong}"] for wrong in ("oversize", "truncated", "malformed")] == [0] * 3
+    assert checksum_errors(pair.client) == checksum_errors(pair.server) == 0
+
+
+TBF = "root tbf rate 800mbit burst 32k latency 50ms"
+
+
+def fl_to_pod_stands(pair: Pair) -> bool:
+    shown = pair.receiver.run(["tc", "filter", "show", "dev", pair.server.veth, "egress"]).stdout
+    return "fl_to_pod" in shown
