@@ -119,6 +119,8 @@ class LeaseKeeper:
 
     def update(self, public_ip: IPv4Address, backend_data: Any) -> None:
         """Publish another address or other backend data under the same key, as soon as etcd answers."""
+        if public_ip != self.lease.public_ip:
+            self._registry.reconnect()
         self._wanted = replace(self.lease, public_ip=public_ip, backend_data=backend_data)
         self._wake.set()
 

@@ -77,6 +77,13 @@ class EtcdClient:
                 self._turn += 1
         session.close()
 
+    def reconnect(self) -> None:
+        """Leave the connection in use: our end of it may be an address that is gone, which nothing tells."""
+        with self._lock:
+            session = self._session
+        if session is not None:
+            self.drop(session)
+
     def close(self) -> None:
         """End every request that is under way; later ones raise EtcdUnavailable."""
         with self._lock:

@@ -45,6 +45,10 @@ class Registry:
         """The prefix to watch for lease changes."""
         return schema.subnets_prefix(self.prefix)
 
+    def reconnect(self) -> None:
+        """Ask from now on over a new connection; what is under way is asked again."""
+        self._client.reconnect()
+
     def network_config(self) -> str | None:
         """Return the network config's text, or None while there is none."""
         response = self._client.ask("KV/Range", messages.RangeRequest(key=self._config_key))
