@@ -84,24 +84,23 @@ def choose_uplink(options: Options, config: NetworkConfig) -> tuple[Uplink, IPv4
 
 
 def vtep_mac(config: NetworkConfig, public_ip: IPv4Address, leases: tuple[Lease, ...]) -> Mac | None:
-    """Return our VTEP's address: the device's, else the one our lease has, else one derived from this host.
+    """Return our VTEP's address: the one our lease has, else the device's, else one derived from this host.
 
-    So it survives restarts, a deleted device and reboots, and peers never need to hear of a new one.
+    So it survives restarts, a device deleted or altered while no daemon ran, and reboots, and peers never
+    need to hear of a new one.
     """
     if not isinstance(config.backend, VxlanConfig):
         return None
-    with RouteSocket() as netlink:
-        link = find_link(netlink, vxlan.overlay_name(config))
-    device = vxlan_link(link) if link else None
-    if device:
-        return device.mac
     for lease in leases:
         if lease.public_ip == public_ip and lease.backend_type == vxlan.BACKEND_TYPE:
             try:
                 return vxlan.vtep_mac_of(lease)
             except ConfigError as error:
                 log.warning("our own lease is not used for the VTEP address: %s", error)
-    return _derived_mac(config, public_ip)
+    with RouteSocket() as netlink:
+        link = find_link(netlink, vxlan.overlay_name(config))
+    device = vxlan_link(link) if link else None
+    return device.mac if device else _derived_mac(config, public_ip)
 
 
 def _derived_mac(config: NetworkConfig, public_ip: IPv4Address) -> Mac:

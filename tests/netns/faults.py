@@ -1,0 +1,126 @@
+"""Foreign changes to a node, and a node's state as it is seen from outside."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+
+from flannel_ebpf import abi
+from flannel_ebpf.errors import BpfError, LabError
+from flannel_ebpf.kernel.bpf import Map
+from flannel_ebpf.lab import Node
+
+EVENT, SILENT = 1.0, 2.5
+"""Seconds within which a fault heals: one that the kernel tells of, and one that a periodic pass finds."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A foreign change and how long it may last.
+
+    In the shell words {far} is the peer's subnet, {vtep} its address, {mac} its VTEP, {pins} the pin folder,
+    {map} the folder of pinned maps, {env} subnet.env.
+    """
+
+    command: str
+    within: float = EVENT
+
+
+FAULTS = {
+    "device deleted": Fault("ip link del flannel.1"),
+    "device down": Fault("ip link set flannel.1 down"),
+    "device's MAC": Fault("ip link set flannel.1 address 02:00:00:00:00:99"),
+    "device's MTU": Fault("ip link set flannel.1 mtu 1300"),
+    "device made anew, wrong": Fault(
+        "ip link del flannel.1; ip link add flannel.1 type vxlan id 1 dev eth0 dstport 4789 local {own}"
+    ),
+    "address deleted": Fault("ip addr flush dev flannel.1"),
+    "address added": Fault("ip addr add 10.1.200.1/32 dev flannel.1"),
+    "route deleted": Fault("ip route del {far}"),
+    "route altered": Fault("ip route replace {far} via 192.168.64.254"),
+    "stale route": Fault("ip route add 10.1.250.0/24 via 10.1.250.0 dev flannel.1 onlink proto 251"),
+    "routes flushed": Fault("ip route flush proto 251"),
+    "neighbour deleted": Fault("ip neigh del {vtep} dev flannel.1"),
+    "neighbour altered": Fault(
+        "ip neigh replace {vtep} lladdr 02:00:00:00:00:77 dev flannel.1 nud permanent"
+    ),
+    "FDB entry deleted": Fault("bridge fdb del {mac} dev flannel.1"),
+    "FDB entry altered": Fault("bridge fdb replace {mac} dev flannel.1 dst 192.168.64.77 self permanent"),
+    "stale FDB entry": Fault(
+        "bridge fdb add 02:00:00:00:00:55 dev flannel.1 dst 192.168.64.55 self permanent"
+    ),
+    "filter deleted": Fault("tc filter del dev vethn1p1 ingress pref 251"),
+    "uplink's clsact deleted": Fault("tc qdisc del dev eth0 clsact"),
+    "pod's clsact deleted": Fault("tc qdisc del dev vethn1p1 clsact"),
+    "XDP off": Fault("ip link set eth0 xdpgeneric off"),
+    "pins removed": Fault("find {pins} -type f -delete", SILENT),
+    "pin folders removed": Fault("rm -r {pins}/*", SILENT),
+    "peer's map entry deleted": Fault("bpftool map delete pinned {map}/fl_peers key {key}", SILENT),
+    "peer's map entry altered": Fault(
+        "bpftool map update pinned {map}/fl_peers key {key} value {value}", SILENT
+    ),
+    "stale map entry": Fault("bpftool map update pinned {map}/fl_vteps key 9 9 9 9 value {key}", SILENT),
+    "conntrack strict": Fault("sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=0", SILENT),
+    "accept_ra": Fault("sysctl -w net.ipv6.conf.flannel/1.accept_ra=1", SILENT),
+    "forward rules flushed": Fault("iptables -F FLANNEL-FWD"),
+    "jump deleted": Fault("iptables -t nat -F POSTROUTING"),
+    "rule altered": Fault("iptables -t nat -R FLANNEL-POSTRTG 1 -j RETURN"),
+    "all rules flushed": Fault("nft flush ruleset"),
+    "subnet.env deleted": Fault("rm {env}", SILENT),
+    "subnet.env altered": Fault("echo FLANNEL_MTU=9 > {env}", SILENT),
+}
+
+
+def state(node: Node) -> str:
+    """Everything of ours that is seen from outside; two equal texts are two equal nodes."""
+    hooks = ["vethn1p1", "vethn1p2", "flannel.1", "eth0"]
+    commands = [
+        "ip -d -o link show dev flannel.1",
+        "ip -o -4 address show dev flannel.1",
+        "ip route show",
+        "ip neigh show dev flannel.1 nud permanent",
+        "bridge fdb show dev flannel.1",
+        "iptables-save",
+        "ip -d -o link show dev eth0",
+        *(f"tc filter show dev {dev} {way}" for dev in hooks for way in ("ingress", "egress")),
+        "sysctl net.netfilter.nf_conntrack_tcp_be_liberal",
+        "sysctl net.ipv6.conf.flannel/1.accept_ra",
+        f"find {node.pin_root} -type f",
+        f"cat {node.subnet_file}",
+    ]
+    lines = node.run(["sh", "-c", "; ".join(commands)], check=False).stdout.splitlines()
+    for name in ("fl_peers", "fl_vteps", "fl_ports"):
+        with suppress(BpfError, LabError), Map.open(node.map_path(name)) as entries:
+            lines += [f"{name} {key.hex()} {_value(name, value)}" for key, value in entries.items().items()]
+    return "\n".join(sorted(filter(None, map(_essence, lines))))
+
+
+def _value(name: str, value: bytes) -> str:
+    return str(replace(abi.Peer.unpack(value), slot=0)) if name == "fl_peers" else value.hex()
+
+
+def _essence(line: str) -> str:
+    """Take out what may differ without a difference: a new device's index, counters, comments."""
+    words = line.split()
+    if not words or line.startswith(("#", ":")):
+        return ""
+    return " ".join(words[1:] if words[0].rstrip(":").isdigit() else words)
+
+
+def filled_in(command: str, node: Node, other: Node) -> str:
+    """Return the fault's command for this node."""
+    with Map.open(node.map_path("fl_peers")) as peers:
+        [(key, value)] = peers.items().items()
+    broken = replace(abi.Peer.unpack(value), public_ip=IPv4Address("192.168.64.77")).pack()
+    return command.format(
+        far=other.subnet,
+        vtep=other.subnet.network_address,
+        own=node.ip,
+        mac=abi.Peer.unpack(value).vtep_mac,
+        pins=node.pin_root,
+        map=node.map_path("fl_peers").parent,
+        env=node.subnet_file,
+        key="hex " + key.hex(" "),
+        value="hex " + broken.hex(" "),
+    )
