@@ -98,8 +98,10 @@ class Reconciler:
         cannot run.
         """
         backend = backend_of(node.config)
+        leases, strange = _inside(node.config.network, leases)
         paths = self._links.path_facts({lease.public_ip for lease in leases}, node.uplink)
-        peers, skipped = backend.peers(node, leases, paths)
+        peers, unusable = backend.peers(node, leases, paths)
+        skipped = [*strange, *unusable]
         ports = self._links.pod_ports(node.subnet)
         loaded, why_not = self._load(node, peers)
         failures: list[Failure] = []
@@ -234,6 +236,13 @@ class Reconciler:
             if any(isinstance(failure.error, DeviceMissing) for failure in failures):
                 break
         return failures
+
+
+def _inside(network: IPv4Network, leases: Sequence[Lease]) -> tuple[list[Lease], list[Skipped]]:
+    """Part the leases from those outside the network, left there when its config was changed."""
+    inside = [lease for lease in leases if lease.subnet.subnet_of(network)]
+    strange = [lease for lease in leases if not lease.subnet.subnet_of(network)]
+    return inside, [Skipped(str(lease.subnet), f"outside the network {network}") for lease in strange]
 
 
 def _edge(obj: Object) -> type:

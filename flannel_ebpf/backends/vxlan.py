@@ -50,7 +50,10 @@ def vtep_mac_of(lease: Lease) -> Mac:
     text = fields.get("vtepmac")
     if not isinstance(text, str):
         raise ConfigError(f"lease {lease.subnet} BackendData", data, "an object with a VtepMAC string")
-    return Mac.parse(text)
+    mac = Mac.parse(text)
+    if mac.octets[0] & 1 or not any(mac.octets):
+        raise ConfigError(f"lease {lease.subnet} VtepMAC", text, "the address of one device")
+    return mac
 
 
 def peers(
