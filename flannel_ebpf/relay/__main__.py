@@ -101,9 +101,7 @@ def _loops(
         address=options.address,
         batch=options.batch == "on" and _can_batch(sock),
     )
-    from_peers = FromPeers(
-        queue, sock, table, rows[1], mtu=options.mtu, source_check=options.source_check
-    )
+    from_peers = FromPeers(queue, sock, table, rows[1], mtu=options.mtu, source_check=options.source_check)
     return [to_peers.run, from_peers.run]
 
 

@@ -266,6 +266,7 @@ class Relay:
                 select.select([handle], [], [])
             finally:
                 os.close(handle)
+            self._wait_gone()  # its workers share the lock, and end a moment later
         if self._on_exit and self._known == pid and not self._stopping:
             self._on_exit(f"relay {pid} ended: {self._last_words()}")
 

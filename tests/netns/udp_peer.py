@@ -83,6 +83,7 @@ def udp_socket(namespace: str, address: str, port: int) -> socket.socket:
     with inside(namespace):
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
+    sock.setsockopt(socket.IPPROTO_IP, 15, 1)  # IP_FREEBIND: a test may start before the TUN is there
     sock.bind((address, port))
     sock.settimeout(5)
     return sock
