@@ -140,7 +140,7 @@ class Daemon:
         stack.callback(watch.stop)
         watch.start()
         overlay = backend_of(node.config).overlay_name(node.config)
-        stack.enter_context(KernelMonitor(self._wake.set, overlay, kernel.ports))
+        stack.enter_context(KernelMonitor(self._wake.set, overlay, kernel.ports, kernel.echoes))
         stack.enter_context(RulesMonitor(firewall.changed))
         while not self._stop.is_set():
             delay = firewall.lifetime

@@ -74,6 +74,27 @@ def _route_body(route: Route, ifindex: int, scope: int) -> bytes:
     return body
 
 
+Notice = tuple[int, bytes, bytes]
+"""Message type, MAC and address of what the kernel tells of an FDB entry; of a neighbour, without MAC."""
+
+
+def notice(kind: int, body: bytes) -> Notice:
+    """Return what an RTM_NEWNEIGH or RTM_DELNEIGH tells."""
+    found = attributes(body, _NDMSG.size)
+    mac = found.get(_NDA_LLADDR, b"") if body[0] == _AF_BRIDGE else b""
+    return kind, mac, found.get(_NDA_DST, b"")
+
+
+def echo(obj: Bulk, *, gone: bool) -> Notice | None:
+    """Return the notice that the kernel sends in its own name when we make or remove `obj`.
+
+    None when it names us: an FDB entry never does (vxlan_fdb_notify), a neighbour not when it goes.
+    """
+    if isinstance(obj, FdbEntry):
+        return _RTM_DELNEIGH if gone else _RTM_NEWNEIGH, obj.mac.octets, obj.dst.packed
+    return (_RTM_DELNEIGH, b"", obj.ip.packed) if gone and isinstance(obj, Neighbour) else None
+
+
 def _neighbour_body(obj: Neighbour | FdbEntry, ifindex: int) -> bytes:
     if isinstance(obj, FdbEntry):
         header = _NDMSG.pack(_AF_BRIDGE, ifindex, _NUD_PERMANENT, _NTF_SELF, 0)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from flannel_ebpf.errors import KernelError
+from flannel_ebpf.kernel.bulk import Notice, notice
 from flannel_ebpf.kernel.links import find_link
 from flannel_ebpf.kernel.netlink import RouteSocket, attributes, messages
 
@@ -36,19 +37,26 @@ class KernelMonitor:
     """Calls `on_change`, from its own thread, soon after a link, address, route, filter or peer changed.
 
     Left out are the neighbours and FDB entries of all devices but `overlay`, tables other than main, and
-    changes made by the sockets in `own_ports`: without that, each pass that writes would cause another.
+    changes made by the sockets in `own_ports` or announced in `echoes` (see KernelNetwork): without that,
+    each pass that writes would cause another.
     Messages lost in a flood count as a change.
     """
 
     def __init__(
-        self, on_change: Callable[[], None], overlay: str = "", own_ports: tuple[int, ...] = ()
+        self,
+        on_change: Callable[[], None],
+        overlay: str = "",
+        own_ports: tuple[int, ...] = (),
+        echoes: set[Notice] | None = None,
     ) -> None:
         self._on_change = on_change
         self._overlay = overlay
+        self._echoes = set() if echoes is None else echoes
         self._own_ports = frozenset(own_ports) - {0}  # 0 is the kernel itself, in the name of everybody
         self._stopped = os.eventfd(0, os.EFD_CLOEXEC)
         # Opened here, not in the thread, so that no change after the constructor is missed.
         self._netlink = RouteSocket(_GROUPS, _BUFFER)
+        self._echoes.clear()  # what was written before now will not be heard
         self._overlay_index = self._find_overlay()
         self._thread = threading.Thread(target=self._run, name="kernel-monitor", daemon=True)
         self._thread.start()
@@ -94,6 +102,7 @@ class KernelMonitor:
             if error.code != errno.ENOBUFS:
                 return False
             self._overlay_index = self._find_overlay()  # what told of a new one may be among the lost
+            self._echoes.clear()
             return True
         relevant = False
         for kind, port, body in messages(data):  # all of them: each may tell the overlay's index
@@ -108,10 +117,18 @@ class KernelMonitor:
         if port in self._own_ports:
             return False
         if kind in _NEIGHBOUR:
-            return bool(self._overlay_index) and _IFINDEX.unpack_from(body)[0] == self._overlay_index
+            return _IFINDEX.unpack_from(body)[0] == self._overlay_index and not self._echoed(kind, body)
         if kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
             return body[4] == _RT_TABLE_MAIN
         return kind in _ALWAYS
+
+    def _echoed(self, kind: int, body: bytes) -> bool:
+        """Say whether this tells of something that we wrote; each notice is expected once."""
+        told = notice(kind, body)
+        if told not in self._echoes:
+            return False
+        self._echoes.discard(told)
+        return True
 
     def _find_overlay(self) -> int:
         if not self._overlay:

@@ -53,6 +53,8 @@ class KernelNetwork:
         self.netlink = RouteSocket()
         self.links = links.Links(self.netlink)
         self._ip = IPRoute(ext_ack=True)
+        self.echoes: set[bulk.Notice] = set()
+        """Notices of our own writes yet to come that the kernel sends in its own name."""
 
     def __enter__(self) -> KernelNetwork:
         return self
@@ -144,9 +146,13 @@ class KernelNetwork:
         return make(obj, indexes[obj.ifname])
 
     def _flush(self, waiting: list[tuple[Op, Request]]) -> list[Failure]:
+        echoes = [bulk.echo(op.obj, gone=isinstance(op, Delete)) for op, _ in waiting]  # type: ignore[arg-type]  # see apply
+        self.echoes.update(one for one in echoes if one)
         answers = self.netlink.exchange([request for _, request in waiting])
         failures = []
-        for (op, _), answer in zip(waiting, answers, strict=True):
+        for (op, _), answer, echo in zip(waiting, answers, echoes, strict=True):
+            if answer.code and echo:
+                self.echoes.discard(echo)
             done = not answer.code or (isinstance(op, Delete) and answer.code in _ALREADY_GONE)
             if not done:
                 failures.append(Failure(op, _refusal(op, answer)))

@@ -13,7 +13,7 @@ from kernel_space import OVERLAY, TinyProgram, namespace, node, peer, run, scope
 
 from flannel_ebpf.kernel.monitor import KernelMonitor
 from flannel_ebpf.kernel.network import KernelNetwork
-from flannel_ebpf.objects import Filter, LinkAddress
+from flannel_ebpf.objects import FdbEntry, Filter, LinkAddress, Route
 from flannel_ebpf.plan import Delete, Put, plan
 
 __all__ = ["namespace", "uplink"]
@@ -52,7 +52,7 @@ def kernel(uplink: int) -> Generator[KernelNetwork, None, None]:
 def wakes(kernel: KernelNetwork) -> Generator[Wakes, None, None]:
     wakes = Wakes()
     run("ip link add cni0 type bridge", "ip link set cni0 up")
-    with KernelMonitor(wakes, OVERLAY, kernel.ports):
+    with KernelMonitor(wakes, OVERLAY, kernel.ports, kernel.echoes):
         wakes.settle()
         yield wakes
 
@@ -100,11 +100,21 @@ def test_own_filters_and_addresses_do_not_wake(wakes: Wakes, kernel: KernelNetwo
         assert wakes.count == 0
 
 
-def test_own_routes_and_neighbours_do_not_wake(wakes: Wakes, kernel: KernelNetwork, uplink: int) -> None:
-    ours = [Put(obj) for obj in peer(9) if type(obj).__name__ != "FdbEntry"]
-    assert kernel.apply(ours, scope(uplink)) == []
+def test_own_peers_do_not_wake_and_the_same_done_by_others_does(
+    wakes: Wakes, kernel: KernelNetwork, uplink: int
+) -> None:
+    ours = sorted(peer(9), key=lambda obj: isinstance(obj, Route))
+    assert kernel.apply([Put(obj) for obj in ours], scope(uplink)) == []
     time.sleep(QUIET)
     assert wakes.count == 0
+    assert kernel.apply([Delete(obj) for obj in reversed(ours)], scope(uplink)) == []
+    assert kernel.apply([Put(obj) for obj in ours], scope(uplink)) == []
+    time.sleep(QUIET)
+    assert wakes.count == 0
+    assert not kernel.echoes
+    entry = next(obj for obj in ours if isinstance(obj, FdbEntry))
+    run(f"bridge fdb del {entry.mac} dev {OVERLAY} dst {entry.dst} self")
+    assert until(lambda: wakes.count > 0, 2.0)
 
 
 def test_a_new_overlay_device_is_followed(wakes: Wakes, kernel: KernelNetwork) -> None:
@@ -158,7 +168,7 @@ def test_stop_ends_the_thread_and_is_idempotent(kernel: KernelNetwork) -> None:
 
 
 def test_the_kernels_own_word_is_heard_whatever_ports_are_ours(uplink: int) -> None:
-    """A library that has not bound its socket yet says 0, and 0 is also the kernel, for everybody's changes."""
+    """A library that has not bound its socket yet says 0, which is also the kernel, for everybody."""
     with KernelNetwork() as fresh:
         assert 0 not in fresh.ports
     wakes = Wakes()
