@@ -69,13 +69,14 @@ def routing_pod(
     """n2p1 forwards what it gets to a namespace behind it, as a container host inside a pod does."""
     lab = labs[request.param]
     pair = Pair(lab, lab.node("n1"), lab.node("n2"))
-    pod, ns = pair.server, f"{lab.spec.name}-n2p88"
+    pod, ns, mtu = pair.server, f"{lab.spec.name}-n2p88", pair.sender.mtu
     netns.create([ns])
     behind = Host("behind", ns, pod.ip)
     netns.configure(
         pod.ns,
         [
-            f"link add inner0 type veth peer name eth0 netns {ns}",
+            # no larger than the overlay's: segments must come out as they went in
+            f"link add inner0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {ns}",
             "addr add 172.30.0.1/24 dev inner0",
             "link set inner0 up",
         ],
