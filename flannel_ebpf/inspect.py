@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from flannel_ebpf import relay_side
 from flannel_ebpf.errors import BpfError, ConfigError
 from flannel_ebpf.lock import holder, lock_path
 from flannel_ebpf.options import Options
@@ -29,6 +30,8 @@ def status(options: Options, *, as_json: bool) -> int:
         network = IPv4Network(one["network"])
         one["running"] = holder(lock_path(options.state_dir, network)) == one["pid"]
         one["kernel"] = kernel_side(network, options.bpf_pin_root)
+        if one["backend"] == "udp":
+            one["relay"] = relay_side.state(options.state_dir)
     click.echo(json.dumps(reports, indent=2) if as_json else "\n\n".join(_text(one) for one in reports))
     return 0 if all(one["running"] for one in reports) else 3
 
@@ -52,6 +55,11 @@ def _text(one: dict[str, Any]) -> str:
         + (f": {datapath['why_not']}" if datapath["why_not"] else ""),
         f"peers     {one['peers']['wanted']}, pods {one['pods']}",
     ]
+    relay = one.get("relay", {})
+    if relay:
+        counted = ", ".join(f"{name} {count}" for name, count in relay["counters"].items() if count)
+        running = f"running, process {relay['pid']}" if relay["pid"] else "NOT running"
+        lines.append(f"relay     {running}: {counted}")
     lines += [f"held      {one['peers']['held']}"] if one["peers"]["held"] else []
     lines += [f"skipped   {text}" for text in one["skipped"]]
     lines += [f"FAILED    {text}" for text in one["failures"]]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from flannel_ebpf.backends import Node, udp
 from flannel_ebpf.backends.peer import remote
 from flannel_ebpf.config import UdpConfig
 from flannel_ebpf.model import Lease
 from flannel_ebpf.options import Options
+from flannel_ebpf.relay import counters
 from flannel_ebpf.relay.supervise import Relay, RelaySpec
 
 log = logging.getLogger(__name__)
@@ -19,6 +21,12 @@ log = logging.getLogger(__name__)
 def folder(state_dir: Path) -> Path:
     """Return the relay's run-time folder."""
     return state_dir / f"relay-{udp.TUN_NAME}"
+
+
+def state(state_dir: Path) -> dict[str, Any]:
+    """Return the relay's process id, 0 when none runs, and its counters by name (relay.counters.NAMES)."""
+    pid, counted = counters.read(folder(state_dir) / "counters")
+    return {"pid": pid if Path(f"/proc/{pid}/task").exists() else 0, "counters": counted}
 
 
 class RelaySide:

@@ -66,6 +66,7 @@ def test_the_relay_outlives_a_killed_daemon_and_is_adopted(lab: Lab) -> None:
     assert talk.longest < 1
     assert relay_pid(node) == pid
     assert "8285 adopted" in said
+    assert f"relay     running, process {pid}: tx_sent" in flannel(node, "status")
     assert programs_announced(lab) == 2
 
 
