@@ -18,6 +18,7 @@ mount --bind "$out" "$root$out"
 printf '#!/bin/sh\nexec /sbin/modprobe -d %q "$@"\n' "$root$KERNEL" > /run/modprobe
 chmod 755 /run/modprobe
 echo /run/modprobe > /proc/sys/kernel/modprobe
+/run/modprobe tun # no udev here: the module itself makes /dev/net/tun
 
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp
 export PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$CHECKOUT
