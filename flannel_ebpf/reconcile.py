@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 ROUNDS = 3
 """A device change is planned alone: one round makes it, the next does the rest, one is spare."""
 
+_BROADCAST = 0xFFFFFFFF
+
 BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 """Conntrack sees only part of an accelerated stream, and would call what it sees next invalid."""
 
@@ -98,7 +100,7 @@ class Reconciler:
         cannot run.
         """
         backend = backend_of(node.config)
-        leases, strange = _inside(node.config.network, leases)
+        leases, strange = _part(node.config.network, leases)
         paths = self._links.path_facts({lease.public_ip for lease in leases}, node.uplink)
         peers, unusable = backend.peers(node, leases, paths)
         skipped = [*strange, *unusable]
@@ -238,11 +240,19 @@ class Reconciler:
         return failures
 
 
-def _inside(network: IPv4Network, leases: Sequence[Lease]) -> tuple[list[Lease], list[Skipped]]:
-    """Part the leases from those outside the network, left there when its config was changed."""
-    inside = [lease for lease in leases if lease.subnet.subnet_of(network)]
-    strange = [lease for lease in leases if not lease.subnet.subnet_of(network)]
-    return inside, [Skipped(str(lease.subnet), f"outside the network {network}") for lease in strange]
+def _part(network: IPv4Network, leases: Sequence[Lease]) -> tuple[list[Lease], list[Skipped]]:
+    """Part the leases from those that no backend could follow, with the reason."""
+    usable: list[Lease] = []
+    skipped: list[Skipped] = []
+    for lease in leases:
+        ip = lease.public_ip
+        if not lease.subnet.subnet_of(network):  # left from before the network's config was changed
+            skipped.append(Skipped(str(lease.subnet), f"outside the network {network}"))
+        elif ip.is_unspecified or ip.is_loopback or ip.is_multicast or int(ip) == _BROADCAST:
+            skipped.append(Skipped(str(lease.subnet), f"PublicIP {ip} is the address of no node"))
+        else:
+            usable.append(lease)
+    return usable, skipped
 
 
 def _edge(obj: Object) -> type:

@@ -13,6 +13,9 @@ from flannel_ebpf.config import HostGwConfig, VxlanConfig
 from flannel_ebpf.model import Mac, PodPort
 from flannel_ebpf.objects import Direction, Filter, MapEntry, XdpMode
 
+_LARGEST = 0xFFFF
+"""No IPv4 packet is larger (RFC 791), although a device's MTU may be: lo has 65536."""
+
 Slots = Mapping[IPv4Network, int]
 
 CACHED = 8192
@@ -58,7 +61,7 @@ def _peer_entries(peer: Peer, slot: int) -> tuple[MapEntry, MapEntry]:
         vtep_mac=peer.vtep_mac or abi.NO_MAC,
         mode=peer.mode,
         flags=flags,
-        mtu=peer.mtu,
+        mtu=min(peer.mtu, _LARGEST),
         slot=slot,
     )
     member = abi.AddrKey(addr=peer.public_ip).pack()

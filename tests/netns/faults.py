@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
@@ -101,11 +102,12 @@ def _value(name: str, value: bytes) -> str:
 
 
 def _essence(line: str) -> str:
-    """Take out what may differ without a difference: a new device's index, counters, comments."""
+    """Take out what may differ without a difference: a new device's or program's number, counters."""
     words = line.split()
     if not words or line.startswith(("#", ":")):
         return ""
-    return " ".join(words[1:] if words[0].rstrip(":").isdigit() else words)
+    text = " ".join(words[1:] if words[0].rstrip(":").isdigit() else words)
+    return re.sub(r"(?<!vxlan )\bid \d+", "id N", text)
 
 
 def filled_in(command: str, node: Node, other: Node) -> str:

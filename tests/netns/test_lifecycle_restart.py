@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 MakeLab = Callable[..., Lab]
 FAST = (Hook.FROM_POD, Reason.FAST_VXLAN)
 DROP_INVALID = ["iptables", "-I", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"]
+QUIET = 3.0
+"""Seconds in which several passes run of themselves."""
 LONG = bool(os.environ.get("FLANNEL_TEST_LONG"))
 
 
@@ -99,6 +102,46 @@ def test_a_restart_without_a_change_writes_nothing_at_all(lab: Lab) -> None:
     assert noticed == []
     assert "changes made" not in words
     assert {path: path.stat().st_ino for path in node.pin_root.rglob("*")} == marks
+
+
+STRANGE = {
+    "10.9.7.0-24": {"PublicIP": "192.168.64.50", "BackendType": "vxlan", "VtepMAC": "02:00:00:00:00:50"},
+    "10.1.240.0-24": {"PublicIP": "192.168.64.51", "BackendType": "vxlan", "VtepMAC": "01:00:5e:00:00:01"},
+    "10.1.241.0-24": {"PublicIP": "192.168.64.52", "BackendType": "vxlan", "VtepMAC": "00:00:00:00:00:00"},
+    "10.1.242.0-24": {"PublicIP": "192.168.64.53", "BackendType": "vxlan", "VtepMAC": "02:00:00:00:00:53"},
+    "10.1.243.0-24": {"PublicIP": "192.168.64.54", "BackendType": "vxlan", "VtepMAC": "02:00:00:00:00:53"},
+    "10.1.244.0-24": {"PublicIP": "192.168.64.53", "BackendType": "vxlan", "VtepMAC": "02:00:00:00:00:55"},
+    "10.1.0.0-20": {"PublicIP": "192.168.64.56", "BackendType": "vxlan", "VtepMAC": "02:00:00:00:00:56"},
+    "10.1.246.0-24": {"PublicIP": "255.255.255.255", "BackendType": "vxlan", "VtepMAC": "02:00:00:00:00:57"},
+    "10.1.247.0-24": {"PublicIP": "127.0.0.1", "BackendType": "vxlan", "VtepMAC": "02:00:00:00:00:58"},
+    "10.1.248.0-24": {"PublicIP": "224.0.0.5", "BackendType": "vxlan", "VtepMAC": "02:00:00:00:00:59"},
+}
+"""Outside the network; addresses of no device; one MAC or public IP for two; overlapping; odd addresses."""
+
+
+def test_strange_leases_are_settled_once_and_then_cause_no_work(lab: Lab) -> None:
+    """What can never be as wanted must not be written on every pass."""
+    prefix = f"{lab.spec.etcd_prefix}/subnets"
+    node = lab.node("n1")
+    for name, fields in STRANGE.items():
+        data = {"VNI": 1, "VtepMAC": fields["VtepMAC"]}
+        value = {"PublicIP": fields["PublicIP"], "BackendType": fields["BackendType"], "BackendData": data}
+        lab.etcdctl("put", f"{prefix}/{name}", json.dumps(value))
+    until(lambda: "10.1.242.0/24" in node.run(["ip", "route"]).stdout, "the usable ones have routes")
+
+    def changes() -> int:
+        return node.daemon_log().count("changes made")
+
+    last, since = changes(), time.monotonic()
+    begun = since
+    while time.monotonic() - since < QUIET:
+        if changes() != last:
+            last, since = changes(), time.monotonic()
+        assert time.monotonic() - begun < 4 * QUIET, node.log_tail()
+        time.sleep(0.05)
+    for name in STRANGE:
+        lab.etcdctl("del", f"{prefix}/{name}")
+    until(lambda: "10.1.242.0/24" not in node.run(["ip", "route"]).stdout, "they are gone")
 
 
 CHANGES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -78,3 +79,10 @@ def test_slots_stay_with_their_peers_and_are_never_shared(
     assert all(slot < size for slot in used)
     assert all(second[subnet] == slot for subnet, slot in first.items() if slot and subnet in second)
     assert datapath.slots_in(datapath.peer_entries(peers(after), second)) == second
+
+
+def test_a_path_larger_than_any_packet_fits_the_contract() -> None:
+    """lo's MTU is 65536: a lease whose public IP leads there must not end the daemon."""
+    [peer] = peers([7])
+    [entry, _] = datapath.peer_entries([replace(peer, mtu=65536)], {peer.subnet: 1})
+    assert abi.Peer.unpack(entry.value).mtu == 65535
