@@ -239,6 +239,8 @@ static __always_inline enum fl_reason from_vxlan(struct __sk_buff *skb)
 	reason = check_peer_source(peer, outer->ip.saddr, ip->saddr);
 	if (reason)
 		return reason;
+	if (peer && peer->mode == FL_MODE_NONE)
+		return FL_NOT_OVERLAY;
 	reason = match_inner_mac(inner);
 	if (reason)
 		return reason;
@@ -283,6 +285,8 @@ static __always_inline enum fl_reason from_udp(struct __sk_buff *skb, bool *take
 	reason = check_peer_source(peer, outer->ip.saddr, ip->saddr);
 	if (reason)
 		return reason;
+	if (peer && peer->mode == FL_MODE_NONE)
+		return FL_NOT_OVERLAY;
 	reason = parse_ipv4(ip, end, skb->len - FL_UDP_INNER, false, ttl_cost(FL_MODE_UDP), &p);
 	if (reason)
 		return reason;

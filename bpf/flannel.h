@@ -195,7 +195,7 @@ enum fl_reason {
 	FL_LEARN_CHANGED,    /* fl_to_*: no flow entered with this tuple: NAT, or evicted */
 	FL_TCP_STATE,	     /* SYN, FIN or RST: conntrack must see it */
 	FL_MEMBER,	     /* fl_xdp: a member's tunnel packet, passed on */
-	FL_NOT_OVERLAY,	     /* no peer's subnet and not our tunnel */
+	FL_NOT_OVERLAY,	     /* no peer's subnet and not our tunnel, or a peer that is the kernel's */
 	FL_NOT_IPV4,	     /* ARP, IPv6 and other EtherTypes, VLAN tags */
 	FL_NOT_UNICAST,	     /* multicast or broadcast, frame or address */
 	FL_TRUNCATED,

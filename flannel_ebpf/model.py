@@ -98,7 +98,11 @@ class PodPort:
 
 @dataclass(frozen=True, slots=True)
 class PathFacts:
-    """What the kernel's routing says of one peer's public address: MTU towards it, and on-link or not."""
+    """What the kernel's routing says of one peer's public address: MTU towards it, and on-link or not.
+
+    `ipsec`: a policy encrypts or stops tunnel packets to it, which only the kernel can do.
+    """
 
     mtu: int
     on_link: bool
+    ipsec: bool = False

@@ -19,7 +19,7 @@ from flannel_ebpf.backends import Node, Peer, backend_of, datapath, udp
 from flannel_ebpf.datapath import Datapath
 from flannel_ebpf.errors import BpfError, DeviceMissing, KernelError
 from flannel_ebpf.firewall import Firewall
-from flannel_ebpf.kernel import ethtool, sysctl
+from flannel_ebpf.kernel import ethtool, sysctl, xfrm
 from flannel_ebpf.kernel.links import Links, find_link
 from flannel_ebpf.kernel.network import Failure, KernelNetwork
 from flannel_ebpf.kernel.pins import Pins, xdp_ids
@@ -102,6 +102,7 @@ class Reconciler:
         backend = backend_of(node.config)
         leases, strange = _part(node.config.network, leases)
         paths = self._links.path_facts({lease.public_ip for lease in leases}, node.uplink)
+        paths = xfrm.mark_paths(paths, node.public_ip, xfrm.outbound_policies())
         peers, unusable = backend.peers(node, leases, paths)
         skipped = [*strange, *unusable]
         ports = self._links.pod_ports(node.subnet)

@@ -64,7 +64,8 @@ def peers(
     for lease in remote(node, leases):
         path = path_to(node, lease, paths)
         bpf = lease.backend_data == BPF_DATA
-        found.append(Peer(lease.subnet, lease.public_ip, Mode.UDP, path.mtu, path.on_link, bpf=bpf))
+        mode = Mode.NONE if path.ipsec else Mode.UDP
+        found.append(Peer(lease.subnet, lease.public_ip, mode, path.mtu, path.on_link, bpf=bpf))
     return found, []
 
 

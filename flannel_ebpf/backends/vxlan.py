@@ -64,7 +64,7 @@ def peers(
     skipped: list[Skipped] = []
     direct_routing = settings(node.config).direct_routing
     # With GBP the kernel's device writes a packet's mark, which netfilter sets, into the VXLAN header.
-    tunnel = Mode.NONE if settings(node.config).gbp else Mode.VXLAN
+    gbp = settings(node.config).gbp
     for lease in remote(node, leases):
         if lease.backend_type != BACKEND_TYPE:
             skipped.append(Skipped(str(lease.subnet), f"BackendType {lease.backend_type!r} is not vxlan"))
@@ -76,11 +76,12 @@ def peers(
             continue
         path = path_to(node, lease, paths)
         direct = direct_routing and path.on_link
+        mode = Mode.DIRECT if direct else Mode.NONE if gbp or path.ipsec else Mode.VXLAN
         found.append(
             Peer(
                 subnet=lease.subnet,
                 public_ip=lease.public_ip,
-                mode=Mode.DIRECT if direct else tunnel,
+                mode=mode,
                 mtu=path.mtu,
                 on_link=path.on_link,
                 vtep_mac=None if direct else mac,

@@ -10,7 +10,19 @@ from contextlib import contextmanager
 import pytest
 from kinds import BULK, Pair
 from paths import watch
-from traffic import Stream, connection, eventually, numbers, pump, send_udp, tcp_client, tcp_server, udp
+from traffic import (
+    Stream,
+    connection,
+    delivered,
+    eventually,
+    numbers,
+    ping,
+    pump,
+    send_udp,
+    tcp_client,
+    tcp_server,
+    udp,
+)
 
 from flannel_ebpf.abi import Hook, Reason
 from flannel_ebpf.lab import Lab
@@ -253,3 +265,21 @@ def test_group_based_policy_keeps_its_marks(make_lab: MakeLab) -> None:
         rules = pair.receiver.run(["iptables", "-w", "-t", "mangle", "-nvxL", "PREROUTING"]).stdout
     assert seen.path == "kernel", seen
     assert [line.split()[0] for line in rules.splitlines() if "0x17" in line] == ["100"]
+
+
+def test_ipsec_policies_hold(make_lab: MakeLab) -> None:
+    """What the kernel must encrypt or stop, BPF does not carry past it: here a policy that stops."""
+    lab = make_lab(nodes=3, datapath="ebpf", pods_per_node=1)
+    n1, n2, n3 = lab.nodes
+    assert ping(n1.pods[0], n2.pods[0].ip, 60) == 60
+    n1.run(f"ip xfrm policy add src {n1.ip}/32 dst {n2.ip}/32 proto udp dir out action block".split())
+    n1.run(["ip", "route", "add", "198.51.100.0/24", "dev", "eth0"])  # any news makes the daemon look
+    eventually(lambda: ping(n1.pods[0], n2.pods[0].ip, 5) == 0, what="stopping")
+    with watch(n1) as seen:
+        assert delivered(n1.pods[0], n2.pods[0]) == 0
+    assert seen.fast == 0
+    with watch(n1) as other:
+        assert ping(n1.pods[0], n3.pods[0].ip, 100) == 100
+    assert other.path == "BPF", other
+    n1.run(["ip", "xfrm", "policy", "flush"])
+    eventually(lambda: ping(n1.pods[0], n2.pods[0].ip, 5) == 5, what="going on")
