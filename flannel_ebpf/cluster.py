@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-from flannel_ebpf.errors import EtcdError
+from flannel_ebpf.errors import EtcdClosed, EtcdError
 from flannel_ebpf.etcd import Registry
 from flannel_ebpf.lease_keeper import LeaseKeeper
 from flannel_ebpf.model import Lease, Skipped
@@ -90,6 +90,8 @@ class Cluster:
             try:
                 self.refresh()
                 retry, wait = FIRST_RETRY, self._recheck
+            except EtcdClosed:
+                return
             except EtcdError as error:
                 log.warning("leases not read, keeping what is known, next try in %.1f s: %s", retry, error)
                 retry, wait = min(retry * 2, LONGEST_RETRY), retry

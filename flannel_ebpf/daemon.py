@@ -18,7 +18,7 @@ from flannel_ebpf.backends import Node, backend_of, udp
 from flannel_ebpf.before import remember_sysctl
 from flannel_ebpf.cluster import Cluster, View
 from flannel_ebpf.config import NetworkConfig, UdpConfig
-from flannel_ebpf.errors import ConfigError, DeviceUnsupported, KernelError, LeaseLost
+from flannel_ebpf.errors import ConfigError, DeviceUnsupported, KernelError, LeaseLost, ThreadDied
 from flannel_ebpf.etcd import EtcdClient, Registry, Watch
 from flannel_ebpf.firewall import Firewall
 from flannel_ebpf.health import HealthServer
@@ -80,7 +80,7 @@ class Daemon:
         self._stop = stop
         self._wake = wake
         self._stack = stack
-        self._lost: LeaseLost | None = None
+        self._fatal: LeaseLost | ThreadDied | None = None
         self._ready = False
         self._announced: object = None
         self._last: Outcome | None = None
@@ -89,13 +89,20 @@ class Daemon:
         self._said: frozenset[str] = frozenset()
 
     def run(self) -> None:
-        """Join, then reconcile until stopped; raises LeaseLost when the subnet went to another node."""
+        """Join, then reconcile until stopped.
+
+        Raises LeaseLost when the subnet went to another node, ThreadDied when a helper thread did: half a
+        daemon would look alive and keep nothing right.
+        """
         options = self._options
+        self._stack.callback(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = self._on_bug
         if options.healthz_port:
             server = HealthServer(options.healthz_ip, options.healthz_port, lambda: self._ready)
             self._stack.enter_context(server)
         client = EtcdClient(options.etcd)
         self._stack.callback(client.close)
+        threading.Thread(target=self._close_at_stop, args=(client,), name="closer", daemon=True).start()
         registry = Registry(client, options.etcd.prefix)
         log.info("waiting for etcd at %s", ", ".join(options.etcd.endpoints))
         config = persist(lambda: read_config(registry), "reading the network config", self._stop)
@@ -111,8 +118,8 @@ class Daemon:
         keeper.start()
         self._stack.callback(keeper.stop)
         self._keep(node, keeper, registry, client)
-        if self._lost:
-            raise self._lost
+        if self._fatal:
+            raise self._fatal
 
     def _lock(self, config: NetworkConfig) -> None:
         """Make sure that nobody else on this host serves this network or uses its device."""
@@ -257,8 +264,22 @@ class Daemon:
             log.warning("%s", problem)
         self._said = frozenset(problems)
 
+    def _close_at_stop(self, client: EtcdClient) -> None:
+        """End requests that hang in etcd as soon as the daemon is told to stop: all threads wait for them."""
+        self._stop.wait()
+        client.close()
+
     def _on_lost(self, error: LeaseLost) -> None:
-        self._lost = error
+        self._end(error)
+
+    def _on_bug(self, bug: threading.ExceptHookArgs) -> None:
+        name = bug.thread.name if bug.thread else "unknown"
+        trace = (bug.exc_type, bug.exc_value or bug.exc_type(), bug.exc_traceback)
+        log.critical("thread %s ended with a bug", name, exc_info=trace)
+        self._end(ThreadDied(f"a bug ended thread {name}: {bug.exc_type.__name__}: {bug.exc_value}"))
+
+    def _end(self, error: LeaseLost | ThreadDied) -> None:
+        self._fatal = self._fatal or error
         self._stop.set()
         self._wake.set()
 

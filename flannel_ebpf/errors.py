@@ -60,6 +60,10 @@ class EtcdUnavailable(EtcdError):
     """No endpoint answered; the request may be tried again."""
 
 
+class EtcdClosed(EtcdUnavailable):
+    """The client was closed, because the daemon stops: nothing will be tried again."""
+
+
 class EtcdRefused(EtcdError):
     """Etcd answered and refused the request; trying again alone will not help."""
 
@@ -126,3 +130,7 @@ class AbiMismatch(BpfError):
 
 class LabError(FlannelError):
     """The lab could not build or find a piece of itself."""
+
+
+class ThreadDied(FlannelError):
+    """A thread of the daemon ended with an exception that nobody expected: a bug, told in the log."""

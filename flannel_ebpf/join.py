@@ -48,7 +48,7 @@ def persist(attempt: Callable[[], _T], what: str, stop: threading.Event) -> _T:
         except UnknownBackend:
             raise
         except (ConfigError, EtcdError, LeaseError) as error:
-            if str(error) != said:
+            if str(error) != said and not stop.is_set():
                 log.warning("%s, trying again every %g s: %s", what, RETRY, error)
                 said = str(error)
             stop.wait(RETRY)

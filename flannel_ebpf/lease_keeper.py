@@ -19,7 +19,15 @@ from typing import Any
 
 from flannel_ebpf.allocate import Reuse, Try, choose
 from flannel_ebpf.config import NetworkConfig
-from flannel_ebpf.errors import ConfigError, EtcdError, InvalidLease, LeaseConflict, LeaseError, LeaseLost
+from flannel_ebpf.errors import (
+    ConfigError,
+    EtcdClosed,
+    EtcdError,
+    InvalidLease,
+    LeaseConflict,
+    LeaseError,
+    LeaseLost,
+)
 from flannel_ebpf.etcd.registry import Registry, Snapshot
 from flannel_ebpf.model import Lease
 from flannel_ebpf.schema import Item, parse_item
@@ -178,6 +186,8 @@ class LeaseKeeper:
                 return
             except LeaseConflict:
                 self._wake.set()  # the key changed between our read and our write: look again
+            except EtcdClosed:
+                return
             except EtcdError as error:
                 self._unanswered = True
                 self._look_at = _now() + self._retry

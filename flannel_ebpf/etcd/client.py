@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import grpc
 
-from flannel_ebpf.errors import ConfigError, EtcdUnavailable
+from flannel_ebpf.errors import ConfigError, EtcdClosed, EtcdUnavailable
 from flannel_ebpf.etcd.session import Session
 from flannel_ebpf.options import EtcdOptions
 
@@ -45,7 +45,7 @@ class EtcdClient:
 
         One try more than there are endpoints, because the first may meet a connection that died unnoticed.
         A request may so be carried out twice: callers make them safe to repeat.
-        Raises EtcdUnavailable with each endpoint's reason, EtcdRefused.
+        Raises EtcdUnavailable with each endpoint's reason, EtcdClosed, EtcdRefused.
         """
         failures: dict[str, str] = {}
         for _ in range(len(self._targets) + 1):
@@ -53,15 +53,17 @@ class EtcdClient:
             try:
                 return session.ask(name, request)
             except EtcdUnavailable as error:
+                if self._closed:
+                    raise EtcdClosed("the etcd client was closed") from None
                 failures[session.target] = str(error)
                 self.drop(session)
         raise EtcdUnavailable("no etcd endpoint answers: " + "; ".join(failures.values()))
 
     def session(self) -> Session:
-        """Return the session in use, made if there is none; raises EtcdUnavailable after `close`."""
+        """Return the session in use, made if there is none; raises EtcdClosed after `close`."""
         with self._lock:
             if self._closed:
-                raise EtcdUnavailable("the etcd client is closed")
+                raise EtcdClosed("the etcd client was closed")
             if self._session is None:
                 scheme, target = self._targets[self._turn % len(self._targets)]
                 credentials = self._credentials if scheme == "https" else None
@@ -77,6 +79,11 @@ class EtcdClient:
                 self._turn += 1
         session.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     def reconnect(self) -> None:
         """Leave the connection in use: our end of it may be an address that is gone, which nothing tells."""
         with self._lock:
@@ -85,7 +92,7 @@ class EtcdClient:
             self.drop(session)
 
     def close(self) -> None:
-        """End every request that is under way; later ones raise EtcdUnavailable."""
+        """End every request that is under way; they and later ones raise EtcdClosed."""
         with self._lock:
             self._closed = True
             session, self._session = self._session, None

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from flannel_ebpf.errors import EtcdError, EtcdRefused, EtcdUnavailable
+from flannel_ebpf.errors import EtcdClosed, EtcdError, EtcdRefused
 from flannel_ebpf.etcd import messages
 from flannel_ebpf.etcd.client import EtcdClient
 from flannel_ebpf.etcd.registry import prefix_end
@@ -60,12 +60,12 @@ class Watch:
         while not self._stopped.is_set():
             try:
                 session = self._client.session()
-            except EtcdUnavailable:
-                return  # the client was closed
+            except EtcdClosed:
+                return
             try:
                 self._follow(session)
             except EtcdError as error:
-                if self._stopped.is_set():
+                if self._stopped.is_set() or self._client.closed:
                     return
                 level = logging.WARNING if self._pause < LONGEST_PAUSE else logging.DEBUG
                 log.log(level, "watch of etcd ended, next try in %g s: %s", self._pause, error)
