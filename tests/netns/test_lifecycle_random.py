@@ -10,6 +10,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable
+from ipaddress import IPv4Network
 from typing import ClassVar
 
 import pytest
@@ -35,6 +36,7 @@ class Life(RuleBasedStateMachine):
     lab: ClassVar[Lab]
     node: ClassVar[Node]
     commands: ClassVar[dict[str, str]]
+    subnet: ClassVar[IPv4Network]
     right: ClassVar[str]
     done: ClassVar[Counter[str]] = Counter()
 
@@ -72,7 +74,7 @@ class Life(RuleBasedStateMachine):
     def all_is_as_etcd_says(self) -> None:
         """With a daemon there is a route to every lease, and no other."""
         self.started()
-        wanted = {str(subnet) for subnet in self.lab.leases() if subnet != self.node.subnet}
+        wanted = {str(subnet) for subnet in self.lab.leases() if subnet != self.subnet}
 
         def routes() -> set[str]:
             shown = json.loads(self.node.run(["ip", "-json", "route", "show", "dev", "flannel.1"]).stdout)
@@ -104,7 +106,7 @@ def test_any_sequence_ends_in_the_right_state(make_lab: MakeLab) -> None:
     node, other = lab.nodes
     ready(node)
     until(lambda: state(node) == state(node), "a quiet node")
-    Life.lab, Life.node, Life.right = lab, node, state(node)
+    Life.lab, Life.node, Life.subnet, Life.right = lab, node, node.subnet, state(node)
     Life.commands = {name: filled_in(fault.command, node, other) for name, fault in FAULTS.items()}
     run_state_machine_as_test(
         Life,
