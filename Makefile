@@ -12,7 +12,7 @@ BPF    := $(wildcard bpf/*.c bpf/*.h)
 # Frames that the fuzz tests mutate: a few in `make test`, many in `make fuzz`.
 FUZZ_FRAMES ?= 1000000
 
-.PHONY: help setup packages objects demo test check fuzz bench clean
+.PHONY: help setup packages objects demo test check fuzz kernels bench clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ check: setup ## formatting, lint, types, import rules, C style
 
 fuzz: setup ## feed FUZZ_FRAMES mutated frames to the BPF programs
 	@$(PYTHON) -m pytest tests/bpf -m fuzz --fuzz-frames=$(FUZZ_FRAMES) --timeout=3600 $(PYTEST_ARGS)
+
+kernels: setup ## probe, bpf tests and two talking nodes on Debian's 5.10, 6.1 and 6.12; downloads them
+	@tools/kernel_matrix.sh $(KERNELS)
 
 bench: setup ## measure every mode against every workload, into bench/
 	@mkdir -p bench

@@ -61,7 +61,7 @@ for release in "$@"; do
     rm -f "$work/out/passed"
     echo "kernels: $release, ${image##*/vmlinuz-}, log in $log"
     # vng wants a terminal; a second share of the root is for guest.sh, which mounts it with a cache
-    nice -n 19 script --quiet --return --log-out "$log" --command "vng --verbose --run $image \
+    nice -n 19 script --quiet --flush --return --log-out "$log" --command "vng --verbose --run $image \
         --disable-kvm --cpus 1 --memory 4G --rwdir $work/out --qemu-opts='-fsdev \
         local,id=cached,path=/,security_model=none,readonly=on,multidevs=remap -device \
         virtio-9p-pci,fsdev=cached,mount_tag=cached' -- bash $work/out/guest.sh $work/out" \
