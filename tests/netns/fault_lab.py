@@ -129,10 +129,12 @@ class FaultLab:
 
     def start(self) -> None:
         """Start every daemon that does not run and wait until the pods can talk."""
-        for node in self.nodes:
-            if not node.daemon:
-                node.start_daemon(self.args)
+        marks = {node: len(node.daemon_log()) for node in self.nodes if not node.daemon}
+        for node in marks:
+            node.start_daemon(self.args)
         self.lab.wait_ready()
+        for node, mark in marks.items():
+            eventually(lambda: "ready:" in node.daemon_log()[mark:], 10, f"{node.name} ready")  # noqa: B023 - called here
         for node in self.nodes:
             if not node.pods:
                 node.add_pod()
