@@ -14,19 +14,25 @@
 
 #define FL_IP_DF bpf_htons(0x4000)
 
-/* Does the L4 checksum still hold what the kernel starts from, the sum of the pseudo header? */
+/* Sum of the pseudo header, which an L4 checksum field holds until a device fills it in. */
+static __always_inline __u16 pseudo_sum(__u32 src, __u32 dst, __u8 proto, __u16 len)
+{
+	__u64 sum = (__u64)src + dst + bpf_htons(proto) + bpf_htons(len);
+
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
 static __always_inline bool lacks_checksum(const struct iphdr *ip, const void *end, const struct fl_packet *p)
 {
 	const __u8 *l4 = (const void *)(ip + 1);
-	__u64 sum = (__u64)p->src + p->dst + bpf_htons(p->proto) + bpf_htons(p->len - FL_IP_LEN);
 	const __u16 *check = (const void *)(l4 + (p->proto == IPPROTO_TCP ? 16 : 6));
 
 	if (p->proto == IPPROTO_ICMP || (const void *)(check + 1) > end)
 		return false;
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return *check == (__u16)((sum & 0xffff) + (sum >> 16));
+	return *check == pseudo_sum(p->src, p->dst, p->proto, p->len - FL_IP_LEN);
 }
 
 /*
@@ -92,14 +98,40 @@ static __always_inline bool udp_to_kernel(struct __sk_buff *skb, const struct fl
 	return bpf_redirect(fl_cfg.tun, BPF_F_INGRESS) == TC_ACT_REDIRECT;
 }
 
+/*
+ * A relay's datagram over a virtual link: its outer checksum is still to be done. The kernel goes on pointing at
+ * it until bytes behind it are taken off; so eight bytes of the inner header go too, and are put back.
+ */
+static __always_inline enum fl_reason take_off_unfinished(struct __sk_buff *skb)
+{
+	__u64 head;
+
+	if (bpf_skb_load_bytes(skb, FL_UDP_INNER, &head, sizeof(head)) || take_off(skb, FL_UDP_OVERHEAD + 7))
+		return FL_HELPER;
+	if (take_off(skb, 1) || bpf_skb_adjust_room(skb, sizeof(head), BPF_ADJ_ROOM_MAC, 0) ||
+	    bpf_skb_store_bytes(skb, FL_ETH_LEN, &head, sizeof(head), 0))
+		return FL_DROP_BROKEN;
+	return FL_UNKNOWN;
+}
+
+static __always_inline bool outer_unfinished(const struct fl_outer *outer)
+{
+	__u16 len = bpf_ntohs(outer->udp.len);
+
+	return outer->udp.check == pseudo_sum(outer->ip.saddr, outer->ip.daddr, IPPROTO_UDP, len);
+}
+
 /* Decapsulate a packet on which every check has passed, and deliver it. */
 static __always_inline enum fl_reason udp_deliver(struct __sk_buff *skb, const struct fl_pod_v4 *pod)
 {
+	const struct fl_outer *outer = (void *)(long)skb->data + FL_ETH_LEN;
 	enum fl_reason reason;
 	struct iphdr *ip;
 	void *data, *end;
 
-	reason = take_off(skb, FL_UDP_OVERHEAD);
+	if ((void *)(outer + 1) > (void *)(long)skb->data_end)
+		return FL_TRUNCATED;
+	reason = outer_unfinished(outer) ? take_off_unfinished(skb) : take_off(skb, FL_UDP_OVERHEAD);
 	if (reason)
 		return reason;
 	data = (void *)(long)skb->data;

@@ -8,8 +8,10 @@ to programs, and never to a relay; a relay's batches go to the other relay whole
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import kinds
@@ -17,6 +19,7 @@ import pytest
 from kinds import SOME, Kind, Pair, Paths, both
 from life import chat
 from traffic import eventually, icmp, icmp_error, may_fragment, numbers, receive, send_udp, udp
+from udp_peer import sniffer
 
 from flannel_ebpf.abi import Hook, Reason
 from flannel_ebpf.lab import Lab
@@ -237,3 +240,28 @@ TBF = "root tbf rate 800mbit burst 32k latency 50ms"
 def fl_to_pod_stands(pair: Pair) -> bool:
     shown = pair.receiver.run(["tc", "filter", "show", "dev", pair.server.veth, "egress"]).stdout
     return "fl_to_pod" in shown
+
+
+def test_a_relays_packets_reach_the_pod_without_the_tunnels_unfinished_checksum(
+    labs: Callable[[str], Lab],
+) -> None:
+    """A pod that routes them on would otherwise have that checksum written into its own packets."""
+    lab = labs("veth")
+    pair = Pair(lab, lab.node("n2"), lab.node("n1"))
+    with closing(sniffer(pair.server.ns, "eth0")) as sock:
+        sock.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+        sock.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
+        seen = kinds.icmp_echo(pair)[1]
+        sock.settimeout(0.1)
+        unfinished = []
+        with suppress(TimeoutError):
+            while True:
+                frame, notes, _, (_, _, kind, *_) = sock.recvmsg(2000, 200)
+                if frame[12:14] == b"\x08\x00" and kind == socket.PACKET_HOST:
+                    status = int.from_bytes(notes[0][2][:4], sys.byteorder)
+                    unfinished.append(bool(status & TP_STATUS_CSUMNOTREADY))
+    assert seen.path == "BPF"
+    assert unfinished == [False] * 200
+
+
+SOL_PACKET, PACKET_AUXDATA, TP_STATUS_CSUMNOTREADY = 263, 8, 8
