@@ -181,6 +181,7 @@ class Daemon:
             why_not,
             required=options.datapath == "ebpf",
             pod_grace=options.pod_grace,
+            blackhole=options.ip_blackhole_route,
         )
 
     def _serve_metrics(self, config: NetworkConfig) -> None:

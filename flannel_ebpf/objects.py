@@ -19,6 +19,9 @@ from flannel_ebpf.model import Mac
 ROUTE_PROTOCOL = 251
 """rtm_protocol of every route we make: the mark that a fresh process recognises."""
 
+LAST_METRIC = 0xFFFFFFFF
+"""Metric of a route that counts only when no other has its destination."""
+
 FILTER_PRIORITY = 251
 """tc priority of every filter we attach."""
 
@@ -137,7 +140,8 @@ class Route:
     """A route of the main table to a remote subnet.
 
     vxlan: via the subnet's own network address, on our device, onlink. direct: via the peer's public
-    address on the uplink. blackhole: no gateway, no device (own subnet, `--ip-blackhole-route`).
+    address on the uplink. blackhole: no gateway, no device (own subnet, `--ip-blackhole-route`); its `metric`
+    is LAST_METRIC, so that it takes only what the pods' bridge, with the same destination, does not.
     `protocol` tells a route to adopt (flanneld's are RTPROT_BOOT) from one of ours.
     """
 
@@ -147,11 +151,12 @@ class Route:
     onlink: bool = False
     blackhole: bool = False
     protocol: int = ROUTE_PROTOCOL
+    metric: int = 0
 
     @property
     def key(self) -> Hashable:
-        """The main table holds one route of ours per destination."""
-        return self.dst
+        """The main table holds one route per destination and metric."""
+        return (self.dst, self.metric)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,17 @@ from flannel_ebpf.kernel.pins import Pins, xdp_ids
 from flannel_ebpf.loader import Loaded
 from flannel_ebpf.model import Lease, PodPort, Skipped
 from flannel_ebpf.newcomers import Newcomers
-from flannel_ebpf.objects import MapEntry, Object, Route, Ruleset, Scope, Sysctl, VxlanLink, XdpProgram
+from flannel_ebpf.objects import (
+    LAST_METRIC,
+    MapEntry,
+    Object,
+    Route,
+    Ruleset,
+    Scope,
+    Sysctl,
+    VxlanLink,
+    XdpProgram,
+)
 from flannel_ebpf.plan import Op, Put, plan
 
 log = logging.getLogger(__name__)
@@ -65,7 +75,7 @@ class Reconciler:
 
     `bpf` is None when the kernel path alone is used; `why_not` then says why, if it was not asked for.
     With `required`, a host that cannot run the programs is an error; otherwise the pass goes on without
-    them.
+    them. With `blackhole`, packets for addresses of the own subnet that no bridge has go nowhere.
     """
 
     def __init__(
@@ -80,6 +90,7 @@ class Reconciler:
         *,
         required: bool,
         pod_grace: float = 0.0,
+        blackhole: bool = False,
     ) -> None:
         self._kernel = kernel
         self._links = Links(kernel.netlink)
@@ -92,6 +103,7 @@ class Reconciler:
         self._required = required
         self._xdp_modes = list(settings.xdp_modes)
         self._newcomers = Newcomers(pod_grace)
+        self._blackhole = blackhole
 
     def run(self, node: Node, leases: Sequence[Lease], *, may_delete: bool) -> Outcome:
         """Do one pass and say what it did.
@@ -111,6 +123,8 @@ class Reconciler:
         writes = 1 if loaded and loaded.changed else 0
         for _ in range(ROUNDS):
             wanted = [*backend.objects(node, peers), *self._firewall.wanted(node)]
+            if self._blackhole:
+                wanted.append(Route(node.subnet, None, "", blackhole=True, metric=LAST_METRIC))
             entries: list[MapEntry] = []
             if loaded and self._bpf:
                 entries = self._bpf.read()
@@ -143,7 +157,8 @@ class Reconciler:
     def programmed(self, node: Node) -> frozenset[IPv4Network]:
         """Return the remote subnets that the kernel has routes of ours to: what a former process left."""
         found = self._kernel.read(_scope(node, ()))
-        return frozenset(obj.dst for obj in found if isinstance(obj, Route))
+        routes = [obj for obj in found if isinstance(obj, Route) and obj.dst != node.config.network]
+        return frozenset(route.dst for route in routes if not route.blackhole)
 
     def _sweep(self, node: Node, loaded: Loaded | None) -> None:
         """Unpin what is not in use, now that nothing is attached from it any more."""

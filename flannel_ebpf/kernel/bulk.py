@@ -23,7 +23,7 @@ from flannel_ebpf.kernel.netlink import (
     attributes,
 )
 from flannel_ebpf.model import Mac
-from flannel_ebpf.objects import ROUTE_PROTOCOL, FdbEntry, Neighbour, Route, Scope
+from flannel_ebpf.objects import LAST_METRIC, ROUTE_PROTOCOL, FdbEntry, Neighbour, Route, Scope
 
 Bulk = Route | Neighbour | FdbEntry
 
@@ -71,6 +71,8 @@ def _route_body(route: Route, ifindex: int, scope: int) -> bytes:
         body += attribute(RTA_GATEWAY, route.gateway.packed)
     if ifindex:
         body += attribute(RTA_OIF, U32.pack(ifindex))
+    if route.metric:
+        body += attribute(RTA_PRIORITY, U32.pack(route.metric))
     return body
 
 
@@ -170,18 +172,26 @@ def read_routes(
     network, bits = int(scope.network.network_address), scope.network.prefixlen
     mask = int(scope.network.netmask)
     want = {(int(dst.network_address), dst.prefixlen) for dst in wanted}
-    found: dict[tuple[int, int], Route] = {}
+    found: dict[tuple[tuple[int, int], int], Route] = {}
     for route in read_main_table(netlink, min_length=bits):
-        if route.dst[0] & mask != network or route.priority or route.protocol == RTPROT_KERNEL:
+        if route.dst[0] & mask != network or route.protocol == RTPROT_KERNEL:
+            continue
+        if route.priority and (route.priority, route.protocol) != (LAST_METRIC, ROUTE_PROTOCOL):
             continue
         ifname = names.get(route.oif, "")
         ours = route.protocol == ROUTE_PROTOCOL or (scope.overlay != "" and ifname == scope.overlay)
         adoptable = (
             route.dst in want and route.dst[1] > bits and (route.oif == scope.uplink or route.blackhole)
         )
-        if (ours or adoptable) and route.dst not in found:
-            found[route.dst] = _route(
-                route.dst, route.gateway, ifname, route.protocol, route.blackhole, route.onlink
+        if (ours or adoptable) and (route.dst, route.priority) not in found:
+            found[route.dst, route.priority] = _route(
+                route.dst,
+                route.gateway,
+                ifname,
+                route.onlink,
+                route.blackhole,
+                route.protocol,
+                route.priority,
             )
     return list(found.values())
 
@@ -230,10 +240,16 @@ def _dump_neighbours(netlink: RouteSocket, query: bytes) -> Iterator[tuple[int, 
 
 @lru_cache(_KEPT)
 def _route(
-    dst: tuple[int, int], gateway: bytes | None, ifname: str, protocol: int, blackhole: bool, onlink: bool
+    dst: tuple[int, int],
+    gateway: bytes | None,
+    ifname: str,
+    onlink: bool,
+    blackhole: bool,
+    protocol: int,
+    metric: int,
 ) -> Route:
     via = IPv4Address(gateway) if gateway else None
-    return Route(IPv4Network(dst), via, ifname, onlink, blackhole, protocol)
+    return Route(IPv4Network(dst), via, ifname, onlink, blackhole, protocol, metric)
 
 
 @lru_cache(_KEPT)

@@ -20,8 +20,8 @@ EVENT, SILENT = 1.0, 2.5
 class Fault:
     """A foreign change and how long it may last.
 
-    In the shell words {far} is the peer's subnet, {vtep} its address, {mac} its VTEP, {pins} the pin folder,
-    {map} the folder of pinned maps, {env} subnet.env.
+    In the shell words {near} is the node's subnet, {far} the peer's, {vtep} its address, {mac} its VTEP,
+    {pins} the pin folder, {map} the folder of pinned maps, {env} subnet.env.
     """
 
     command: str
@@ -40,6 +40,7 @@ FAULTS = {
     "address added": Fault("ip addr add 10.1.200.1/32 dev flannel.1"),
     "route deleted": Fault("ip route del {far}"),
     "route altered": Fault("ip route replace {far} via 192.168.64.254"),
+    "blackhole route deleted": Fault("ip route del blackhole {near}"),
     "stale route": Fault("ip route add 10.1.250.0/24 via 10.1.250.0 dev flannel.1 onlink proto 251"),
     "routes flushed": Fault("ip route flush proto 251"),
     "neighbour deleted": Fault("ip neigh del {vtep} dev flannel.1"),
@@ -116,6 +117,7 @@ def filled_in(command: str, node: Node, other: Node) -> str:
         [(key, value)] = peers.items().items()
     broken = replace(abi.Peer.unpack(value), public_ip=IPv4Address("192.168.64.77")).pack()
     return command.format(
+        near=node.subnet,
         far=other.subnet,
         vtep=other.subnet.network_address,
         own=node.ip,

@@ -69,7 +69,7 @@ def changes(before: dict[str, list[str]], after: dict[str, list[str]], *ignored:
 @pytest.mark.parametrize(
     ("backend", "arguments"),
     [
-        ("vxlan", ("--ip-masq", "--xdp=generic")),
+        ("vxlan", ("--ip-masq", "--xdp=generic", "--ip-blackhole-route")),
         ("host-gw", ("--ip-masq",)),
         ("udp", ()),
     ],

@@ -21,7 +21,9 @@ MakeLab = Callable[..., Lab]
 
 @pytest.fixture(scope="module")
 def lab(make_shared_lab: MakeLab) -> Lab:
-    return make_shared_lab(datapath="ebpf", extra_up_args=("--ip-masq", "--xdp=generic"))
+    return make_shared_lab(
+        datapath="ebpf", extra_up_args=("--ip-masq", "--xdp=generic", "--ip-blackhole-route")
+    )
 
 
 @pytest.fixture(scope="module")
