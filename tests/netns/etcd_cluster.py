@@ -23,7 +23,7 @@ _given: set[int] = set()
 LONG = os.environ.get("FLANNEL_TEST_LONG") == "1"
 FROZEN = 60.0 if LONG else 20.0
 """Seconds that a server stays stopped; more than the 15 s in which it must be noticed."""
-OUTAGE = 120.0 if LONG else 15.0
+OUTAGE = 120.0 if LONG else 10.0
 """Seconds that a whole cluster stays away."""
 
 

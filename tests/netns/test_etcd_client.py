@@ -233,10 +233,8 @@ def test_everything_down_costs_neither_time_nor_threads(tmp_path: Path, opened: 
             cluster.kill()
         else:
             cluster.members[0].freeze()
-        with pytest.raises(EtcdUnavailable):
-            registry.network_config()
         threads, cpu = threading.active_count(), time.process_time()
-        until = time.monotonic() + (5 if fault == "refused" else FROZEN / 2)
+        until = time.monotonic() + (5 if fault == "refused" else FROZEN / 4)
         asked = 0
         while time.monotonic() < until:
             with pytest.raises(EtcdUnavailable):

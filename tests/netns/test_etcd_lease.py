@@ -79,7 +79,7 @@ def test_renewal_is_a_new_grant_and_outlives_the_ttl_many_times(etcd: EtcdCluste
     node = LeaseNode(etcd.options(), 1, ttl=3, margin=2)
     with running(node):
         first, text = node.keeper.lease, value(etcd, node.keeper.lease.key)
-        time.sleep(5)
+        time.sleep(4)
         now = in_etcd(node.registry, first.subnet)
         assert now is not None
         assert now.create_revision == first.create_revision

@@ -1,7 +1,7 @@
 """Watch against real servers: after any fault the next change still wakes, and nothing before it is missed.
 
 Each test runs a LeaseNode and looks at what its passes see; the writer goes through etcdctl or a client
-of its own.
+of its own. Frozen servers and long outages are in test_faults_servers.py, with whole nodes.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
-from etcd_cluster import FROZEN, OUTAGE, EtcdCluster, eventually
+from etcd_cluster import EtcdCluster, eventually
 from lease_node import PREFIX, LeaseNode, running
 
 from flannel_ebpf.etcd import EtcdClient, Registry
 from flannel_ebpf.model import Lease
 
 log = logging.getLogger("figures")
-
-NOTICED = 16.0
-"""Seconds within which a frozen server is given up: 15 of keepalive, and the next connection."""
 
 
 def peer(number: int) -> Lease:
@@ -77,23 +74,6 @@ def test_a_killed_endpoint_is_left_for_another(three: EtcdCluster) -> None:
         check_wakes(node, writer, 10, within=5)
 
 
-def test_a_frozen_endpoint_is_noticed(three: EtcdCluster) -> None:
-    """The client's own requests are not what tells: nothing is asked while the server is stopped."""
-    node = LeaseNode(three.options(), 1)
-    writer = Registry(EtcdClient(three.options()), PREFIX)
-    with running(node):
-        eventually(lambda: node.passes, 5, "first pass")
-        time.sleep(1)  # let every request of the start be over: only the idle watch is to notice
-        frozen_at = time.monotonic()
-        three.members[0].freeze()
-        subnet = eventually_created(writer, 10)
-        eventually(lambda: subnet in node.read_at, NOTICED, "change seen through another member")
-        log.info("frozen endpoint left after %.1f s", node.read_at[subnet] - frozen_at)
-        time.sleep(max(0.0, FROZEN - (time.monotonic() - frozen_at)))
-        three.members[0].thaw()
-        check_wakes(node, writer, 11, within=5)
-
-
 def eventually_created(writer: Registry, number: int) -> IPv4Network:
     return writer.create(peer(number), ttl=600).subnet
 
@@ -112,26 +92,6 @@ def test_a_rolling_restart_loses_nothing(three: EtcdCluster) -> None:
         eventually(lambda: node.sees(node.keeper.lease.subnet, *subnets), 10, "all six peers")
         check_wakes(node, writer, 30)
         assert not node.lost
-
-
-def test_an_outage_of_the_whole_cluster_keeps_everything_and_costs_no_cpu(three: EtcdCluster) -> None:
-    node = LeaseNode(three.options(), 1)
-    writer = Registry(EtcdClient(three.options()), PREFIX)
-    with running(node):
-        subnet = eventually_created(writer, 10)
-        eventually(lambda: subnet in node.read_at, 2, "peer seen")
-        before = node.snapshot
-        three.kill()
-        cpu = time.process_time()
-        time.sleep(OUTAGE)
-        cpu = time.process_time() - cpu
-        assert node.snapshot == before
-        assert cpu < 0.05 * OUTAGE
-        three.start()
-        back = eventually(lambda: node.watch.connected, 10, "watch stands")
-        log.info("outage of %g s: %.2f s CPU, watch back %.2f s after etcd", OUTAGE, cpu, back)
-        check_wakes(node, writer, 11)
-        assert node.sees(node.keeper.lease.subnet, subnet, peer(11).subnet)
 
 
 def compact(cluster: EtcdCluster, writer: Registry) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from etcd_cluster import FROZEN, OUTAGE, eventually
@@ -68,13 +69,18 @@ def test_rolling_restart(faults: FaultLab) -> None:
 
 
 def test_full_stop(faults: FaultLab) -> None:
+    one = faults.nodes[0]
+    assert one.daemon
+    threads = Path(f"/proc/{one.daemon.pid}/task")
+    before = len(list(threads.iterdir()))
     with faults.under(f"whole cluster away for {OUTAGE:.0f} s") as fault:
         faults.cluster.kill()
         time.sleep(OUTAGE)
-        assert faults.nodes[0].daemon
+        assert len(list(threads.iterdir())) <= before + 2
         faults.cluster.start()
         fault.recovery = faults.recovery(time.monotonic(), ANYTHING_ELSE)
-    assert len(faults.news(faults.nodes[0]).splitlines()) < 40, "no flood of complaints"
+    assert fault.cpu < 0.05
+    assert len(faults.news(one).splitlines()) < 40, "no flood of complaints"
 
 
 def test_compaction_while_disconnected(faults: FaultLab) -> None:
