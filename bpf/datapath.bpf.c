@@ -21,6 +21,7 @@ static __always_inline enum fl_reason admit_tx(struct __sk_buff *skb, const stru
 					       const struct fl_packet *p)
 {
 	struct fl_flow_key_v4 key = key_of_tx(p);
+	__u32 place = sketch_place(&key, FL_SKETCH_TX);
 	struct fl_direction direction;
 	struct fl_flow *flow = NULL;
 	__u64 now = clock_ns();
@@ -28,7 +29,7 @@ static __always_inline enum fl_reason admit_tx(struct __sk_buff *skb, const stru
 	struct fl_cell *cell;
 	bool ends, young;
 
-	cell = sketch_cell(&key, now);
+	cell = sketch_cell(place, now);
 	if (!cell)
 		return FL_HELPER;
 	ends = changes_tcp_state(p);
@@ -47,7 +48,7 @@ static __always_inline enum fl_reason admit_tx(struct __sk_buff *skb, const stru
 	}
 	if (young)
 		return FL_LEARN_YOUNG;
-	return learn_start(skb, &key, flow, &direction, skb->ifindex, cell, now);
+	return learn_start(skb, &key, flow, &direction, skb->ifindex, place, now);
 }
 
 /* No pod to deliver to; in our subnet the kernel may find one, and fl_to_pod learns it from this packet. */
@@ -63,6 +64,7 @@ static __always_inline enum fl_reason admit_rx_flow(struct __sk_buff *skb, const
 						    struct fl_pod_v4 **pod)
 {
 	struct fl_flow_key_v4 key = key_of_rx(p);
+	__u32 place = sketch_place(&key, FL_SKETCH_RX);
 	struct fl_direction direction;
 	__u64 now = clock_ns();
 	struct fl_flow *flow;
@@ -70,7 +72,7 @@ static __always_inline enum fl_reason admit_rx_flow(struct __sk_buff *skb, const
 
 	if (!in_own_subnet(p->dst))
 		return FL_NO_POD;
-	cell = sketch_cell(&key, now);
+	cell = sketch_cell(place, now);
 	if (!cell)
 		return FL_HELPER;
 	if (changes_tcp_state(p)) {
@@ -82,11 +84,11 @@ static __always_inline enum fl_reason admit_rx_flow(struct __sk_buff *skb, const
 	flow = bpf_map_lookup_elem(&fl_flows, &key);
 	direction = direction_rx(flow);
 	if (!flow || !is_open(flow, &direction, p->proto, now))
-		return learn_start(skb, &key, flow, &direction, 0, cell, now);
+		return learn_start(skb, &key, flow, &direction, 0, place, now);
 	*pod = find_pod(p->dst);
 	if (*pod && (*pod)->ifindex != flow->ifindex) {
 		flow->bits = 0;
-		return learn_start(skb, &key, flow, &direction, 0, cell, now);
+		return learn_start(skb, &key, flow, &direction, 0, place, now);
 	}
 	return FL_UNKNOWN;
 }

@@ -140,8 +140,9 @@ struct fl_flow {
 };
 
 /*
- * fl_sketch: hash of a flow's key -> what flows with this hash did lately. Epochs are 2^33 ns (8.6 s), and
- * wrap; a cell shared by two flows, or one that wrapped, only costs a look into fl_flows too many or too few.
+ * fl_sketch: hash of a flow's key and direction -> what flows with this hash did lately, 16 to a line. Epochs
+ * are 2^33 ns (8.6 s), and wrap; a cell shared by two flows, or one that wrapped, only costs a look into
+ * fl_flows too many or too few.
  */
 struct fl_cell {
 	__u8 epoch;   /* of the last packet */

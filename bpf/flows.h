@@ -14,7 +14,7 @@
 #define FL_TX (FL_TX_ENTERED | FL_TX_LEFT)
 #define FL_RX (FL_RX_ARRIVED | FL_RX_DELIVERED)
 
-/* Packets of a flow, both directions, before it may touch fl_flows: most short connections end earlier. */
+/* Packets of one direction before it may touch fl_flows: most short connections end earlier. */
 #define FL_YOUNG 12
 #define FL_CELL_FULL 255
 
@@ -61,20 +61,33 @@ static __always_inline bool changes_tcp_state(const struct fl_packet *p)
 }
 
 /*
- * The sketch's cell of a flow, aged; NULL never happens. Races lose a count, which only makes a flow look
- * younger.
+ * Place of a direction's cell in the sketch: line and cell. A flow's two directions are often on different CPUs:
+ * in one line, it would travel between them with every packet.
  */
-static __always_inline struct fl_cell *sketch_cell(const struct fl_flow_key_v4 *key, __u64 now)
+static __always_inline __u32 sketch_place(const struct fl_flow_key_v4 *key, __u32 direction)
 {
 	const __u64 *word = (const __u64 *)key;
 	__u64 hash = (word[0] ^ (word[0] >> 29)) * 0x9e3779b97f4a7c15ULL;
-	__u8 epoch = now >> FL_EPOCH_SHIFT;
-	struct fl_cell *cell;
-	__u32 index;
 
-	hash = (hash ^ (hash >> 32) ^ word[1]) * 0xbf58476d1ce4e5b9ULL;
-	index = hash >> 48;
-	cell = bpf_map_lookup_elem(&fl_sketch, &index);
+	hash = (hash ^ (hash >> 32) ^ word[1]) * 0xbf58476d1ce4e5b9ULL >> 32; /* low bits mix badly */
+	return ((hash * (FL_SKETCH_LINES / 2) >> 32) * 2 + direction) * FL_LINE + hash % FL_LINE;
+}
+
+/* NULL never happens. */
+static __always_inline struct fl_cell *cell_at(__u32 place)
+{
+	__u32 index = place / FL_LINE;
+	struct fl_line *line = bpf_map_lookup_elem(&fl_sketch, &index);
+
+	return line ? &line->cells[place % FL_LINE] : NULL;
+}
+
+/* A cell, aged. Races lose a count, which only makes a flow look younger. */
+static __always_inline struct fl_cell *sketch_cell(__u32 place, __u64 now)
+{
+	struct fl_cell *cell = cell_at(place);
+	__u8 epoch = now >> FL_EPOCH_SHIFT;
+
 	if (cell && cell->epoch != epoch) {
 		__u8 age = epoch - cell->epoch;
 
@@ -141,18 +154,27 @@ static __always_inline bool is_open(const struct fl_flow *flow, const struct fl_
 	return flow->bits == (FL_TX | FL_RX) && !is_older(direction->other_since, now, 2 * FL_REVALIDATE_NS);
 }
 
+/* Both directions must know, for either may end the flow. */
+static __always_inline void note_learned(__u32 place, __u8 epoch)
+{
+	struct fl_cell *this = cell_at(place), *other = cell_at(place ^ FL_LINE);
+
+	if (this && other)
+		this->learned = other->learned = epoch;
+}
+
 /*
  * Note that a packet starts its way through the kernel and mark it, so that the program at the other end looks
  * at it. `ifindex` is the pod's veth, 0 when not known here.
  */
 static __always_inline enum fl_reason learn_start(struct __sk_buff *skb, const struct fl_flow_key_v4 *key,
 						  struct fl_flow *flow, const struct fl_direction *direction,
-						  __u32 ifindex, struct fl_cell *cell, __u64 now)
+						  __u32 ifindex, __u32 place, __u64 now)
 {
 	bool expired;
 
 	skb->mark |= fl_cfg.learn_mark;
-	cell->learned = cell->epoch;
+	note_learned(place, now >> FL_EPOCH_SHIFT);
 	if (!flow) {
 		struct fl_flow new = { .ifindex = ifindex, .bits = direction->first };
 

@@ -9,7 +9,19 @@
 
 #include "flannel.h"
 
-#define FL_SKETCH_CELLS 65536
+/*
+ * Even lines are for packets from pods, odd ones for packets to pods. In all less than the 32 kB up to which the
+ * kernel takes a map from its direct mapping: in vmalloc's small pages a look at the sketch costs as much as
+ * the rest of the program.
+ */
+#define FL_SKETCH_LINES 500
+#define FL_LINE 16 /* cells in a cache line */
+#define FL_SKETCH_TX 0
+#define FL_SKETCH_RX 1
+
+struct fl_line {
+	struct fl_cell cells[FL_LINE];
+};
 
 /* Filled in by the loader before load. */
 const volatile struct fl_config fl_cfg = {};
@@ -64,9 +76,9 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, FL_SKETCH_CELLS);
+	__uint(max_entries, FL_SKETCH_LINES);
 	__type(key, __u32);
-	__type(value, struct fl_cell);
+	__type(value, struct fl_line);
 } fl_sketch SEC(".maps");
 
 struct {

@@ -188,13 +188,30 @@ class Node:
         """Make every flow young."""
         self._set_sketch(abi.Cell(0, 0, learned=epoch() - 100 & 0xFF))
 
-    def fill_sketch(self) -> None:
-        """Make no flow young, for this epoch and the next few."""
-        self._set_sketch(abi.Cell(epoch(), 255, learned=epoch()))
+    def fill_sketch(self, learned: int = 0) -> None:
+        """Make no flow young, for this epoch and the next few; `learned` epochs ago all touched fl_flows."""
+        self._set_sketch(abi.Cell(epoch(), 255, learned=epoch() - learned & 0xFF))
+
+    def counted_cell(self) -> tuple[int, abi.Cell]:
+        """Return the only cell of the sketch that counted anything, and its place."""
+        lines = self.maps["fl_sketch"].items()
+        raw = b"".join(lines[key] for key in sorted(lines, key=abi.unpack_u32))
+        size = len(abi.Cell(0, 0, 0).pack())
+        cells = (abi.Cell.unpack(raw[at : at + size]) for at in range(0, len(raw), size))
+        (found,) = ((place, cell) for place, cell in enumerate(cells) if cell.packets)
+        return found
+
+    def put_cell(self, place: int, cell: abi.Cell) -> None:
+        sketch = self.maps["fl_sketch"]
+        index, at = divmod(place * len(cell.pack()), sketch.info.value_size)
+        key = abi.pack_u32(index)
+        line = sketch.lookup(key)
+        assert line
+        sketch.update(key, line[:at] + cell.pack() + line[at + len(cell.pack()) :])
 
     def _set_sketch(self, cell: abi.Cell) -> None:
         sketch = self.maps["fl_sketch"]
-        value = cell.pack()
+        value = cell.pack() * (sketch.info.value_size // len(cell.pack()))
         sketch.update_many((struct.pack("=I", index), value) for index in range(sketch.info.max_entries))
 
     def traffic(self, node: Remote) -> abi.Traffic:

@@ -148,19 +148,7 @@ def test_tcp_state_changes_end_the_flow(flags: str, direction: str, tcp: Convers
     ran = getattr(tcp, direction)(flags)
     assert (ran.verdict, ran.reason, ran.mark) == (KERNEL, Reason.TCP_STATE, 0)
     assert tcp.node.flow(TCP_KEY) is None
-    assert tcp.enter().reason == (Reason.LEARN_YOUNG if "S" in flags else Reason.LEARN_NEW)
-
-
-def cell_of_one_flow(node: Node) -> tuple[bytes, abi.Cell]:
-    """Return the only cell of the sketch that counted anything."""
-    (found,) = (
-        (index, cell)
-        for index, cell in (
-            (key, abi.Cell.unpack(raw)) for key, raw in node.maps["fl_sketch"].items().items()
-        )
-        if cell.packets
-    )
-    return found
+    assert getattr(tcp, direction)().reason == (Reason.LEARN_YOUNG if "S" in flags else Reason.LEARN_NEW)
 
 
 def test_syn_ends_a_flow_whose_count_has_faded(tcp: Conversation) -> None:
@@ -168,16 +156,29 @@ def test_syn_ends_a_flow_whose_count_has_faded(tcp: Conversation) -> None:
     tcp.learn_rx()
     tcp.node.clear_sketch()
     tcp.enter()
-    index, cell = cell_of_one_flow(tcp.node)
-    tcp.node.maps["fl_sketch"].update(index, replace(cell, packets=0, learned=epoch() - 2 & 0xFF).pack())
+    place, cell = tcp.node.counted_cell()
+    tcp.node.put_cell(place, replace(cell, packets=0, learned=epoch() - 2 & 0xFF))
     tcp.enter("S")
     assert tcp.node.flow(TCP_KEY) is None
 
 
+def test_either_direction_ends_what_only_the_other_has_learned(node: Node) -> None:
+    talk = Conversation(node, "tcp")
+    for learn, end in (("learn_tx", "arrive"), ("learn_rx", "enter")):
+        node.reset()
+        node.fill_sketch(learned=100)
+        getattr(talk, learn)()
+        assert node.flow(TCP_KEY) is not None
+        getattr(talk, end)("FA")
+        assert node.flow(TCP_KEY) is None
+
+
 def test_a_new_connection_is_young_again(tcp: Conversation) -> None:
     tcp.learn_tx()
+    tcp.learn_rx()
     tcp.arrive("S")
-    assert tcp.enter().reason == Reason.LEARN_YOUNG
+    tcp.enter("SA")
+    assert (tcp.enter().reason, tcp.arrive().reason) == (Reason.LEARN_YOUNG, Reason.LEARN_YOUNG)
 
 
 @pytest.mark.parametrize("direction", ["tx_since", "rx_since"])
@@ -261,10 +262,23 @@ def test_only_overlay_packets_are_marked(program: str, frame: Packet, node: Node
     assert node.run(program, bytes(frame)).mark == 0
 
 
-def test_a_flow_is_young_for_a_dozen_packets_of_both_directions(udp: Conversation) -> None:
+def test_a_flow_is_young_for_a_dozen_packets_of_a_direction(udp: Conversation) -> None:
     udp.node.clear_sketch()
-    reasons = [(udp.enter() if turn % 2 else udp.arrive()).reason for turn in range(13)]
-    assert reasons == [Reason.LEARN_YOUNG] * 12 + [Reason.LEARN_NEW]
+    for reasons in ([udp.enter().reason for _ in range(13)], [udp.arrive().reason for _ in range(13)]):
+        assert reasons == [Reason.LEARN_YOUNG] * 12 + [Reason.LEARN_NEW]
+
+
+@pytest.mark.parametrize("moving", ["sport", "dport"])
+def test_flows_with_neighbouring_ports_are_spread_over_the_sketch(moving: str, node: Node) -> None:
+    places = set()
+    for turn in range(40):
+        node.clear_sketch()
+        ports = {"sport": 4000, "dport": 5000}
+        ports[moving] += turn
+        node.run("fl_from_pod", bytes(from_pod(l4("udp", **ports))))
+        places.add(node.counted_cell()[0])
+    assert len(places) > 35
+    assert len({place % 16 for place in places}) > 8
 
 
 def test_a_quiet_flow_grows_young_again(udp: Conversation) -> None:
@@ -272,13 +286,11 @@ def test_a_quiet_flow_grows_young_again(udp: Conversation) -> None:
     node.clear_sketch()
     for _ in range(12):
         udp.enter()
-    index, cell = cell_of_one_flow(node)
+    place, cell = node.counted_cell()
     assert cell.packets == 12
-    node.maps["fl_sketch"].update(index, replace(cell, epoch=cell.epoch - 2 & 0xFF).pack())
+    node.put_cell(place, replace(cell, epoch=cell.epoch - 2 & 0xFF))
     assert udp.enter().reason == Reason.LEARN_YOUNG
-    assert cell_of_one_flow(node)[1].packets in (2, 4), (
-        "12 halved twice, or thrice at an epoch's turn, plus 1"
-    )
+    assert node.counted_cell()[1].packets in (2, 4), "12 halved twice, or thrice at an epoch's turn, plus 1"
 
 
 def test_another_veth_starts_the_flow_anew(udp: Conversation) -> None:

@@ -101,7 +101,8 @@ def _admit(node: Node, packet: bytes, sends: bool) -> None:
     with Map.open(node.map_path("fl_flows")) as flows, Map.open(node.map_path("fl_sketch")) as sketch:
         flows.update(key.pack(), abi.Flow(now, now, veth, every).pack())
         cell = abi.Cell(epoch, 255, epoch).pack()
-        sketch.update_many((struct.pack("=I", index), cell) for index in range(sketch.info.max_entries))
+        cells = cell * (sketch.info.value_size // len(cell))
+        sketch.update_many((struct.pack("=I", index), cells) for index in range(sketch.info.max_entries))
 
 
 if __name__ == "__main__":
