@@ -145,6 +145,7 @@ class EtcdCluster:
     ) -> None:
         self.folder, self.certs = folder, certs
         self._ns = ns
+        self._generation = 0
         self.login = ""
         self._options = list(options)
         if certs:
@@ -186,8 +187,9 @@ class EtcdCluster:
                 member.kill()
 
     def wipe(self) -> None:
-        """Lose all data: the same cluster comes up empty."""
+        """Lose all data: what comes up on the same endpoints is empty and has another cluster id."""
         self.kill()
+        self._generation += 1
         for member in self.members:
             shutil.rmtree(member.folder)
         self.start()
@@ -283,6 +285,7 @@ class EtcdCluster:
             f"--listen-peer-urls={member.peer_url}",
             f"--initial-advertise-peer-urls={member.peer_url}",
             f"--initial-cluster={self._peers()}",
+            f"--initial-cluster-token={self._generation}",
             "--bcrypt-cost=4",
             *self._options,
         ]
