@@ -14,12 +14,14 @@ from flannel_ebpf.objects import VxlanLink
 
 
 def put(ip: IPRoute, netlink: RouteSocket, want: VxlanLink, old: VxlanLink | None) -> None:
-    """Make the device so and set it up; MTU, MAC and up are changed in place, all else makes it anew.
+    """Make the device so and set it up; MTU, MAC, local address and up are changed in place.
+
+    All else makes it anew, which takes its routes, neighbours and FDB along.
 
     A vxlan device of that name that cannot be ours is replaced, as flannel does; any other kind is left
     alone. Raises KernelError, NetlinkError.
     """
-    if old is not None and _in_place(want, old):
+    if old is not None and _in_place(want, old) and _moved(ip, netlink, want, old):
         index = _index(netlink, want.name)
         ip.link("set", index=index, mtu=want.mtu, address=str(want.mac))
     else:
@@ -35,7 +37,20 @@ def _in_place(want: VxlanLink, old: VxlanLink) -> bool:
 
 
 def _fixed(link: VxlanLink) -> tuple[object, ...]:
-    return (link.name, link.vni, link.port, link.local, link.parent, link.learning, link.gbp)
+    return (link.name, link.vni, link.port, link.parent, link.learning, link.gbp)
+
+
+def _moved(ip: IPRoute, netlink: RouteSocket, want: VxlanLink, old: VxlanLink) -> bool:
+    """Give the device another local address; false when the kernel will not, as for one that had none."""
+    if want.local == old.local:
+        return True
+    try:
+        ip.link("set", index=_index(netlink, want.name), kind="vxlan", vxlan_local=str(want.local))
+    except NetlinkError as error:
+        if error.code not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        return False
+    return True
 
 
 def _create(ip: IPRoute, want: VxlanLink) -> None:

@@ -79,6 +79,7 @@ def test_device_is_what_flannel_makes(kernel: KernelNetwork, uplink: int) -> Non
 @pytest.mark.parametrize(
     "change",
     [
+        f"ip link set {OVERLAY} type vxlan id 1 local 192.168.64.9",
         f"ip link set {OVERLAY} mtu 1300",
         f"ip link set {OVERLAY} address 02:00:00:00:00:99",
         f"ip link set {OVERLAY} down",
@@ -98,7 +99,6 @@ def test_device_is_mended_in_place(kernel: KernelNetwork, uplink: int, change: s
 @pytest.mark.parametrize(
     "device",
     [
-        "type vxlan id 1 local 192.168.64.9 dev up0 dstport 8472 nolearning",
         "type vxlan id 2 local 192.168.64.5 dev up0 dstport 8472 nolearning",
         "type vxlan id 1 local 192.168.64.5 dev up0 dstport 4789 nolearning",
         "type vxlan id 1 local 192.168.64.5 dev up0 dstport 8472",
