@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv4Network
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +23,7 @@ from flannel_ebpf.firewall import Firewall
 from flannel_ebpf.kernel import ethtool, sysctl, xfrm
 from flannel_ebpf.kernel.links import Links, find_link
 from flannel_ebpf.kernel.network import Failure, KernelNetwork
-from flannel_ebpf.kernel.pins import Pins, xdp_ids
+from flannel_ebpf.kernel.pins import Pins, is_xdp_of
 from flannel_ebpf.loader import Loaded
 from flannel_ebpf.model import Lease, PodPort, Skipped
 from flannel_ebpf.newcomers import Newcomers
@@ -168,7 +169,7 @@ class Reconciler:
             Pins.of(node.config.network, self._pin_root).remove_all()
 
     def _owns_xdp(self, node: Node) -> Callable[[int], bool]:
-        return xdp_ids(Pins.of(node.config.network, self._pin_root)).__contains__
+        return partial(is_xdp_of, node.config.network)
 
     def _xdp_refused(self, failures: list[Failure]) -> bool:
         """Go on with the next XDP mode, or without XDP, when the uplink refuses one; say it once.

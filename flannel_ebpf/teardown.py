@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.links import Link, read_addresses, read_links
 from flannel_ebpf.kernel.netlink import RouteSocket
 from flannel_ebpf.kernel.network import KernelNetwork
-from flannel_ebpf.kernel.pins import Pins, networks, xdp_ids
+from flannel_ebpf.kernel.pins import Pins, is_xdp_of, networks
 from flannel_ebpf.kernel.rules import Rules
 from flannel_ebpf.lock import holder, lock_path, network_lock
 from flannel_ebpf.model import Lease
@@ -159,9 +160,8 @@ class _Teardown:
         with KernelNetwork() as kernel:
             links = read_links(kernel.netlink)
             scope = self._scope(kernel, links)
-            mine = xdp_ids(self._pins)
             handed_over = frozenset(map(IPv4Network, self._before.routes))
-            found = kernel.read(scope, wanted=handed_over, owns_xdp=mine.__contains__)
+            found = kernel.read(scope, wanted=handed_over, owns_xdp=partial(is_xdp_of, self._network))
             programs = [one for one in found if isinstance(one, Filter | XdpProgram)]
             if purge:
                 gone = [*found, *Rules().read(self._network)]
@@ -183,9 +183,7 @@ class _Teardown:
 
     def _scope(self, kernel: KernelNetwork, links: dict[int, Link]) -> Scope:
         known = report.read(self._options.state_dir, self._network)
-        owned = xdp_ids(self._pins)
-        uplinks = [index for index, link in links.items() if link.xdp_prog and link.xdp_prog in owned]
-        uplinks += [index for index, link in links.items() if link.name == known.get("uplink")]
+        uplinks = [index for index, link in links.items() if link.name == known.get("uplink")]
         subnet = _subnet(self._options, self._network)
         overlay = known.get("overlay") or self._overlay(kernel, links)
         return Scope(self._network, subnet, overlay, uplinks[0] if uplinks else 0)

@@ -85,16 +85,16 @@ class KernelNetwork:
         """Return every object of this network, and nothing of anybody else's.
 
         `wanted` are the destinations at which a route that is not ours may be returned, to be adopted.
-        `owns_xdp` tells from a program id whether the uplink's XDP program is ours. Raises KernelError.
+        `owns_xdp` tells from a program id whether a device's XDP program is ours. Raises KernelError.
         """
         present = links.read_links(self.netlink)
         names = {index: link.name for index, link in present.items()}
         found: set[Object] = set(bulk.read_routes(self.netlink, scope, names, wanted))
         found.update(tc.read_filters(self.netlink, scope.filter_handle))
-        uplink = present.get(scope.uplink)
-        if uplink and uplink.xdp_prog and owns_xdp(uplink.xdp_prog):
-            mode: XdpMode = "native" if uplink.xdp_native else "generic"
-            found.add(XdpProgram(scope.uplink, mode, uplink.xdp_prog))
+        for link in present.values():
+            if link.xdp_prog and owns_xdp(link.xdp_prog):
+                mode: XdpMode = "native" if link.xdp_native else "generic"
+                found.add(XdpProgram(link.index, mode, link.xdp_prog))
         for path in scope.sysctls:
             value = sysctl.read(path)
             if value is not None:

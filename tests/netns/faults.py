@@ -108,7 +108,7 @@ def _essence(line: str) -> str:
     if not words or line.startswith(("#", ":")):
         return ""
     text = " ".join(words[1:] if words[0].rstrip(":").isdigit() else words)
-    return re.sub(r"(?<!vxlan )\bid \d+", "id N", text)
+    return re.sub(r"(?<!vxlan )\b(\w*id|load_time) \d+", "N", text)
 
 
 def filled_in(command: str, node: Node, other: Node) -> str:

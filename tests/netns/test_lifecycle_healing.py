@@ -5,14 +5,16 @@ Each fault is made under a stream of UDP packets, and what healing took is logge
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from faults import FAULTS, filled_in, state
-from life import RATE, Delivery, stream, until
+from life import RATE, Delivery, ready, stream, until
 
+from flannel_ebpf.kernel.bpf import Program
 from flannel_ebpf.lab import Lab
 
 log = logging.getLogger(__name__)
@@ -61,3 +63,22 @@ def test_a_foreign_change_is_undone(
     log.info("%-26s healed in %.2f s, lost %d + %d", fault, took, *lost)
     assert took < FAULTS[fault].within
     assert sum(lost) <= 2 * RATE * (took + 0.1)
+
+
+def test_an_xdp_program_whose_pin_was_lost_while_no_daemon_ran_is_replaced(lab: Lab) -> None:
+    """It would go on judging by a map of peers that nobody writes any more."""
+    node = lab.node("n1")
+    node.kill_daemon()
+    node.run(["sh", "-c", f"rm -r {node.pin_root}/*"])
+    mark = len(node.daemon_log())
+    node.start_daemon()
+    ready(node, mark)
+    assert "refuses XDP" not in node.daemon_log()[mark:]
+
+    def program() -> int:
+        shown = json.loads(node.run(["ip", "-json", "-details", "link", "show", "dev", "eth0"]).stdout)[0]
+        return int(shown["xdp"]["prog"]["id"])
+
+    [pin] = node.pin_root.rglob("fl_xdp")
+    with Program.open(pin) as pinned:
+        until(lambda: program() == pinned.info().id, "the program with the new maps is attached")
