@@ -38,13 +38,13 @@ DAY = 86400
 HOUR = 3600
 TRIES = 10
 """Times to choose another subnet after a conflict, flannel's own number."""
-CONTESTS = 5
-CONTESTS_OF_NEWCOMER = 2
-CONTEST_WINDOW = 60.0
+CONTESTS, CONTEST_WINDOW = 20, 5.0
 """So many foreign writes to our key under our address in so many seconds: a second node has the address.
 
-A node that found the lease there and has had it for less than those seconds is the newcomer, and gives way.
+That many, because a supervisor may start the second node over and over, and the first must outlast it.
 """
+CONTESTS_OF_NEWCOMER, NEWCOMER = 2, 60.0
+"""A node that found the lease there and has had it for less than those seconds gives way at once."""
 LONGEST_WAIT = 60.0
 """Seconds between looks at the clock: a timed wait does not count the time a machine is suspended."""
 
@@ -116,7 +116,7 @@ class LeaseKeeper:
                     previous_subnet = None
                 continue
             self.reused = isinstance(choice, Reuse)
-            self._settled_at = _now() + CONTEST_WINDOW if self.reused else 0.0
+            self._settled_at = _now() + NEWCOMER if self.reused else 0.0
             self._wrote(lease)
             return lease
         raise LeaseConflict(f"{TRIES} subnets in a row were taken by other nodes while we asked for them")
@@ -231,8 +231,10 @@ class LeaseKeeper:
             if held.etcd_lease == mine.etcd_lease or by_operator or self._unanswered:
                 return
         self._contests.append(_now())
-        limit = CONTESTS_OF_NEWCOMER if _now() < self._settled_at else CONTESTS
-        if len(self._contests) >= limit and _now() - self._contests[-limit] < CONTEST_WINDOW:
+        limit, window = CONTESTS, CONTEST_WINDOW
+        if _now() < self._settled_at:
+            limit, window = CONTESTS_OF_NEWCOMER, NEWCOMER
+        if len(self._contests) >= limit and _now() - self._contests[-limit] < window:
             raise LeaseLost(
                 f"another node keeps writing {mine.key} with our public IP {held.public_ip} and backend data "
                 f"{held.backend_data!r}; every node needs a --public-ip of its own"

@@ -160,13 +160,14 @@ def test_two_nodes_with_one_public_ip(faults: FaultLab, third: Node, vtep: str) 
             ["ip", "link", "add", "flannel.1", "type", "vxlan", "id", "1", "dev", "eth0", "dstport", "8472"]
         )
     with faults.under(
-        f"second node with one public IP, VTEP {vtep}", may_lose=(vtep == "its own") * 20
+        f"second node with one public IP, VTEP {vtep}", may_lose=(vtep == "its own") * 40
     ) as fault:
-        since = time.monotonic()
-        status, said = run_to_end(third, (*faults.args, f"--public-ip={two.ip}"), 20)
-        fault.recovery = time.monotonic() - since
-    assert status == 1
-    assert "every node needs a --public-ip of its own" in said.splitlines()[-1]
+        for _ in range(4):  # as under a supervisor
+            since = time.monotonic()
+            status, said = run_to_end(third, (*faults.args, f"--public-ip={two.ip}"), 20)
+            fault.recovery = time.monotonic() - since
+            assert status == 1
+            assert "every node needs a --public-ip of its own" in said.splitlines()[-1]
     eventually(lambda: faults.value(two) == before, SOON, "the lease of the first")
     assert two.daemon
 
