@@ -69,5 +69,8 @@ def restart(node: Node, *options: str) -> str:
     node.stop_daemon()
     before = len(node.daemon_log())
     node.start_daemon(options)
-    eventually(lambda: "ready: subnet" in node.daemon_log()[before:], 15.0, "a first pass")
+    try:
+        eventually(lambda: "ready: subnet" in node.daemon_log()[before:], 15.0, "a first pass")
+    except AssertionError as error:
+        raise AssertionError(f"{error}; {node.name} says\n{node.daemon_log()[before:]}") from error
     return node.daemon_log()[before:]

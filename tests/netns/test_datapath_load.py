@@ -89,6 +89,7 @@ def routing_pod(
         rule = f"PREROUTING -i eth0 -p {proto} --dport 5000:5100 -j DNAT --to 172.30.0.2"
         pod.run(["iptables", "-w", "-t", "nat", "-A", *rule.split()])
     yield pair, behind
+    pod.run(["ip", "link", "delete", "inner0"])
     netns.delete([ns])
     pod.run(["iptables", "-w", "-t", "nat", "-F"])
     pod.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
