@@ -162,7 +162,7 @@ def test_two_nodes_with_one_public_ip(faults: FaultLab, third: Node, vtep: str) 
     with faults.under(
         f"second node with one public IP, VTEP {vtep}", may_lose=(vtep == "its own") * 40
     ) as fault:
-        for _ in range(4):  # as under a supervisor
+        for _ in range(3):  # as under a supervisor
             since = time.monotonic()
             status, said = run_to_end(third, (*faults.args, f"--public-ip={two.ip}"), 20)
             fault.recovery = time.monotonic() - since
@@ -187,7 +187,7 @@ def test_reserve_and_unreserve_under_a_running_node(faults: FaultLab) -> None:
         since = time.monotonic()
         assert "reserved" in operate(faults, "reserve", str(one.subnet), f"--public-ip={one.ip}")
         assert etcd_lease(faults, one) == 0
-        time.sleep(TTL)
+        time.sleep(TTL / 2)  # renewals are due after a third
         assert etcd_lease(faults, one) == 0, "never given a TTL"
         operate(faults, "unreserve", str(one.subnet))
         eventually(lambda: etcd_lease(faults, one), SOON, "an ordinary lease")
@@ -213,11 +213,14 @@ def move(faults: FaultLab, new: str, old: str) -> None:
 
 
 def test_a_new_address_of_the_uplink(faults: FaultLab) -> None:
-    """No peer can know of it before it happens: what is lost is the time until they do."""
+    """No peer can know of it before it happens: what is lost is the time until they do.
+
+    Most of that is loading programs with the new address, for which a busy machine takes its time.
+    """
     one = faults.nodes[0]
     subnet, before = one.subnet, faults.value(one)
     first, second = f"{one.ip}/24", "192.168.64.101/23"  # one network: deleting the first would take both
-    with faults.under("uplink gets another address", may_lose=100) as fault:
+    with faults.under("uplink gets another address", may_lose=300) as fault:
         since = time.monotonic()
         move(faults, second, first)
         fault.recovery = time.monotonic() - since
