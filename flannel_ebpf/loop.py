@@ -1,0 +1,163 @@
+"""The control loop: a pass on every event, after every failure, and as often as it is cheap."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, replace
+
+from flannel_ebpf import notify, subnet_env
+from flannel_ebpf.backends import Node, backend_of, udp
+from flannel_ebpf.cluster import Cluster, View
+from flannel_ebpf.config import NetworkConfig, UdpConfig
+from flannel_ebpf.errors import ConfigError, DeviceUnsupported, KernelError
+from flannel_ebpf.firewall import Firewall
+from flannel_ebpf.join import choose_uplink, lease_data
+from flannel_ebpf.kernel.network import KernelNetwork
+from flannel_ebpf.lease_keeper import LeaseKeeper
+from flannel_ebpf.options import Options
+from flannel_ebpf.reconcile import Outcome, Reconciler
+from flannel_ebpf.relay_side import RelaySide
+from flannel_ebpf.report import Report
+
+log = logging.getLogger(__name__)
+
+SHORTEST = 1.0
+"""Seconds at least between passes that nothing asked for; they find what makes no event."""
+SHARE = 0.003
+"""Part of one CPU that such passes may take: the larger the cluster, the rarer they are (60 s at most)."""
+FIRST_RETRY, LONGEST_RETRY = 0.2, 10.0
+"""Seconds after a pass with failures, doubling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a pass works with; each is opened and closed by the daemon."""
+
+    kernel: KernelNetwork
+    firewall: Firewall
+    reconciler: Reconciler
+    relay: RelaySide
+    report: Report
+    cluster: Cluster
+    keeper: LeaseKeeper
+
+
+class Loop:
+    """Runs passes until `stop`; `wake` starts one at once.
+
+    `ready` is true once a pass has left nothing to do, `last` what the latest pass found.
+    """
+
+    def __init__(self, options: Options, node: Node, parts: Parts) -> None:
+        self._options = options
+        self._node = node
+        self._parts = parts
+        self._announced: object = None
+        self._retry = FIRST_RETRY
+        self._problems: set[str] = set()
+        self._said: frozenset[str] = frozenset()
+        self.ready = False
+        self.last: Outcome | None = None
+
+    def run(self, stop: threading.Event, wake: threading.Event) -> None:
+        """Reconcile until stopped."""
+        while not stop.is_set():
+            view = self._parts.cluster.view
+            wake.wait(self._attend(view) if view.leases else self._parts.firewall.lifetime)
+            wake.clear()
+
+    def _attend(self, view: View) -> float:
+        """Do one pass with all that belongs to it; return the seconds until the next."""
+        begun = time.thread_time()
+        self._problems = set()
+        self._follow_uplink()
+        outcome = self._pass(view)
+        cost = time.thread_time() - begun
+        unasked = min(max(cost / SHARE, SHORTEST), self._parts.firewall.lifetime)
+        delay = self._settle(outcome) or unasked
+        self._announce(outcome)
+        self.last = outcome
+        self._parts.report.write(self._node, self._parts.keeper.lease, view, outcome)
+        return min(delay, outcome.again or delay)
+
+    def _pass(self, view: View) -> Outcome:
+        node, parts = self._node, self._parts
+        try:
+            subnet_env.update(self._options.subnet_file, _environment(node, self._options))
+        except ConfigError as error:
+            self._problems.add(str(error))  # flanneld, too, goes on without its file
+        try:
+            parts.relay.run(node, view.leases, accelerated=parts.reconciler.accelerates)
+            return parts.reconciler.run(node, view.leases, may_delete=view.may_remove)
+        except KernelError as error:
+            return Outcome(errors=[error])
+
+    def _follow_uplink(self) -> None:
+        """Take the uplink as it is now; a new address is published under the same subnet.
+
+        An uplink that the options no longer find, because it was renamed, is followed by its index.
+        """
+        node = self._node
+        try:
+            uplink, public_ip = choose_uplink(self._options, node.config)
+        except ConfigError as error:
+            renamed = self._parts.kernel.links.uplink_by_index(node.uplink.ifindex, node.uplink.ip)
+            self._problems.add(f"uplink {(renamed or node.uplink).name} is kept: {error}")
+            self._node = replace(node, uplink=renamed or node.uplink)
+            return
+        if public_ip != node.public_ip:
+            log.warning("public IP changes from %s to %s", node.public_ip, public_ip)
+            self._parts.keeper.update(public_ip, lease_data(node.config, node.vtep_mac)[1])
+            self._announced = None
+        self._node = replace(node, uplink=uplink, public_ip=public_ip)
+
+    def _announce(self, outcome: Outcome) -> None:
+        """Say in the lease what programs stand here, as soon as they do: udp peers must know."""
+        if outcome.errors or not isinstance(self._node.config.backend, UdpConfig):
+            return
+        data = udp.BPF_DATA if outcome.accelerated else None
+        if data != self._announced:
+            self._parts.keeper.update(self._node.public_ip, data)
+            self._announced = data
+
+    def _settle(self, outcome: Outcome) -> float:
+        """Log what a pass did; return the seconds until it must be tried again, 0 when all is right."""
+        if outcome.writes:
+            log.info(
+                "%d changes made: %d peers, %d pods, %s",
+                outcome.writes,
+                len(outcome.peers),
+                outcome.pods,
+                "BPF" if outcome.accelerated else "kernel path",
+            )
+        problems = self._problems | {_worded(error, self._node.config) for error in outcome.errors}
+        problems |= {f"lease {one.key} is skipped: {one.why}" for one in outcome.skipped}
+        if outcome.why_not:
+            problems.add(f"no BPF on this host, packets take the kernel path: {outcome.why_not}")
+        self._say(problems)
+        if outcome.errors:
+            delay, self._retry = self._retry, min(self._retry * 2, LONGEST_RETRY)
+            return delay
+        self._retry = FIRST_RETRY
+        if not self.ready:
+            self.ready = True
+            notify.ready()
+            log.info("ready: subnet %s, MTU in %s", self._node.subnet, self._options.subnet_file)
+        return 0.0
+
+    def _say(self, problems: set[str]) -> None:
+        """Log each problem when it appears, not on every pass."""
+        for problem in sorted(problems - self._said):
+            log.warning("%s", problem)
+        self._said = frozenset(problems)
+
+
+def _worded(error: KernelError, config: NetworkConfig) -> str:
+    return f"{error}; {udp.advice(config)}" if isinstance(error, DeviceUnsupported) else str(error)
+
+
+def _environment(node: Node, options: Options) -> subnet_env.SubnetEnv:
+    mtu = backend_of(node.config).mtu(node.config, node.uplink)
+    return subnet_env.SubnetEnv(node.config.network, node.subnet, mtu, options.ip_masq)
