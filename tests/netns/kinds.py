@@ -85,8 +85,17 @@ def admitted_udp(pair: Pair) -> Generator[tuple[Callable[..., None], Callable[[i
 
 def tcp(pair: Pair) -> Paths:
     """TCP bulk both ways, payload checksums equal at both ends."""
+    return tcp_of(pair, BULK)
+
+
+def long_tcp(pair: Pair) -> Paths:
+    """The same, long enough that a slow start through the udp relay is a small part of it."""
+    return tcp_of(pair, 6 * BULK)
+
+
+def tcp_of(pair: Pair, size: int) -> Paths:
     with both(pair) as seen:
-        transfer(pair.client, pair.server, BULK)
+        transfer(pair.client, pair.server, size)
     return seen
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kinds import Pair, both, tcp
+from kinds import Pair, both
+from kinds import long_tcp as tcp
 from life import chat, flannel, ready, restart, stream, until
 from traffic import ping
 
