@@ -11,6 +11,8 @@
 
 #include "parse.h"
 
+#define FL_BY_FLOW (fl_cfg.fastpath == FL_FASTPATH_FLOWS)
+
 #define FL_TX (FL_TX_ENTERED | FL_TX_LEFT)
 #define FL_RX (FL_RX_ARRIVED | FL_RX_DELIVERED)
 
