@@ -32,7 +32,8 @@ T = TypeVar("T")
 def main() -> int:
     """Measure, print, write; return 0 when every result holds, 1 otherwise, 130 when interrupted."""
     options = arguments()
-    signal.signal(signal.SIGTERM, interrupted)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupted)
     progress = Progress()
     try:
         if os.geteuid() != 0:

@@ -33,6 +33,7 @@ class Ends:
         self.to = str(self.server.ip)
         self._processes: list[subprocess.Popen[str]] = []
         self._before: Path = Counter()
+        self._servers: dict[str, list[int]] = {}
         # Their /proc/<pid>/net is that of their namespace, read without starting anything.
         self._anchors = {
             host.ns: self.start(host, ["sleep", "infinity"])
@@ -49,15 +50,16 @@ class Ends:
     def serve(self, command: Sequence[str], port: int) -> None:
         """Start a server and wait until it has its port; LabError when it has not within 5 s."""
         process = self.start(self.server, command, SERVER_CORE)
+        self._servers.setdefault(command[0], []).append(process.pid)
         deadline = time.monotonic() + 5
         while f":{port} " not in self.server.run(["ss", "-Hltun"]).stdout:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise LabError(f"{command[0]} does not listen on port {port} in {self.server.name}")
             time.sleep(0.02)
 
-    def drive(self, command: Sequence[str], timeout: float = 20.0) -> str:
+    def drive(self, command: Sequence[str], core: str = CLIENT_CORE) -> str:
         """Run a client to its end and return what it wrote."""
-        return self.client.run(["taskset", "-c", CLIENT_CORE, *command], timeout=timeout).stdout
+        return self.client.run(["taskset", "-c", core, *command], timeout=20.0).stdout
 
     @contextmanager
     def driving(self, command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
@@ -68,7 +70,11 @@ class Ends:
         try:
             yield process
         finally:
-            self._end(process)
+            self.end(process)
+
+    def servers(self, program: str) -> list[int]:
+        """Return the process ids of the servers that run `program`."""
+        return self._servers[program]
 
     def net(self, host: Host, file: str) -> str:
         """Return /proc/net/`file` of a host."""
@@ -108,7 +114,7 @@ class Ends:
     def close(self) -> None:
         """End every process that was started here."""
         for process in list(self._processes):
-            self._end(process)
+            self.end(process)
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +124,8 @@ class Ends:
     ) -> None:
         self.close()
 
-    def _end(self, process: subprocess.Popen[str]) -> None:
+    def end(self, process: subprocess.Popen[str]) -> None:
+        """Kill a process that was started here."""
         self._processes.remove(process)
         process.kill()
         process.wait()
