@@ -15,9 +15,9 @@ SETTABLE = {"time", "time_ns", "CLOCK_REALTIME", "CLOCK_TAI", "now", "utcnow", "
 def settable_clocks(source: str) -> Iterator[str]:
     """Every use of `time.time()`, `datetime.now()` and the like in a source text."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Attribute) and node.attr in SETTABLE and isinstance(node.value, ast.Name):
-            if node.value.id in {"time", "datetime", "date"}:
-                yield f"{node.value.id}.{node.attr} in line {node.lineno}"
+        match node:
+            case ast.Attribute(ast.Name("time" | "datetime" | "date"), attribute) if attribute in SETTABLE:
+                yield f"{attribute} in line {node.lineno}"
         if isinstance(node, ast.ImportFrom) and node.module in {"time", "datetime"}:
             yield from (f"{one.name} in line {node.lineno}" for one in node.names if one.name in SETTABLE)
 
