@@ -34,7 +34,9 @@ FAULTS = {
     "device's MAC": Fault("ip link set flannel.1 address 02:00:00:00:00:99"),
     "device's MTU": Fault("ip link set flannel.1 mtu 1300"),
     "device made anew, wrong": Fault(
-        "ip link del flannel.1; ip link add flannel.1 type vxlan id 1 dev eth0 dstport 4789 local {own}"
+        # once more when the daemon was faster than the shell between the two
+        "until ip link del flannel.1;"
+        " ip link add flannel.1 type vxlan id 1 dev eth0 dstport 4789 local {own}; do :; done"
     ),
     "address deleted": Fault("ip addr flush dev flannel.1"),
     "address added": Fault("ip addr add 10.1.200.1/32 dev flannel.1"),
