@@ -20,6 +20,7 @@ from flannel_ebpf import abi, btf, elf
 from flannel_ebpf.errors import AbiMismatch, BpfError, BpfUnavailable, VerifierRejected
 from flannel_ebpf.kernel import libbpf, pins
 from flannel_ebpf.kernel.bpf import Map
+from flannel_ebpf.options import BPF_PIN_ROOT
 
 OBJECTS = Path(__file__).parent / "_objects"
 _TC_OBJECT, _XDP_OBJECT, _CONSTANTS = "datapath.bpf.o", "xdp.bpf.o", "fl_cfg"
@@ -39,7 +40,7 @@ class LoadRequest:
     config: abi.Config
     entries: Mapping[str, int] = field(default_factory=dict)
     xdp: bool = False
-    root: Path = pins.DEFAULT_ROOT
+    root: Path = BPF_PIN_ROOT
     objects: Path = OBJECTS
 
 

@@ -17,6 +17,10 @@ SourceCheckChoice = Literal["drop", "count", "off"]
 XdpChoice = Literal["off", "generic", "native", "auto"]
 
 
+BPF_PIN_ROOT = Path("/sys/fs/bpf/flannel-ebpf")
+"""Where programs and maps are pinned unless `--bpf-pin-root` says otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class EtcdOptions:
     """Where etcd is, how to be let in, and the prefix of the network's keys; "" means not given.
@@ -79,7 +83,7 @@ class Options:
     wipe_grace: float = 300.0
     """Seconds to keep peers after etcd has come back without any of them."""
     state_dir: Path = Path("/run/flannel-ebpf")
-    bpf_pin_root: Path = Path("/sys/fs/bpf/flannel-ebpf")
+    bpf_pin_root: Path = BPF_PIN_ROOT
     bpf_objects: Path = Path(__file__).parent / "_objects"
     """Folder of datapath.bpf.o and xdp.bpf.o."""
     metrics_listen: str = ""

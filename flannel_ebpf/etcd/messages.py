@@ -51,12 +51,10 @@ def method(name: str) -> tuple[str, Any, Any]:
 
 RangeRequest = message("RangeRequest")
 PutRequest = message("PutRequest")
-DeleteRangeRequest = message("DeleteRangeRequest")
 TxnRequest = message("TxnRequest")
 Compare = message("Compare")
 RequestOp = message("RequestOp")
 LeaseGrantRequest = message("LeaseGrantRequest")
 LeaseRevokeRequest = message("LeaseRevokeRequest")
-LeaseTimeToLiveRequest = message("LeaseTimeToLiveRequest")
 AuthenticateRequest = message("AuthenticateRequest")
 WatchRequest = message("WatchRequest")

@@ -22,8 +22,8 @@ from typing import Literal
 
 from flannel_ebpf.errors import BpfError, BpfUnavailable
 from flannel_ebpf.kernel.bpf import Map, MapInfo, Program, ProgramInfo
+from flannel_ebpf.options import BPF_PIN_ROOT
 
-DEFAULT_ROOT = Path("/sys/fs/bpf/flannel")
 Kind = Literal["maps", "progs", "xdp"]
 
 _KINDS: tuple[Kind, ...] = ("maps", "progs", "xdp")
@@ -55,7 +55,7 @@ class Pins:
     network: str
 
     @classmethod
-    def of(cls, network: IPv4Network, root: Path = DEFAULT_ROOT) -> Pins:
+    def of(cls, network: IPv4Network, root: Path = BPF_PIN_ROOT) -> Pins:
         """Name the pins of a network: 10.1.0.0/16 -> <root>/10-1-0-0-16."""
         return cls(root, str(network).translate(_NO_DOTS))
 
@@ -108,7 +108,7 @@ def is_xdp_of(network: IPv4Network, program_id: int) -> bool:
     return False
 
 
-def networks(root: Path = DEFAULT_ROOT) -> set[IPv4Network]:
+def networks(root: Path = BPF_PIN_ROOT) -> set[IPv4Network]:
     """Return the networks that have pins here; what else lies in `root` is not ours and left out."""
     found = set()
     for folder in root.iterdir() if root.is_dir() else ():
@@ -153,7 +153,7 @@ def maps(path: Path) -> dict[str, MapInfo]:
     return found
 
 
-def require_bpffs(root: Path = DEFAULT_ROOT) -> None:
+def require_bpffs(root: Path = BPF_PIN_ROOT) -> None:
     """Raise BpfUnavailable unless `root` lies in a bpffs that we may enter."""
     try:
         place = next(folder for folder in (root, *root.parents) if folder.is_dir())
