@@ -206,6 +206,25 @@ class XdpProgram:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadroomPort:
+    """A device that is never up, one more port of a pods' bridge, so that packets come with headroom.
+
+    A bridge has the veths in it ask for the headroom that any of its ports needs (net/bridge/br_if.c,
+    update_headroom). A vxlan device needs enough for our headers; without one the kernel allocates every UDP
+    packet of a pod anew when it is encapsulated. `bridge` is an ifindex, `up` true only in what was read.
+    """
+
+    name: str
+    bridge: int
+    up: bool = False
+
+    @property
+    def key(self) -> Hashable:
+        """One device per name, which is made from the bridge's ifindex."""
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
 class Ruleset:
     """All our firewall rules of one network, applied as one transaction.
 
@@ -223,7 +242,17 @@ class Ruleset:
 
 
 Object = (
-    VxlanLink | LinkAddress | Sysctl | Neighbour | FdbEntry | Route | MapEntry | Filter | XdpProgram | Ruleset
+    VxlanLink
+    | LinkAddress
+    | Sysctl
+    | Neighbour
+    | FdbEntry
+    | Route
+    | MapEntry
+    | Filter
+    | XdpProgram
+    | HeadroomPort
+    | Ruleset
 )
 
 ORDER: tuple[type, ...] = (
@@ -237,8 +266,10 @@ ORDER: tuple[type, ...] = (
     Route,
     Filter,
     XdpProgram,
+    HeadroomPort,
 )
-"""Order of creation: device, what packets need on their way, then what sends packets there.
+"""Order of creation: device, what packets need on their way, then what sends packets there, then what only
+makes that cheaper.
 
 Deletion runs the other way round, so that no program or route ever points at something already gone.
 """

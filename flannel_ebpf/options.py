@@ -73,6 +73,8 @@ class Options:
     flow_entries: int = 262_144
     pod_grace: float = 2.0
     """Seconds that a new pod's veth is left to the CNI plugins before programs come onto it."""
+    pod_headroom: bool = True
+    """Whether the pods' bridge gets a port that makes room for tunnel headers in their packets."""
     source_check: SourceCheckChoice = "drop"
     """For packets whose source is not who may send it, in BPF and in the udp relay."""
     xdp: XdpChoice = "off"

@@ -29,6 +29,7 @@ from flannel_ebpf.model import Lease, PodPort, Skipped
 from flannel_ebpf.newcomers import Newcomers
 from flannel_ebpf.objects import (
     LAST_METRIC,
+    HeadroomPort,
     MapEntry,
     Object,
     Route,
@@ -103,6 +104,7 @@ class Reconciler:
         self._why_not = why_not
         self._required = required
         self._xdp_modes = list(settings.xdp_modes)
+        self._headroom = settings.headroom
         self._newcomers = Newcomers(pod_grace)
         self._blackhole = blackhole
 
@@ -140,6 +142,7 @@ class Reconciler:
             ops = plan(wanted, actual, may_delete=may_delete)
             failures = self._apply(ops, scope)
             writes += len(ops) - len(failures)
+            self._headroom_refused(failures)
             refused = self._xdp_refused(failures)
             if not refused and not any(isinstance(op.obj, VxlanLink) for op in ops):
                 break
@@ -190,6 +193,15 @@ class Reconciler:
                 return True
         return False
 
+    def _headroom_refused(self, failures: list[Failure]) -> None:
+        """Go on without headroom when the kernel refuses a port for it, which is slower but no error."""
+        for failure in list(failures):
+            wanted = isinstance(failure.op, Put) and isinstance(failure.op.obj, HeadroomPort)
+            if wanted and not isinstance(failure.error, DeviceMissing):  # a bridge may go away at any time
+                self._headroom = False
+                log.warning("pods' packets get no headroom: %s", failure.error)
+                failures.remove(failure)
+
     def _load(self, node: Node, peers: Sequence[Peer]) -> tuple[Loaded | None, str]:
         if self._bpf is None:
             return None, self._why_not
@@ -228,6 +240,8 @@ class Reconciler:
             *datapath.pod_entries(entries, ports, self._links.pod_macs(ports)),
             *datapath.filters(old, node.uplink.ifindex, overlay.index if overlay else 0, peers, programs),
         ]
+        if self._headroom:
+            wanted += datapath.headroom_ports(node, ports)
         if "fl_xdp" in programs and self._xdp_modes:
             wanted.append(XdpProgram(node.uplink.ifindex, self._xdp_modes[0], programs["fl_xdp"]))
         if self._settings.fastpath == Fastpath.FLOWS and sysctl.read(BE_LIBERAL) is not None:

@@ -67,4 +67,5 @@ def datapath_settings(options: Options, caps: Cap) -> Settings:
         sport_max=int(ports[1]),
         ttl=int(sysctl.read("net/ipv4/ip_default_ttl") or _DEFAULT_TTL),
         xdp_modes=_XDP_MODES[options.xdp],
+        headroom=options.pod_headroom,
     )

@@ -30,7 +30,16 @@ from flannel_ebpf.kernel.pins import Pins, is_xdp_of, networks
 from flannel_ebpf.kernel.rules import Rules
 from flannel_ebpf.lock import holder, lock_path, network_lock
 from flannel_ebpf.model import Lease
-from flannel_ebpf.objects import ROUTE_PROTOCOL, Filter, Object, Route, Ruleset, Scope, XdpProgram
+from flannel_ebpf.objects import (
+    ROUTE_PROTOCOL,
+    Filter,
+    HeadroomPort,
+    Object,
+    Route,
+    Ruleset,
+    Scope,
+    XdpProgram,
+)
 from flannel_ebpf.options import Options
 from flannel_ebpf.plan import Op, Put, plan
 from flannel_ebpf.relay.supervise import remove as remove_relay
@@ -162,7 +171,7 @@ class _Teardown:
             scope = self._scope(kernel, links)
             handed_over = frozenset(map(IPv4Network, self._before.routes))
             found = kernel.read(scope, wanted=handed_over, owns_xdp=partial(is_xdp_of, self._network))
-            programs = [one for one in found if isinstance(one, Filter | XdpProgram)]
+            programs = [one for one in found if isinstance(one, Filter | XdpProgram | HeadroomPort)]
             if purge:
                 gone = [*found, *Rules().read(self._network)]
                 self._apply(kernel, scope, plan([], gone))

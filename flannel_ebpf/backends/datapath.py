@@ -11,7 +11,7 @@ from flannel_ebpf import abi
 from flannel_ebpf.backends.peer import Node, Peer
 from flannel_ebpf.config import HostGwConfig, VxlanConfig
 from flannel_ebpf.model import Mac, PodPort
-from flannel_ebpf.objects import Direction, Filter, MapEntry, XdpMode
+from flannel_ebpf.objects import Direction, Filter, HeadroomPort, MapEntry, XdpMode
 
 _LARGEST = 0xFFFF
 """No IPv4 packet is larger (RFC 791), although a device's MTU may be: lo has 65536."""
@@ -133,12 +133,20 @@ def filters(
     return found
 
 
+def headroom_ports(node: Node, ports: Sequence[PodPort]) -> list[HeadroomPort]:
+    """Return one port for each of the pods' bridges; none for host-gw, which adds no header."""
+    if isinstance(node.config.backend, HostGwConfig):
+        return []
+    return [HeadroomPort(f"flannel-h{bridge}", bridge) for bridge in {port.bridge for port in ports} - {0}]
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the operator chose about the datapath, and what this host can do.
 
     `sport_min`, `sport_max` and `ttl` are the kernel's net.ipv4.ip_local_port_range and ip_default_ttl: the
-    outer headers must not tell our packets from the kernel's. `xdp_modes` are tried in order.
+    outer headers must not tell our packets from the kernel's. `xdp_modes` are tried in order. `headroom`: the
+    pods' bridges get a port that gives packets room for those headers.
     """
 
     fastpath: abi.Fastpath
@@ -150,6 +158,7 @@ class Settings:
     sport_max: int
     ttl: int
     xdp_modes: tuple[XdpMode, ...] = ()
+    headroom: bool = False
 
 
 def constants(node: Node, peers: Sequence[Peer], settings: Settings) -> abi.Config:

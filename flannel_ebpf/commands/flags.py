@@ -119,6 +119,7 @@ _UP_FLAGS = (
     _flag("revalidate", Seconds(0.1, 3600), "Seconds a flow is carried by BPF before it is looked at anew."),
     _flag("flow-entries", click.IntRange(64, 2**24), "Size of the flow table."),
     _flag("pod-grace", Seconds(0, 60), "Seconds that a new pod's veth is left to CNI plugins."),
+    _flag("pod-headroom", bool, "Add a port to the pods' bridge that gives their packets headroom."),
     _flag("source-check", _choice(SourceCheckChoice), "What to do with packets of a wrong source."),
     _flag("xdp", _choice(XdpChoice), "XDP program on the uplink."),
     _flag("fwmark", Mark(), "Bit of the packet mark for use inside this host."),

@@ -14,11 +14,12 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from flannel_ebpf.errors import DeviceMissing, DeviceUnsupported, KernelError
-from flannel_ebpf.kernel import bulk, links, sysctl, tc, vxlan
+from flannel_ebpf.kernel import bulk, headroom, links, sysctl, tc, vxlan
 from flannel_ebpf.kernel.netlink import Answer, Request, RouteSocket
 from flannel_ebpf.objects import (
     FdbEntry,
     Filter,
+    HeadroomPort,
     LinkAddress,
     Neighbour,
     Object,
@@ -91,6 +92,7 @@ class KernelNetwork:
         names = {index: link.name for index, link in present.items()}
         found: set[Object] = set(bulk.read_routes(self.netlink, scope, names, wanted))
         found.update(tc.read_filters(self.netlink, scope.filter_handle))
+        found.update(headroom.read_ports(present.values(), scope))
         for link in present.values():
             if link.xdp_prog and owns_xdp(link.xdp_prog):
                 mode: XdpMode = "native" if link.xdp_native else "generic"
@@ -183,6 +185,9 @@ class KernelNetwork:
             case XdpProgram():
                 old = op.old if isinstance(op.old, XdpProgram) else None
                 tc.put_xdp(self._ip, op.obj, old, _program(programs, "fl_xdp"))
+            case HeadroomPort():
+                there = op.old if isinstance(op.old, HeadroomPort) else None
+                headroom.put_port(self._ip, op.obj, there, scope)
             case _:
                 raise KernelError(f"{type(op.obj).__name__} is no object of the kernel's networking")
 
@@ -198,6 +203,8 @@ class KernelNetwork:
                 tc.delete_filter(self._ip, obj, scope.filter_handle)
             case XdpProgram():
                 tc.delete_xdp(self._ip, obj)
+            case HeadroomPort():
+                headroom.delete_port(self._ip, obj)
             case _:
                 raise KernelError(f"{type(obj).__name__} is no object of the kernel's networking")
 
@@ -246,6 +253,8 @@ def _described(obj: Object) -> str:
             text = f"filter {program} at {direction} of device {ifindex}"
         case XdpProgram(ifindex, mode):
             text = f"{mode} XDP program of device {ifindex}"
+        case HeadroomPort(name, bridge):
+            text = f"device {name} (headroom) master {bridge}"
         case _:
             text = str(obj)
     return text

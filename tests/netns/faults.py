@@ -21,7 +21,8 @@ class Fault:
     """A foreign change and how long it may last.
 
     In the shell words {near} is the node's subnet, {far} the peer's, {vtep} its address, {mac} its VTEP,
-    {pins} the pin folder, {map} the folder of pinned maps, {env} subnet.env.
+    {headroom} the device that gives pods' packets headroom, {pins} the pin folder, {map} the folder of
+    pinned maps, {env} subnet.env.
     """
 
     command: str
@@ -58,6 +59,8 @@ FAULTS = {
     "uplink's clsact deleted": Fault("tc qdisc del dev eth0 clsact"),
     "pod's clsact deleted": Fault("tc qdisc del dev vethn1p1 clsact"),
     "XDP off": Fault("ip link set eth0 xdpgeneric off"),
+    "headroom's port deleted": Fault("ip link del {headroom}"),
+    "headroom's port up": Fault("ip link set {headroom} up"),
     "pins removed": Fault("find {pins} -type f -delete", SILENT),
     "pin folders removed": Fault("rm -r {pins}/*", SILENT),
     "peer's map entry deleted": Fault("bpftool map delete pinned {map}/fl_peers key {key}", SILENT),
@@ -87,6 +90,7 @@ def state(node: Node) -> str:
         "bridge fdb show dev flannel.1",
         "iptables-save",
         "ip -d -o link show dev eth0",
+        f"ip -d -o link show dev {headroom_port(node)}",
         *(f"tc filter show dev {dev} {way}" for dev in hooks for way in ("ingress", "egress")),
         "sysctl net.netfilter.nf_conntrack_tcp_be_liberal",
         "sysctl net.ipv6.conf.flannel/1.accept_ra",
@@ -98,6 +102,12 @@ def state(node: Node) -> str:
         with suppress(BpfError, LabError), Map.open(node.map_path(name)) as entries:
             lines += [f"{name} {key.hex()} {_value(name, value)}" for key, value in entries.items().items()]
     return "\n".join(sorted(filter(None, map(_essence, lines))))
+
+
+def headroom_port(node: Node) -> str:
+    """Return the name of the device that gives the packets of the pods at cni0 headroom."""
+    bridge = node.run(["ip", "-o", "link", "show", "cni0"]).stdout.partition(":")[0]
+    return f"flannel-h{bridge}"
 
 
 def _value(name: str, value: bytes) -> str:
@@ -124,6 +134,7 @@ def filled_in(command: str, node: Node, other: Node) -> str:
         vtep=other.subnet.network_address,
         own=node.ip,
         mac=abi.Peer.unpack(value).vtep_mac,
+        headroom=headroom_port(node),
         pins=node.pin_root,
         map=node.map_path("fl_peers").parent,
         env=node.subnet_file,

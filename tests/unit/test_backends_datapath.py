@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from flannel_ebpf import abi
 from flannel_ebpf.backends import datapath
-from flannel_ebpf.backends.peer import Peer
-from flannel_ebpf.model import Mac, PodPort
+from flannel_ebpf.backends.peer import Node, Peer
+from flannel_ebpf.config import parse_network_config
+from flannel_ebpf.model import Mac, PodPort, Uplink
 from flannel_ebpf.objects import MapEntry
 
 POD, HERE, THERE = (
@@ -86,3 +88,20 @@ def test_a_path_larger_than_any_packet_fits_the_contract() -> None:
     [peer] = peers([7])
     [entry, _] = datapath.peer_entries([replace(peer, mtu=65536)], {peer.subnet: 1})
     assert abi.Peer.unpack(entry.value).mtu == 65535
+
+
+@pytest.mark.parametrize(
+    ("backend", "bridges"), [("vxlan", [3, 4]), ("udp", [3, 4]), ("host-gw", [])], ids=str
+)
+def test_every_bridge_with_pods_gets_headroom_where_headers_are_added(
+    backend: str, bridges: list[int]
+) -> None:
+    config = parse_network_config(
+        json.dumps({"Network": "10.1.0.0/16", "Backend": {"Type": backend}}), "a test"
+    )
+    uplink = Uplink(2, "eth0", IPv4Address("192.168.64.1"), 24, 1500, HERE)
+    node = Node(config, uplink, uplink.ip, IPv4Network("10.1.5.0/24"), HERE)
+    ports = [PodPort(7, "a", bridge=3), PodPort(8, "b", bridge=4), PodPort(9, "c", 4), PodPort(10, "ptp")]
+    found = datapath.headroom_ports(node, ports)
+    assert sorted(port.bridge for port in found) == bridges
+    assert len({port.name for port in found}) == len(found)

@@ -77,6 +77,7 @@ OWN_FLAGS: list[tuple[str, str, Any]] = [
     ("fastpath", "subnets", "subnets"),
     ("revalidate", "0.5", 0.5),
     ("pod-grace", "0.5", 0.5),
+    ("pod-headroom", "false", False),
     ("flow-entries", "1024", 1024),
     ("source-check", "count", "count"),
     ("xdp", "auto", "auto"),
