@@ -26,7 +26,12 @@ from flannel_ebpf.lab.node import Node
 
 STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
 PROGRAMS = ("fl_from_pod", "fl_to_peer", "fl_from_peer", "fl_to_pod")
-LIVE = {"udp_pps": "UDP, one flow", "flows_10k": "UDP, 10,000 flows", "tcp_crr": "connects"}
+LIVE = {
+    "udp_pps": "UDP, one flow",
+    "tcp_rr": "TCP, requests",
+    "flows_10k": "UDP, 10,000 flows",
+    "tcp_crr": "connects",
+}
 ENOUGH = 2000
 """Runs from which on an average says something."""
 
