@@ -31,7 +31,7 @@ from flannel_ebpf.reconcile import Reconciler
 from flannel_ebpf.relay_side import RelaySide
 from flannel_ebpf.report import Report
 from flannel_ebpf.rules import Tool
-from flannel_ebpf.settings import datapath_settings, open_datapath
+from flannel_ebpf.settings import choose_attach, datapath_settings, open_datapath
 
 log = logging.getLogger(__name__)
 
@@ -141,18 +141,20 @@ class Daemon:
     def _reconciler(self, node: Node, kernel: KernelNetwork, firewall: Firewall) -> Reconciler:
         options = self._options
         bpf, caps, why_not = open_datapath(options, node.config)
+        attach = choose_attach(options) if bpf else "clsact"
         if bpf:
             self._stack.enter_context(bpf)
+            log.info("programs are attached by %s", attach)
         return Reconciler(
             kernel,
             firewall,
             bpf,
-            datapath_settings(options, caps),
+            datapath_settings(options, caps, attach),
             options.bpf_pin_root,
             lambda old: remember_sysctl(options.state_dir, node.config.network, old.path, old.value),
             why_not,
             required=options.datapath == "ebpf",
-            pod_grace=options.pod_grace,
+            pod_grace=options.pod_grace if attach == "clsact" else 0.0,  # tcx is in no plugin's way
             blackhole=options.ip_blackhole_route,
         )
 

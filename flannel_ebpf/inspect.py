@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,15 @@ from typing import Any
 import click
 
 from flannel_ebpf import relay_side
-from flannel_ebpf.errors import BpfError, ConfigError
+from flannel_ebpf.errors import BpfError, ConfigError, KernelError
+from flannel_ebpf.hooks import standing
 from flannel_ebpf.lock import holder, lock_path
 from flannel_ebpf.options import Options
 from flannel_ebpf.pinned import read_pinned
 from flannel_ebpf.report import read_all
+
+SHOWN = 4
+"""Devices named of all those that a program stands on."""
 
 
 def status(options: Options, *, as_json: bool) -> int:
@@ -37,10 +44,11 @@ def status(options: Options, *, as_json: bool) -> int:
 
 
 def kernel_side(network: IPv4Network, root: Path) -> dict[str, Any]:
-    """Return what the pinned maps hold, or why they cannot be read."""
+    """Return what the pinned maps hold and where programs stand, or why that cannot be read."""
     try:
-        return read_pinned(network, root)
-    except BpfError as error:
+        hooks = [asdict(hook) for hook in standing(network)]
+        return {**read_pinned(network, root), "hooks": hooks}
+    except (BpfError, KernelError) as error:
         return {"error": str(error)}
 
 
@@ -51,7 +59,7 @@ def _text(one: dict[str, Any]) -> str:
         f"network   {one['network']}, {one['backend']}",
         f"node      {one['public_ip']} on {one['uplink']}, subnet {one['subnet']}",
         f"daemon    {'running, process ' + str(one['pid']) if one['running'] else 'NOT running'}",
-        f"datapath  {'BPF' if datapath['accelerated'] else 'kernel'}"
+        f"datapath  {'BPF by ' + datapath.get('attach', 'clsact') if datapath['accelerated'] else 'kernel'}"
         + (f": {datapath['why_not']}" if datapath["why_not"] else ""),
         f"peers     {one['peers']['wanted']}, pods {one['pods']}",
     ]
@@ -63,6 +71,7 @@ def _text(one: dict[str, Any]) -> str:
     lines += [f"held      {one['peers']['held']}"] if one["peers"]["held"] else []
     lines += [f"skipped   {text}" for text in one["skipped"]]
     lines += [f"FAILED    {text}" for text in one["failures"]]
+    lines += _hook_lines(kernel.get("hooks", ()))
     for peer in kernel.get("peers", ()):
         lines.append(
             f"peer      {peer['subnet']} via {peer['public_ip']} ({peer['mode']}): "
@@ -72,3 +81,13 @@ def _text(one: dict[str, Any]) -> str:
         counts = ", ".join(f"{hook} {packets}" for hook, packets in hooks.items())
         lines.append(f"packets   {reason:<18} {counts}")
     return "\n".join(lines)
+
+
+def _hook_lines(hooks: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Say on which devices each program stands; of many, the first few."""
+    places = defaultdict(list)
+    for hook in hooks:
+        places[hook["program"], hook["via"], hook["direction"]].append(hook["device"])
+    for (program, via, direction), devices in sorted(places.items()):
+        more = f" and {len(devices) - SHOWN} more" if len(devices) > SHOWN else ""
+        yield f"hooks     {program:<18} {via} {direction} of {', '.join(devices[:SHOWN])}{more}"

@@ -30,6 +30,7 @@ FILTER_MARK = 0xFB000000
 
 Direction = Literal["ingress", "egress"]
 XdpMode = Literal["generic", "native"]
+Attach = Literal["tcx", "clsact"]
 
 
 def filter_handle(network: IPv4Network) -> int:
@@ -175,19 +176,21 @@ class MapEntry:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One of our programs on a clsact hook, recognised by its handle and priority.
+    """One of our programs at a device's tc hook.
 
-    `prog_id` is the kernel's id of the pinned program that should run there.
+    `prog_id` is the kernel's id of the pinned program that should run there. `via` "tcx": attached to the device,
+    recognised by the program; "clsact": a filter on that qdisc, recognised by its handle and priority.
     """
 
     ifindex: int
     direction: Direction
     program: str
     prog_id: int
+    via: Attach
 
     @property
     def key(self) -> Hashable:
-        """One program of ours per device and direction."""
+        """One program of ours per device and direction: a change of `via` is one Put, new before old."""
         return (self.ifindex, self.direction)
 
 

@@ -15,6 +15,7 @@ DatapathChoice = Literal["auto", "ebpf", "kernel"]
 FastpathChoice = Literal["flows", "subnets", "off"]
 SourceCheckChoice = Literal["drop", "count", "off"]
 XdpChoice = Literal["off", "generic", "native", "auto"]
+AttachChoice = Literal["auto", "tcx", "clsact"]
 
 
 BPF_PIN_ROOT = Path("/sys/fs/bpf/flannel-ebpf")
@@ -71,8 +72,10 @@ class Options:
     revalidate: float = 10.0
     """Seconds for which an admitted flow stays off the kernel path."""
     flow_entries: int = 262_144
+    attach: AttachChoice = "auto"
+    """How programs come onto tc hooks; auto: tcx where the kernel has it, else a clsact qdisc."""
     pod_grace: float = 2.0
-    """Seconds that a new pod's veth is left to the CNI plugins before programs come onto it."""
+    """Seconds that a new pod's veth is left to the CNI plugins before a clsact qdisc comes onto it."""
     pod_headroom: bool = True
     """Whether the pods' bridge gets a port that makes room for tunnel headers in their packets."""
     source_check: SourceCheckChoice = "drop"

@@ -23,7 +23,8 @@ from flannel_ebpf.firewall import Firewall
 from flannel_ebpf.kernel import ethtool, sysctl, xfrm
 from flannel_ebpf.kernel.links import Links, find_link
 from flannel_ebpf.kernel.network import Failure, KernelNetwork
-from flannel_ebpf.kernel.pins import Pins, is_xdp_of
+from flannel_ebpf.kernel.ownership import name_in
+from flannel_ebpf.kernel.pins import Pins
 from flannel_ebpf.loader import Loaded
 from flannel_ebpf.model import Lease, PodPort, Skipped
 from flannel_ebpf.newcomers import Newcomers
@@ -58,7 +59,7 @@ class Outcome:
 
     `errors` are the operations that failed, or the one thing that stopped the pass; `writes` counts the
     operations carried out, 0 when everything was right. `accelerated` is whether BPF programs stand on
-    their hooks; `why_not` says why they do not although they were asked for. `again`: seconds after which
+    their hooks, `attach` how; `why_not` says why they do not although they were asked for. `again`: seconds after which
     a pass has something to do in any case, 0 when nothing waits.
     """
 
@@ -68,6 +69,7 @@ class Outcome:
     writes: int = 0
     pods: int = 0
     accelerated: bool = False
+    attach: str = ""
     why_not: str = ""
     again: float = 0.0
 
@@ -135,7 +137,7 @@ class Reconciler:
             scope = _scope(node, wanted)
             routes = frozenset(obj.dst for obj in wanted if isinstance(obj, Route))
             actual = [
-                *self._kernel.read(scope, wanted=routes, owns_xdp=self._owns_xdp(node)),
+                *self._kernel.read(scope, wanted=routes, program_name=partial(name_in, node.config.network)),
                 *self._firewall.read(node.config.network),
                 *entries,
             ]
@@ -150,7 +152,15 @@ class Reconciler:
             self._sweep(node, loaded)
         errors = [failure.error for failure in failures]
         return Outcome(
-            peers, skipped, errors, writes, len(ports), loaded is not None, why_not, self._newcomers.due
+            peers,
+            skipped,
+            errors,
+            writes,
+            len(ports),
+            accelerated=loaded is not None,
+            attach=self._settings.attach if loaded else "",
+            why_not=why_not,
+            again=self._newcomers.due,
         )
 
     @property
@@ -170,9 +180,6 @@ class Reconciler:
             self._bpf.sweep()
         elif self._bpf is None:
             Pins.of(node.config.network, self._pin_root).remove_all()
-
-    def _owns_xdp(self, node: Node) -> Callable[[int], bool]:
-        return partial(is_xdp_of, node.config.network)
 
     def _xdp_refused(self, failures: list[Failure]) -> bool:
         """Go on with the next XDP mode, or without XDP, when the uplink refuses one; say it once.
@@ -238,7 +245,14 @@ class Reconciler:
             *datapath.peer_entries(peers, slots),
             *datapath.port_entries(ports),
             *datapath.pod_entries(entries, ports, self._links.pod_macs(ports)),
-            *datapath.filters(old, node.uplink.ifindex, overlay.index if overlay else 0, peers, programs),
+            *datapath.filters(
+                old,
+                node.uplink.ifindex,
+                overlay.index if overlay else 0,
+                peers,
+                programs,
+                self._settings.attach,
+            ),
         ]
         if self._headroom:
             wanted += datapath.headroom_ports(node, ports)

@@ -67,6 +67,7 @@ class Report:
             "datapath": {
                 "asked": self._asked,
                 "accelerated": outcome.accelerated,
+                "attach": outcome.attach,
                 "why_not": outcome.why_not,
             },
             "peers": {"wanted": len(outcome.peers), "held": view.doubt},

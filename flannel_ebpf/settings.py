@@ -8,10 +8,10 @@ from flannel_ebpf.abi import Cap, Check, Fastpath
 from flannel_ebpf.backends.datapath import Settings
 from flannel_ebpf.config import NetworkConfig
 from flannel_ebpf.datapath import Datapath
-from flannel_ebpf.errors import BpfError
+from flannel_ebpf.errors import BpfError, ConfigError
 from flannel_ebpf.kernel import pins, sysctl
-from flannel_ebpf.kernel.probe import probe
-from flannel_ebpf.objects import XdpMode
+from flannel_ebpf.kernel.probe import has_tcx, probe
+from flannel_ebpf.objects import Attach, XdpMode
 from flannel_ebpf.options import Options
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,18 @@ def open_datapath(options: Options, config: NetworkConfig) -> tuple[Datapath | N
     return bpf, caps, ""
 
 
-def datapath_settings(options: Options, caps: Cap) -> Settings:
+def choose_attach(options: Options) -> Attach:
+    """Return how programs come onto tc hooks here; raises ConfigError for a way that this kernel has not."""
+    if options.attach == "clsact":
+        return "clsact"
+    if has_tcx():
+        return "tcx"
+    if options.attach == "tcx":
+        raise ConfigError("--attach", "tcx", "auto or clsact, because this kernel has no tcx (Linux 6.6)")
+    return "clsact"
+
+
+def datapath_settings(options: Options, caps: Cap, attach: Attach) -> Settings:
     """Return what the programs are told of the options and of this host's sysctls; raises KernelError."""
     ports = (sysctl.read("net/ipv4/ip_local_port_range") or _DEFAULT_PORTS).split()
     return Settings(
@@ -66,6 +77,7 @@ def datapath_settings(options: Options, caps: Cap) -> Settings:
         sport_min=int(ports[0]),
         sport_max=int(ports[1]),
         ttl=int(sysctl.read("net/ipv4/ip_default_ttl") or _DEFAULT_TTL),
+        attach=attach,
         xdp_modes=_XDP_MODES[options.xdp],
         headroom=options.pod_headroom,
     )

@@ -26,7 +26,8 @@ from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.links import Link, read_addresses, read_links
 from flannel_ebpf.kernel.netlink import RouteSocket
 from flannel_ebpf.kernel.network import KernelNetwork
-from flannel_ebpf.kernel.pins import Pins, is_xdp_of, networks
+from flannel_ebpf.kernel.ownership import name_in
+from flannel_ebpf.kernel.pins import Pins, networks
 from flannel_ebpf.kernel.rules import Rules
 from flannel_ebpf.lock import holder, lock_path, network_lock
 from flannel_ebpf.model import Lease
@@ -170,7 +171,7 @@ class _Teardown:
             links = read_links(kernel.netlink)
             scope = self._scope(kernel, links)
             handed_over = frozenset(map(IPv4Network, self._before.routes))
-            found = kernel.read(scope, wanted=handed_over, owns_xdp=partial(is_xdp_of, self._network))
+            found = kernel.read(scope, wanted=handed_over, program_name=partial(name_in, self._network))
             programs = [one for one in found if isinstance(one, Filter | XdpProgram | HeadroomPort)]
             if purge:
                 gone = [*found, *Rules().read(self._network)]

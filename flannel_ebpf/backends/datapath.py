@@ -11,7 +11,7 @@ from flannel_ebpf import abi
 from flannel_ebpf.backends.peer import Node, Peer
 from flannel_ebpf.config import HostGwConfig, VxlanConfig
 from flannel_ebpf.model import Mac, PodPort
-from flannel_ebpf.objects import Direction, Filter, HeadroomPort, MapEntry, XdpMode
+from flannel_ebpf.objects import Attach, Direction, Filter, HeadroomPort, MapEntry, XdpMode
 
 _LARGEST = 0xFFFF
 """No IPv4 packet is larger (RFC 791), although a device's MTU may be: lo has 65536."""
@@ -110,7 +110,12 @@ def _flags(port: PodPort) -> abi.Port:
 
 
 def filters(
-    ports: Sequence[PodPort], uplink: int, overlay: int, peers: Sequence[Peer], programs: Mapping[str, int]
+    ports: Sequence[PodPort],
+    uplink: int,
+    overlay: int,
+    peers: Sequence[Peer],
+    programs: Mapping[str, int],
+    via: Attach,
 ) -> list[Filter]:
     """Return which program stands on which hook.
 
@@ -119,7 +124,7 @@ def filters(
     """
 
     def stand(ifindex: int, direction: Direction, program: str) -> Filter:
-        return Filter(ifindex, direction, program, programs[program])
+        return Filter(ifindex, direction, program, programs[program], via)
 
     found = [stand(uplink, "ingress", "fl_from_peer")]
     if overlay:
@@ -145,8 +150,9 @@ class Settings:
     """What the operator chose about the datapath, and what this host can do.
 
     `sport_min`, `sport_max` and `ttl` are the kernel's net.ipv4.ip_local_port_range and ip_default_ttl: the
-    outer headers must not tell our packets from the kernel's. `xdp_modes` are tried in order. `headroom`: the
-    pods' bridges get a port that gives packets room for those headers.
+    outer headers must not tell our packets from the kernel's. `attach` is how programs come onto tc hooks,
+    `xdp_modes` are tried in order. `headroom`: the pods' bridges get a port that gives packets room for those
+    headers.
     """
 
     fastpath: abi.Fastpath
@@ -157,6 +163,7 @@ class Settings:
     sport_min: int
     sport_max: int
     ttl: int
+    attach: Attach
     xdp_modes: tuple[XdpMode, ...] = ()
     headroom: bool = False
 

@@ -26,6 +26,7 @@ from flannel_ebpf.commands.values import (
 )
 from flannel_ebpf.errors import ConfigError
 from flannel_ebpf.options import (
+    AttachChoice,
     DatapathChoice,
     EtcdOptions,
     FastpathChoice,
@@ -118,7 +119,8 @@ _UP_FLAGS = (
     _flag("fastpath", _choice(FastpathChoice), "Packets that BPF carries: of admitted flows, all, none."),
     _flag("revalidate", Seconds(0.1, 3600), "Seconds a flow is carried by BPF before it is looked at anew."),
     _flag("flow-entries", click.IntRange(64, 2**24), "Size of the flow table."),
-    _flag("pod-grace", Seconds(0, 60), "Seconds that a new pod's veth is left to CNI plugins."),
+    _flag("attach", _choice(AttachChoice), "How programs come onto tc hooks; auto: tcx where there is one."),
+    _flag("pod-grace", Seconds(0, 60), "Seconds that a new pod's veth is left to CNI plugins before clsact."),
     _flag("pod-headroom", bool, "Add a port to the pods' bridge that gives their packets headroom."),
     _flag("source-check", _choice(SourceCheckChoice), "What to do with packets of a wrong source."),
     _flag("xdp", _choice(XdpChoice), "XDP program on the uplink."),

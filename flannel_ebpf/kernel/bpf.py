@@ -90,13 +90,13 @@ class _Descriptor:
     def open(cls, path: Path) -> Self:
         """Open a pinned object; BpfError (code ENOENT) when nothing is pinned there."""
         name = ctypes.create_string_buffer(os.fsencode(path))
-        fd, _ = _bpf(_GET, struct.pack("=QII", ctypes.addressof(name), 0, 0), f"open {path}")
+        fd, _ = call(_GET, struct.pack("=QII", ctypes.addressof(name), 0, 0), f"open {path}")
         return cls(fd, str(path))
 
     def pin(self, path: Path) -> None:
         """Keep the object under a name in bpffs; BpfError (code EEXIST) when the name is taken."""
         name = ctypes.create_string_buffer(os.fsencode(path))
-        _bpf(_PIN, struct.pack("=QII", ctypes.addressof(name), self.fd, 0), f"pin {self.name} at {path}")
+        call(_PIN, struct.pack("=QII", ctypes.addressof(name), self.fd, 0), f"pin {self.name} at {path}")
 
 
 class Map(_Descriptor):
@@ -114,7 +114,7 @@ class Map(_Descriptor):
     @classmethod
     def by_id(cls, map_id: int) -> Map:
         """Open a map by the kernel's id; BpfError (code ENOENT) when it is gone."""
-        fd, _ = _bpf(_MAP_BY_ID, struct.pack("=III", map_id, 0, 0), f"open map {map_id}")
+        fd, _ = call(_MAP_BY_ID, struct.pack("=III", map_id, 0, 0), f"open map {map_id}")
         return cls(fd, f"map {map_id}")
 
     def lookup(self, key: bytes) -> bytes | None:
@@ -152,7 +152,7 @@ class Map(_Descriptor):
         values = ctypes.create_string_buffer(b"".join(self._value(value) for _, value in entries))
         attr = self._batch(0, 0, keys, values, len(entries))
         try:
-            _bpf(_UPDATE_BATCH, attr, f"update {len(entries)} entries of {self.name}")
+            call(_UPDATE_BATCH, attr, f"update {len(entries)} entries of {self.name}")
         except BpfError as error:
             if error.code not in _NO_BATCH:
                 raise
@@ -197,7 +197,7 @@ class Map(_Descriptor):
             attr = self._batch(start, ctypes.addressof(token), keys, values, count)
             done = False
             try:
-                _, out = _bpf(_LOOKUP_BATCH, attr, f"read {self.name}")
+                _, out = call(_LOOKUP_BATCH, attr, f"read {self.name}")
             except _RefusedError as error:
                 if error.code == errno.ENOSPC:  # a bucket holds more than the buffer does
                     count *= 2
@@ -234,7 +234,7 @@ class Map(_Descriptor):
         name = b"" if first else self._key(key)
         buffer = ctypes.create_string_buffer(name, len(name) + 1)
         attr = struct.pack("=IIQQQ", self.fd, 0, 0 if first else ctypes.addressof(buffer), value_at, 0)
-        _bpf(command, attr, f"{_VERBS[command]} {key.hex() or 'first key'} in {self.name}")
+        call(command, attr, f"{_VERBS[command]} {key.hex() or 'first key'} in {self.name}")
 
     def _batch(
         self,
@@ -263,7 +263,7 @@ class Program(_Descriptor):
     @classmethod
     def by_id(cls, program_id: int) -> Program:
         """Open a program by the kernel's id; BpfError (code ENOENT) when it is gone."""
-        fd, _ = _bpf(_PROG_BY_ID, struct.pack("=III", program_id, 0, 0), f"open program {program_id}")
+        fd, _ = call(_PROG_BY_ID, struct.pack("=III", program_id, 0, 0), f"open program {program_id}")
         return cls(fd, f"program {program_id}")
 
     @classmethod
@@ -281,7 +281,7 @@ class Program(_Descriptor):
             *(1, _LOG_SIZE, ctypes.addressof(log), 0, 0, name.encode()[:15]),
         )
         try:
-            fd, _ = _bpf(_PROG_LOAD, attr, f"load program {name}")
+            fd, _ = call(_PROG_LOAD, attr, f"load program {name}")
         except BpfUnavailable:
             raise
         except BpfError as error:
@@ -321,7 +321,7 @@ class Program(_Descriptor):
             *((ctypes.addressof(context), ctypes.addressof(context_after)) if ctx else (0, 0)),
             *(0, 0, 0, 0),
         )
-        _, out = _bpf(_TEST_RUN, attr, f"test run of {self.name}")
+        _, out = call(_TEST_RUN, attr, f"test run of {self.name}")
         verdict, _, size = struct.unpack_from("=III", out, 4)
         duration, _, ctx_size = struct.unpack_from("=III", out, 36)
         return TestRun(verdict, after.raw[:size], context_after.raw[:ctx_size], duration)
@@ -355,12 +355,16 @@ def _lift_memlock() -> None:
 
 def _info(fd: int, size: int, name: str, ask: bytes = b"") -> bytes:
     buffer = ctypes.create_string_buffer(ask, size)
-    _bpf(_INFO, struct.pack("=IIQ", fd, size, ctypes.addressof(buffer)), f"ask about {name}")
+    call(_INFO, struct.pack("=IIQ", fd, size, ctypes.addressof(buffer)), f"ask about {name}")
     return buffer.raw
 
 
-def _bpf(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
-    """Call bpf(2); return its result and the attribute as the kernel left it."""
+def call(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
+    """Call bpf(2); return its result and the attribute as the kernel left it.
+
+    `what` is what is being done, for the message. Raises BpfUnavailable without the rights or without BPF,
+    BpfError with the kernel's errno otherwise.
+    """
     number = _SYSCALL.get(platform.machine())
     if number is None:
         raise BpfUnavailable(f"{what}: the bpf system call's number on {platform.machine()} is not known")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from flannel_ebpf.errors import DeviceMissing
-from flannel_ebpf.kernel import tc
+from flannel_ebpf.kernel import tc, tcx
 from flannel_ebpf.kernel.bulk import (
     RTA_DST,
     RTA_GATEWAY,
@@ -191,7 +191,7 @@ class Links:
                 route.oif for route in read_main_table(self._netlink, min_length=32) if _inside(route, subnet)
             }
             ports |= {link.index: link for link in veths if not link.master and link.index in routed}
-        shaped = tc.shaped_devices(self._netlink, ports)
+        shaped = tc.shaped_devices(self._netlink, ports) | tcx.shaped_devices(ports)
         return [
             PodPort(index, link.name, link.master, index in shaped) for index, link in sorted(ports.items())
         ]

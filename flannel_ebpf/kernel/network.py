@@ -13,8 +13,8 @@ from types import TracebackType
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from flannel_ebpf.errors import DeviceMissing, DeviceUnsupported, KernelError
-from flannel_ebpf.kernel import bulk, headroom, links, sysctl, tc, vxlan
+from flannel_ebpf.errors import BpfError, DeviceMissing, DeviceUnsupported, KernelError
+from flannel_ebpf.kernel import bulk, headroom, links, sysctl, tc, tcx, vxlan
 from flannel_ebpf.kernel.netlink import Answer, Request, RouteSocket
 from flannel_ebpf.objects import (
     FdbEntry,
@@ -81,20 +81,22 @@ class KernelNetwork:
         scope: Scope,
         *,
         wanted: AbstractSet[IPv4Network] = frozenset(),
-        owns_xdp: Callable[[int], bool] = lambda _: False,
+        program_name: Callable[[int], str] = lambda _: "",
     ) -> set[Object]:
         """Return every object of this network, and nothing of anybody else's.
 
         `wanted` are the destinations at which a route that is not ours may be returned, to be adopted.
-        `owns_xdp` tells from a program id whether a device's XDP program is ours. Raises KernelError.
+        `program_name` gives the name of a program of this network by its id, "" for any other.
+        Raises KernelError.
         """
         present = links.read_links(self.netlink)
         names = {index: link.name for index, link in present.items()}
         found: set[Object] = set(bulk.read_routes(self.netlink, scope, names, wanted))
         found.update(tc.read_filters(self.netlink, scope.filter_handle))
+        found.update(tcx.read_filters(present, program_name))
         found.update(headroom.read_ports(present.values(), scope))
         for link in present.values():
-            if link.xdp_prog and owns_xdp(link.xdp_prog):
+            if link.xdp_prog and program_name(link.xdp_prog):
                 mode: XdpMode = "native" if link.xdp_native else "generic"
                 found.add(XdpProgram(link.index, mode, link.xdp_prog))
         for path in scope.sysctls:
@@ -171,6 +173,8 @@ class KernelNetwork:
             if isinstance(op, Delete) and error.code in _ALREADY_GONE:
                 return
             raise _refusal(op, Answer(error.code, _own_words(error), b"")) from error
+        except BpfError as error:
+            raise _refusal(op, Answer(error.code, "", b"")) from error
 
     def _put(self, op: Put, scope: Scope, programs: Mapping[str, int]) -> None:
         match op.obj:
@@ -181,7 +185,8 @@ class KernelNetwork:
             case Sysctl(path, value):
                 sysctl.write(path, value)
             case Filter():
-                tc.put_filter(self._ip, op.obj, scope.filter_handle, _program(programs, op.obj.program))
+                old_filter = op.old if isinstance(op.old, Filter) else None
+                self._put_filter(op.obj, old_filter, scope, _program(programs, op.obj.program))
             case XdpProgram():
                 old = op.old if isinstance(op.old, XdpProgram) else None
                 tc.put_xdp(self._ip, op.obj, old, _program(programs, "fl_xdp"))
@@ -200,13 +205,29 @@ class KernelNetwork:
             case Sysctl():
                 pass  # a value has no absence; whoever wants another one puts it
             case Filter():
-                tc.delete_filter(self._ip, obj, scope.filter_handle)
+                self._delete_filter(obj, scope)
             case XdpProgram():
                 tc.delete_xdp(self._ip, obj)
             case HeadroomPort():
                 headroom.delete_port(self._ip, obj)
             case _:
                 raise KernelError(f"{type(obj).__name__} is no object of the kernel's networking")
+
+    def _put_filter(self, want: Filter, old: Filter | None, scope: Scope, program: int) -> None:
+        """Run the program at its hook; one that stands there in the other way leaves only then."""
+        moved = old is not None and old.via != want.via
+        if want.via == "tcx":
+            tcx.put_filter(want, None if moved else old, program)
+        else:
+            tc.put_filter(self._ip, want, scope.filter_handle, program)
+        if old and moved:
+            self._delete_filter(old, scope)
+
+    def _delete_filter(self, there: Filter, scope: Scope) -> None:
+        if there.via == "tcx":
+            tcx.delete_filter(there)
+        else:
+            tc.delete_filter(self._ip, there, scope.filter_handle)
 
     def _address(self, verb: str, ifname: str, address: IPv4Interface) -> None:
         index = links.index_of(self.netlink, ifname)
@@ -249,8 +270,8 @@ def _described(obj: Object) -> str:
         case Route(dst, gateway, ifname):
             via, dev = f" via {gateway}" if gateway else "", f" dev {ifname}" if ifname else ""
             text = f"route {dst}{via}{dev}"
-        case Filter(ifindex, direction, program):
-            text = f"filter {program} at {direction} of device {ifindex}"
+        case Filter(ifindex, direction, program, _, via):
+            text = f"{program} at {via} {direction} of device {ifindex}"
         case XdpProgram(ifindex, mode):
             text = f"{mode} XDP program of device {ifindex}"
         case HeadroomPort(name, bridge):

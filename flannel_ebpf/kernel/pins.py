@@ -88,26 +88,6 @@ class Pins:
                 folder.rmdir()
 
 
-def is_xdp_of(network: IPv4Network, program_id: int) -> bool:
-    """Say whether a program is fl_xdp as it was loaded for `network`, whether it is still pinned or not.
-
-    Its constants say so: fl_config begins with the public address, the network and its mask, in every build.
-    """
-    try:
-        with Program.by_id(program_id) as program:
-            info = program.info()
-        if info.name != "fl_xdp":
-            return False
-        for map_id in info.map_ids:
-            with Map.by_id(map_id) as one:
-                if one.info.name.endswith(".rodata"):
-                    constants = one.lookup(bytes(4)) or b""
-                    return constants[4:12] == network.network_address.packed + network.netmask.packed
-    except BpfError:  # it went away since it was seen
-        pass
-    return False
-
-
 def networks(root: Path = BPF_PIN_ROOT) -> set[IPv4Network]:
     """Return the networks that have pins here; what else lies in `root` is not ours and left out."""
     found = set()

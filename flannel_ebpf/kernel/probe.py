@@ -6,10 +6,12 @@ returned; a helper that the kernel lacks fails to load, a flag that it lacks ret
 
 from __future__ import annotations
 
+import os
 import struct
 
 from flannel_ebpf.abi import Cap
 from flannel_ebpf.errors import BpfError, BpfUnavailable
+from flannel_ebpf.kernel import tcx
 from flannel_ebpf.kernel.bpf import Program
 
 _ADJUST_ROOM, _CSUM_LEVEL, _REDIRECT_NEIGH, _REDIRECT_PEER, _COARSE_NS = 50, 135, 152, 155, 160
@@ -58,6 +60,26 @@ def probe() -> Cap:
         if _works(body, expected):
             found |= cap
     return found
+
+
+def has_tcx() -> bool:
+    """Say whether programs can be attached by tcx, and be found there and opened again.
+
+    Tried on the loopback device, with a program that lets every packet go on, and gone again at once.
+    """
+    nothing = _op(0xB7, imm=-1) + _op(0x95)  # TCX_NEXT
+    try:
+        with Program.load(nothing, "fl_probe") as program:
+            number = program.info().id
+            link = tcx.attach_for_now(_LOOPBACK, "ingress", program.fd)
+            try:
+                found = tcx.attached(_LOOPBACK, "ingress")
+                Program.by_id(number).close()
+            finally:
+                os.close(link)
+    except BpfError:
+        return False
+    return number in found
 
 
 def _works(body: bytes, expected: int) -> bool:

@@ -67,14 +67,15 @@ def _read_hook(netlink: RouteSocket, ifindex: int, direction: Direction) -> Iter
         yield _HookFilter(handle, info >> 16, attributes(body, _TCMSG.size).get(_TCA_OPTIONS, b""))
 
 
-def read_filters(netlink: RouteSocket, handle: int) -> Iterator[Filter]:
-    """Yield the filters of the network with this handle on every device that has a clsact qdisc."""
+def read_filters(netlink: RouteSocket, handle: int | None) -> Iterator[Filter]:
+    """Yield the filters with this network's handle, None: of all our networks, wherever a clsact qdisc is."""
     for qdisc in _read_qdiscs(netlink):
         if qdisc.kind != "clsact":
             continue
         for direction in _HOOKS:
             for found in _read_hook(netlink, qdisc.ifindex, direction):
-                if found.handle == handle and found.priority == FILTER_PRIORITY:
+                ours = found.handle == handle or (handle is None and _is_marked(found))
+                if ours and found.priority == FILTER_PRIORITY:
                     yield _filter(qdisc.ifindex, direction, found.options)
 
 
@@ -83,7 +84,7 @@ def _filter(ifindex: int, direction: Direction, options: bytes) -> Filter:
     name = found.get(_BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
     direct = _U32.unpack(found.get(_BPF_FLAGS, b"\0\0\0\0"))[0] & _BPF_FLAG_ACT_DIRECT
     prog_id = _U32.unpack(found.get(_BPF_ID, b"\0\0\0\0"))[0]
-    return Filter(ifindex, direction, name, prog_id if direct else 0)
+    return Filter(ifindex, direction, name, prog_id if direct else 0, "clsact")
 
 
 def put_filter(ip: IPRoute, want: Filter, handle: int, program: int) -> None:
@@ -181,5 +182,9 @@ def shaped_devices(netlink: RouteSocket, devices: Collection[int]) -> set[int]:
 
 
 def _is_foreign(found: _HookFilter) -> bool:
-    ours = found.handle & 0xFF000000 == FILTER_MARK or not found.handle  # 0: the priority's own header
+    ours = _is_marked(found) or not found.handle  # 0: the priority's own header
     return found.priority != FILTER_PRIORITY or not ours
+
+
+def _is_marked(found: _HookFilter) -> bool:
+    return found.handle & 0xFF000000 == FILTER_MARK

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from flannel_ebpf.errors import LabError
 from flannel_ebpf.lab.command import run
 
 FOLDER = Path("/run/netns")
+
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def inside(ns: str, command: Sequence[str]) -> list[str]:
@@ -68,6 +76,20 @@ def pids(names: Iterable[str]) -> list[int]:
     inodes = {_inode(FOLDER / name) for name in names} - {None}
     running = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     return [pid for pid in running if _inode(Path(f"/proc/{pid}/ns/net")) in inodes and pid != os.getpid()]
+
+
+def call_inside(ns: str, function: Callable[[], T]) -> T:
+    """Call `function` in namespace `ns`, in a thread that ends with it; its exceptions come out here."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(_enter, ns).result()
+        return thread.submit(function).result()
+
+
+def _enter(ns: str) -> None:
+    with (FOLDER / ns).open() as place:
+        if _libc.setns(place.fileno(), _CLONE_NEWNET):
+            code = ctypes.get_errno()
+            raise LabError(f"namespace {ns} cannot be entered: {os.strerror(code)}")
 
 
 def has_link(ns: str, link: str) -> bool:

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 from flannel_ebpf.errors import LabError
+from flannel_ebpf.hooks import Hook, standing
 from flannel_ebpf.lab import netns, processes
 from flannel_ebpf.lab.host import Host
 from flannel_ebpf.lab.pod import Pod, make_bridge, plug
@@ -64,6 +65,10 @@ class Node(Host):
         """FLANNEL_MTU of subnet.env."""
         self.gateway  # noqa: B018 - the one place that says why there is none yet
         return int(self.environment()["FLANNEL_MTU"])
+
+    def hooks(self) -> list[Hook]:
+        """Return the programs of ours that stand on this node's tc hooks."""
+        return netns.call_inside(self.ns, standing)
 
     def map_path(self, name: str) -> Path:
         """Return where the map `name` is pinned, the newest of several; LabError when there is none."""

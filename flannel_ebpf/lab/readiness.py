@@ -52,14 +52,11 @@ def unready(node: Node, nodes: Sequence[Node]) -> str:
 def unattached(node: Node) -> str:
     """Say on which of the uplink and the pods' veths `node` has no program of ours at tc ingress."""
     links = ["eth0", *(pod.veth for pod in node.pods)]
-    bare = [link for link in links if "fl_from_" not in _ingress_filters(node, link)]
+    taken = {hook.device for hook in node.hooks() if hook.direction == "ingress"}
+    bare = [link for link in links if link not in taken]
     return f"has no program on {', '.join(bare)}" if bare else ""
 
 
 def _routes(node: Node) -> set[IPv4Network]:
     routes = json.loads(node.run(["ip", "-4", "-json", "route", "show"]).stdout)
     return {IPv4Network(route["dst"]) for route in routes if route["dst"] != "default"}
-
-
-def _ingress_filters(node: Node, link: str) -> str:
-    return node.run(["tc", "filter", "show", "dev", link, "ingress"], check=False).stdout
