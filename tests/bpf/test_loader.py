@@ -21,6 +21,7 @@ from flannel_ebpf import abi
 from flannel_ebpf.errors import AbiMismatch, BpfUnavailable, VerifierRejected
 from flannel_ebpf.kernel import pins
 from flannel_ebpf.kernel.bpf import Map, Program
+from flannel_ebpf.kernel.ownership import is_foreign, name_in, name_of
 from flannel_ebpf.kernel.probe import probe
 from flannel_ebpf.loader import OBJECTS, LoadRequest, ensure_loaded
 from flannel_ebpf.model import Mac
@@ -436,3 +437,25 @@ def _pinned_ids(maps: Path) -> set[int]:
 
 def _maps_of(programs: Path) -> set[int]:
     return {map_id for info in pins.programs(programs).values() for map_id in info.map_ids}
+
+
+def test_programs_say_whose_they_are(request_: LoadRequest) -> None:
+    """Pinned or not: by their name and the network in their constants."""
+    loaded = ensure_loaded(request_)
+    for name, number in loaded.programs.items():
+        assert name_in(request_.network, number) == name_of(number) == name
+        assert name_in(IPv4Network("10.2.0.0/16"), number) == ""
+        assert name_in(IPv4Network("10.1.0.0/17"), number) == ""
+        assert not is_foreign(number)
+
+
+def test_a_strangers_program_is_not_ours_whatever_its_name() -> None:
+    with Program.load(bytes.fromhex("b7000000000000009500000000000000"), "fl_from_pod") as program:
+        number = program.info().id
+        assert name_in(IPv4Network("10.1.0.0/16"), number) == name_of(number) == ""
+        assert is_foreign(number)
+
+
+def test_a_program_that_is_gone_is_nobodys() -> None:
+    assert name_in(IPv4Network("10.1.0.0/16"), 2**31 - 1) == name_of(2**31 - 1) == ""
+    assert not is_foreign(2**31 - 1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from flannel_ebpf import abi
 from flannel_ebpf.errors import BpfError, LabError
@@ -22,7 +24,7 @@ class Fault:
 
     In the shell words {near} is the node's subnet, {far} the peer's, {vtep} its address, {mac} its VTEP,
     {headroom} the device that gives pods' packets headroom, {pins} the pin folder, {map} the folder of
-    pinned maps, {env} subnet.env.
+    pinned maps, {env} subnet.env, {tcx} what changes tcx hooks.
     """
 
     command: str
@@ -55,9 +57,10 @@ FAULTS = {
     "stale FDB entry": Fault(
         "bridge fdb add 02:00:00:00:00:55 dev flannel.1 dst 192.168.64.55 self permanent"
     ),
-    "filter deleted": Fault("tc filter del dev vethn1p1 ingress pref 251"),
-    "uplink's clsact deleted": Fault("tc qdisc del dev eth0 clsact"),
-    "pod's clsact deleted": Fault("tc qdisc del dev vethn1p1 clsact"),
+    "pod's program detached": Fault("{tcx} detach vethn1p1 ingress", SILENT),
+    "uplink's program detached": Fault("{tcx} detach eth0 ingress", SILENT),
+    "overlay's program detached": Fault("{tcx} detach flannel.1 egress", SILENT),
+    "idle clsact on the uplink": Fault("tc qdisc add dev eth0 clsact; tc qdisc del dev eth0 clsact"),
     "XDP off": Fault("ip link set eth0 xdpgeneric off"),
     "headroom's port deleted": Fault("ip link del {headroom}"),
     "headroom's port up": Fault("ip link set {headroom} up"),
@@ -78,10 +81,18 @@ FAULTS = {
     "subnet.env altered": Fault("echo FLANNEL_MTU=9 > {env}", SILENT),
 }
 
+CLSACT_FAULTS = {
+    "filter deleted": Fault("tc filter del dev vethn1p1 ingress pref 251"),
+    "uplink's clsact deleted": Fault("tc qdisc del dev eth0 clsact"),
+    "pod's clsact deleted": Fault("tc qdisc del dev vethn1p1 clsact"),
+    "device deleted": FAULTS["device deleted"],
+    "pin folders removed": FAULTS["pin folders removed"],
+}
+"""For a node with --attach=clsact."""
+
 
 def state(node: Node) -> str:
     """Everything of ours that is seen from outside; two equal texts are two equal nodes."""
-    hooks = ["vethn1p1", "vethn1p2", "flannel.1", "eth0"]
     commands = [
         "ip -d -o link show dev flannel.1",
         "ip -o -4 address show dev flannel.1",
@@ -91,13 +102,13 @@ def state(node: Node) -> str:
         "iptables-save",
         "ip -d -o link show dev eth0",
         f"ip -d -o link show dev {headroom_port(node)}",
-        *(f"tc filter show dev {dev} {way}" for dev in hooks for way in ("ingress", "egress")),
         "sysctl net.netfilter.nf_conntrack_tcp_be_liberal",
         "sysctl net.ipv6.conf.flannel/1.accept_ra",
         f"find {node.pin_root} -type f",
         f"cat {node.subnet_file}",
     ]
     lines = node.run(["sh", "-c", "; ".join(commands)], check=False).stdout.splitlines()
+    lines += [f"{hook.program} at {hook.via} {hook.direction} of {hook.device}" for hook in node.hooks()]
     for name in ("fl_peers", "fl_vteps", "fl_ports"):
         with suppress(BpfError, LabError), Map.open(node.map_path(name)) as entries:
             lines += [f"{name} {key.hex()} {_value(name, value)}" for key, value in entries.items().items()]
@@ -138,6 +149,7 @@ def filled_in(command: str, node: Node, other: Node) -> str:
         pins=node.pin_root,
         map=node.map_path("fl_peers").parent,
         env=node.subnet_file,
+        tcx=f"{sys.executable} {Path(__file__).with_name('kernel_tcx.py')}",
         key="hex " + key.hex(" "),
         value="hex " + broken.hex(" "),
     )

@@ -98,6 +98,12 @@ def peer(number: int, network: IPv4Network = NETWORK) -> set[Object]:
     }
 
 
+def named(*programs: Program) -> Callable[[int], str]:
+    """Return what knows these programs as ours, by id."""
+    names = {program.info().id: program.name for program in programs}
+    return lambda number: names.get(number, "")
+
+
 class TinyProgram(Program):
     """A program that lets every packet pass."""
 

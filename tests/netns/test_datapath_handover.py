@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import time
 from collections.abc import Callable, Generator
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 from kinds import BULK, Pair, admitted_udp, pod_mtu
@@ -201,8 +203,7 @@ def mbit_per_second(client: Host, server: Host, size: int) -> float:
 
 def programs(node: Node, veth: str) -> int:
     """How many of our programs stand on a veth."""
-    said = [node.run(["tc", "filter", "show", "dev", veth, way]).stdout for way in ("ingress", "egress")]
-    return sum("fl_" in text for text in said)
+    return sum(hook.device == veth for hook in node.hooks())
 
 
 @pytest.mark.parametrize("fastpath", ["flows", "subnets"])
@@ -235,10 +236,39 @@ def bandwidth_plugin(node: Node, veth: str, rate: str) -> None:
         node.run(line.split())
 
 
-def test_the_bandwidth_plugins_ifb_keeps_its_rate(lab: Lab) -> None:
+def test_the_bandwidth_plugins_ifb_keeps_its_rate_although_programs_stood_first(lab: Lab) -> None:
+    node, far = lab.node("n1"), lab.node("n2").pods[0]
+    pod = node.add_pod()
+    try:
+        eventually(lambda: programs(node, pod.veth) == 2, what="attaching to the new pod")
+        bandwidth_plugin(node, pod.veth, "40mbit")
+        eventually(lambda: programs(node, pod.veth) == 0, what="taking the programs off")
+        with watch(node) as seen:
+            assert mbit_per_second(pod, far, 1 << 20) < 60
+        assert seen.at(Hook.FROM_POD, Reason.FAST_VXLAN) == 0
+    finally:
+        node.run(["ip", "link", "del", "ifb1"], check=False)
+        node.remove_pod(pod)
+
+
+def test_a_pod_with_a_strangers_tcx_program_is_left_to_the_kernel(lab: Lab) -> None:
+    """A change at tcx makes no event: the next periodic pass sees it."""
+    node, far = lab.node("n1"), lab.node("n2").pods[0]
+    pod = node.pods[0]
+    tool = [sys.executable, str(Path(__file__).with_name("kernel_tcx.py"))]
+    node.run([*tool, "attach", pod.veth, "egress"])
+    eventually(lambda: programs(node, pod.veth) == 0, what="taking the programs off")
+    with watch(node) as seen:
+        assert delivered(far, pod, 200) == 200
+    assert seen.at(Hook.FROM_PEER, Reason.FAST_VXLAN) == 0
+    node.run([*tool, "detach", pod.veth, "egress"])
+    eventually(lambda: programs(node, pod.veth) == 2, what="putting the programs back")
+
+
+def test_the_bandwidth_plugins_ifb_keeps_its_rate_with_clsact(lab: Lab) -> None:
     """It comes soon after the veth, and its `ingress` qdisc cannot be where a clsact is."""
     node, far = lab.node("n1"), lab.node("n2").pods[0]
-    restart(node, "--pod-grace=1")
+    restart(node, "--attach=clsact", "--pod-grace=1")
     early, pod = node.add_pod(), node.add_pod()
     try:
         time.sleep(0.3)  # other plugins

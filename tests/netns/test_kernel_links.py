@@ -8,12 +8,14 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from kernel_space import PUBLIC_IP, SUBNET, TinyProgram, index_of, namespace, run, scope, uplink
+from kernel_tcx import attach, detach
 
+from flannel_ebpf.kernel import ownership
 from flannel_ebpf.kernel.links import Links
 from flannel_ebpf.kernel.netlink import RouteSocket
 from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.model import PathFacts, PodPort
-from flannel_ebpf.objects import Filter, Route
+from flannel_ebpf.objects import Direction, Filter, Route
 from flannel_ebpf.plan import Put
 
 __all__ = ["namespace", "uplink"]
@@ -72,10 +74,24 @@ def test_shaping_qdisc_is_seen(links: Links, bridge: int, command: str, shaped: 
 
 
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
+def test_foreign_tcx_program_is_seen_ours_is_not(
+    links: Links, bridge: int, monkeypatch: pytest.MonkeyPatch, direction: Direction
+) -> None:
+    pod("v1", "cni0")
+    ours = attach("v1", direction, "fl_from_pod")
+    with monkeypatch.context() as known:
+        known.setattr(ownership, "is_foreign", lambda number: number != ours)
+        assert [port.shaped for port in links.pod_ports(SUBNET)] == [False]
+    assert [port.shaped for port in links.pod_ports(SUBNET)] == [True], "a name alone makes it not ours"
+    detach("v1", direction)
+    assert [port.shaped for port in links.pod_ports(SUBNET)] == [False]
+
+
+@pytest.mark.parametrize("direction", ["ingress", "egress"])
 def test_foreign_filter_is_seen_ours_is_not(links: Links, bridge: int, uplink: int, direction: str) -> None:
     port = pod("v1", "cni0")
     with TinyProgram.make() as tiny, KernelNetwork() as kernel:
-        ours = Filter(port, "ingress", "fl_from_pod", tiny.info().id)
+        ours = Filter(port, "ingress", "fl_from_pod", tiny.info().id, "clsact")
         assert kernel.apply([Put(ours)], scope(uplink), {"fl_from_pod": tiny.fd}) == []
     assert [port.shaped for port in links.pod_ports(SUBNET)] == [False]
     run(f"tc filter add dev v1 {direction} protocol all pref 7 u32 match u32 0 0 classid 1:1")

@@ -94,7 +94,7 @@ def test_ignores(wakes: Wakes, command: str) -> None:
 def test_own_filters_and_addresses_do_not_wake(wakes: Wakes, kernel: KernelNetwork, uplink: int) -> None:
     address = LinkAddress(OVERLAY, IPv4Interface("10.1.77.1/32"))
     with TinyProgram.make() as tiny:
-        ours = Filter(uplink, "ingress", "fl_from_peer", tiny.info().id)
+        ours = Filter(uplink, "ingress", "fl_from_peer", tiny.info().id, "clsact")
         assert kernel.apply([Put(address), Put(ours)], scope(uplink), {"fl_from_peer": tiny.fd}) == []
         time.sleep(QUIET)
         assert wakes.count == 0

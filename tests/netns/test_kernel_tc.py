@@ -6,7 +6,7 @@ from collections.abc import Generator
 from ipaddress import IPv4Network
 
 import pytest
-from kernel_space import TinyProgram, index_of, namespace, run, scope, uplink
+from kernel_space import TinyProgram, index_of, named, namespace, run, scope, uplink
 
 from flannel_ebpf.errors import DeviceMissing
 from flannel_ebpf.kernel.bpf import Program
@@ -39,9 +39,9 @@ def xdp() -> Generator[Program, None, None]:
 
 def test_filters_are_put_found_and_settled(kernel: KernelNetwork, uplink: int, tiny: Program) -> None:
     desired: set[Object] = {
-        Filter(uplink, "ingress", "fl_from_peer", tiny.info().id),
-        Filter(uplink, "egress", "fl_to_peer", tiny.info().id),
-        Filter(index_of("up1"), "ingress", "fl_from_pod", tiny.info().id),
+        Filter(uplink, "ingress", "fl_from_peer", tiny.info().id, "clsact"),
+        Filter(uplink, "egress", "fl_to_peer", tiny.info().id, "clsact"),
+        Filter(index_of("up1"), "ingress", "fl_from_pod", tiny.info().id, "clsact"),
     }
     programs = {"fl_from_peer": tiny.fd, "fl_to_peer": tiny.fd, "fl_from_pod": tiny.fd}
     assert kernel.apply(plan(desired, kernel.read(scope(uplink))), scope(uplink), programs) == []
@@ -51,10 +51,10 @@ def test_filters_are_put_found_and_settled(kernel: KernelNetwork, uplink: int, t
 
 
 def test_program_is_replaced_in_place(kernel: KernelNetwork, uplink: int, tiny: Program) -> None:
-    first = Filter(uplink, "ingress", "fl_from_peer", tiny.info().id)
+    first = Filter(uplink, "ingress", "fl_from_peer", tiny.info().id, "clsact")
     kernel.apply([Put(first)], scope(uplink), {"fl_from_peer": tiny.fd})
     with TinyProgram.make(name="newer") as newer:
-        second = Filter(uplink, "ingress", "fl_from_peer", newer.info().id)
+        second = Filter(uplink, "ingress", "fl_from_peer", newer.info().id, "clsact")
         ops = plan({second}, kernel.read(scope(uplink)))
         assert ops == [Put(second, first)]
         assert kernel.apply(ops, scope(uplink), {"fl_from_peer": newer.fd}) == []
@@ -65,7 +65,7 @@ def test_program_is_replaced_in_place(kernel: KernelNetwork, uplink: int, tiny: 
 def test_foreign_filters_stay(kernel: KernelNetwork, uplink: int, tiny: Program) -> None:
     run("tc qdisc add dev up0 clsact", f"tc filter add dev up0 ingress {FOREIGN}")
     before = run("tc filter show dev up0 ingress")
-    ours = Filter(uplink, "ingress", "fl_from_peer", tiny.info().id)
+    ours = Filter(uplink, "ingress", "fl_from_peer", tiny.info().id, "clsact")
     assert kernel.apply([Put(ours)], scope(uplink), {"fl_from_peer": tiny.fd}) == []
     assert kernel.read(scope(uplink)) == {ours}
     assert kernel.apply([Delete(ours)], scope(uplink)) == []
@@ -76,7 +76,7 @@ def test_foreign_filters_stay(kernel: KernelNetwork, uplink: int, tiny: Program)
 
 def test_networks_on_one_hook_stay_apart(kernel: KernelNetwork, uplink: int, tiny: Program) -> None:
     other = scope(uplink, network=IPv4Network("10.2.0.0/16"))
-    ours = Filter(uplink, "ingress", "fl_from_peer", tiny.info().id)
+    ours = Filter(uplink, "ingress", "fl_from_peer", tiny.info().id, "clsact")
     for where in (scope(uplink), other):
         assert kernel.apply([Put(ours)], where, {"fl_from_peer": tiny.fd}) == []
     assert kernel.apply([Delete(ours)], other) == []
@@ -85,7 +85,7 @@ def test_networks_on_one_hook_stay_apart(kernel: KernelNetwork, uplink: int, tin
 
 
 def test_idle_clsact_goes_on_purge(kernel: KernelNetwork, uplink: int, tiny: Program) -> None:
-    ours = Filter(uplink, "egress", "fl_to_peer", tiny.info().id)
+    ours = Filter(uplink, "egress", "fl_to_peer", tiny.info().id, "clsact")
     kernel.apply([Put(ours)], scope(uplink), {"fl_to_peer": tiny.fd})
     assert not kernel.drop_idle_clsact(uplink)
     kernel.apply([Delete(ours)], scope(uplink))
@@ -97,14 +97,16 @@ def test_idle_clsact_goes_on_purge(kernel: KernelNetwork, uplink: int, tiny: Pro
 def test_deleting_a_filter_that_is_gone_is_no_failure(
     kernel: KernelNetwork, uplink: int, tiny: Program
 ) -> None:
-    gone = [Delete(Filter(index, "ingress", "fl_from_pod", tiny.info().id)) for index in (uplink, 9999)]
+    gone = [
+        Delete(Filter(index, "ingress", "fl_from_pod", tiny.info().id, "clsact")) for index in (uplink, 9999)
+    ]
     assert kernel.apply(gone, scope(uplink)) == []
     run("tc qdisc add dev up0 clsact")
     assert kernel.apply(gone, scope(uplink)) == []
 
 
 def test_filter_on_a_missing_device_is_said(kernel: KernelNetwork, uplink: int, tiny: Program) -> None:
-    lost = Put(Filter(9999, "ingress", "fl_from_pod", tiny.info().id))
+    lost = Put(Filter(9999, "ingress", "fl_from_pod", tiny.info().id, "clsact"))
     [failure] = kernel.apply([lost], scope(uplink), {"fl_from_pod": tiny.fd})
     assert isinstance(failure.error, DeviceMissing)
     [failure] = kernel.apply([lost], scope(uplink), {})
@@ -112,14 +114,13 @@ def test_filter_on_a_missing_device_is_said(kernel: KernelNetwork, uplink: int, 
 
 
 def test_xdp_put_change_of_mode_and_removal(kernel: KernelNetwork, uplink: int, xdp: Program) -> None:
-    owned = {xdp.info().id}
     generic = XdpProgram(uplink, "generic", xdp.info().id)
     native = XdpProgram(uplink, "native", xdp.info().id)
     steps: list[set[Object]] = [{generic}, {native}, {generic}, set()]
     for desired in steps:
-        ops = plan(desired, kernel.read(scope(uplink), owns_xdp=owned.__contains__))
+        ops = plan(desired, kernel.read(scope(uplink), program_name=named(xdp)))
         assert kernel.apply(ops, scope(uplink), {"fl_xdp": xdp.fd}) == []
-        assert kernel.read(scope(uplink), owns_xdp=owned.__contains__) == desired
+        assert kernel.read(scope(uplink), program_name=named(xdp)) == desired
     assert "xdp" not in run("ip link show up0")
 
 
@@ -129,7 +130,7 @@ def test_xdp_is_replaced_by_a_newer_program(kernel: KernelNetwork, uplink: int, 
     with TinyProgram.make(kind=6, name="newer") as newer:
         new = XdpProgram(uplink, "native", newer.info().id)
         assert kernel.apply([Put(new, old)], scope(uplink), {"fl_xdp": newer.fd}) == []
-        assert kernel.read(scope(uplink), owns_xdp=lambda _: True) == {new}
+        assert kernel.read(scope(uplink), program_name=lambda _: "fl_xdp") == {new}
 
 
 @pytest.mark.parametrize("mode", ["generic", "native"])
@@ -137,11 +138,11 @@ def test_foreign_xdp_program_stays(kernel: KernelNetwork, uplink: int, xdp: Prog
     with TinyProgram.make(kind=6, name="foreign") as foreign:
         theirs = XdpProgram(uplink, "generic", foreign.info().id)
         kernel.apply([Put(theirs)], scope(uplink), {"fl_xdp": foreign.fd})
-        assert kernel.read(scope(uplink), owns_xdp={xdp.info().id}.__contains__) == set()
+        assert kernel.read(scope(uplink), program_name=named(xdp)) == set()
         ours = XdpProgram(uplink, "native" if mode == "native" else "generic", xdp.info().id)
         [failure] = kernel.apply([Put(ours)], scope(uplink), {"fl_xdp": xdp.fd})
         assert failure.error.code != 0
-        assert kernel.read(scope(uplink), owns_xdp=lambda _: True) == {theirs}
+        assert kernel.read(scope(uplink), program_name=lambda _: "fl_xdp") == {theirs}
 
 
 def test_a_hundred_pods_are_read_quickly(kernel: KernelNetwork, uplink: int, tiny: Program) -> None:
@@ -150,7 +151,7 @@ def test_a_hundred_pods_are_read_quickly(kernel: KernelNetwork, uplink: int, tin
         run(f"ip link add p{number} type veth peer q{number}")
         for direction, program in (("ingress", "fl_from_pod"), ("egress", "fl_to_pod")):
             hook = "ingress" if direction == "ingress" else "egress"
-            desired.add(Filter(index_of(f"p{number}"), hook, program, tiny.info().id))
+            desired.add(Filter(index_of(f"p{number}"), hook, program, tiny.info().id, "clsact"))
     programs = {"fl_from_pod": tiny.fd, "fl_to_pod": tiny.fd}
     assert kernel.apply(plan(desired, set()), scope(uplink), programs) == []
     assert kernel.read(scope(uplink)) == desired

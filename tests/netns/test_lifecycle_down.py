@@ -54,7 +54,7 @@ def everything(node: Node) -> dict[str, list[str]]:
     return {
         name: sorted(node.run(["sh", "-c", command], check=False).stdout.splitlines())
         for name, command in commands.items()
-    }
+    } | {"hooks": [str(hook) for hook in node.hooks()]}
 
 
 def changes(before: dict[str, list[str]], after: dict[str, list[str]], *ignored: str) -> list[str]:
@@ -70,6 +70,7 @@ def changes(before: dict[str, list[str]], after: dict[str, list[str]], *ignored:
     ("backend", "arguments"),
     [
         ("vxlan", ("--ip-masq", "--xdp=generic", "--ip-blackhole-route")),
+        ("vxlan", ("--attach=clsact",)),
         ("host-gw", ("--ip-masq",)),
         ("udp", ()),
     ],
@@ -118,7 +119,7 @@ def test_down_leaves_the_kernel_path_and_may_be_repeated(make_lab: MakeLab) -> N
     assert delivery.lost == 0
     assert node.daemon is None
     assert not node.pin_root.exists()
-    assert "fl_" not in node.run(["tc", "filter", "show", "dev", "eth0", "ingress"]).stdout
+    assert node.hooks() == []
     assert lab.pod("n1p1").run(["ping", "-c1", "-W2", str(lab.pod("n2p1").ip)]).returncode == 0
     node.start_daemon()
     ready(node)
@@ -167,7 +168,7 @@ def test_purge_works_on_a_half_broken_node(make_lab: MakeLab, fault: str) -> Non
     flannel(node, "down", "--purge")
     left = everything(node)
     assert not any("flannel" in line or "proto 251" in line for line in left["links"] + left["routes"])
-    assert not any("fl_" in line for line in left["filters"])
+    assert not any("fl_" in line for line in left["filters"] + left["hooks"])
     assert not any("FLANNEL" in line for line in left["rules"])
     assert not node.pin_root.exists()
     assert not node.subnet_file.exists()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from faults import FAULTS, filled_in, state
+from faults import CLSACT_FAULTS, FAULTS, Fault, filled_in, state
 from life import RATE, Delivery, ready, stream, until
 
 from flannel_ebpf.kernel.bpf import Program
@@ -22,10 +22,17 @@ log = logging.getLogger(__name__)
 MakeLab = Callable[..., Lab]
 
 
+CASES = [
+    *(("auto", name, fault) for name, fault in FAULTS.items()),
+    *(("clsact", name, fault) for name, fault in CLSACT_FAULTS.items()),
+]
+
+
 @pytest.fixture(scope="module")
-def lab(make_shared_lab: MakeLab) -> Lab:
+def lab(request: pytest.FixtureRequest, make_shared_lab: MakeLab) -> Lab:
     return make_shared_lab(
-        datapath="ebpf", extra_up_args=("--ip-masq", "--xdp=generic", "--ip-blackhole-route")
+        datapath="ebpf",
+        extra_up_args=("--ip-masq", "--xdp=generic", "--ip-blackhole-route", f"--attach={request.param}"),
     )
 
 
@@ -46,16 +53,20 @@ def right(lab: Lab, streams: tuple[Delivery, Delivery]) -> str:
     return state(lab.node("n1"))
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("lab", "fault"),
+    [pytest.param(way, fault, id=f"{way}-{name}") for way, name, fault in CASES],
+    indirect=["lab"],
+)
 def test_a_foreign_change_is_undone(
-    lab: Lab, streams: tuple[Delivery, Delivery], right: str, fault: str
+    lab: Lab, streams: tuple[Delivery, Delivery], right: str, fault: Fault
 ) -> None:
     node, other = lab.nodes
     assert state(node).splitlines() == right.splitlines(), "left over from the test before"
-    command = filled_in(FAULTS[fault].command, node, other)
+    command = filled_in(fault.command, node, other)
     before = [one.lost_yet() for one in streams]
     # Where other work has the CPUs, everything takes longer by as much.
-    within = FAULTS[fault].within * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    within = fault.within * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     node.run(["sh", "-c", command])
     begun = time.monotonic()
     while state(node) != right:
@@ -63,11 +74,12 @@ def test_a_foreign_change_is_undone(
             assert state(node).splitlines() == right.splitlines()
     took = time.monotonic() - begun
     lost = [one.lost_yet() - former for one, former in zip(streams, before, strict=True)]
-    log.info("%-26s healed in %.2f s, lost %d + %d", fault, took, *lost)
+    log.info("%s: healed in %.2f s, lost %d + %d", fault.command, took, *lost)
     assert took < within
     assert sum(lost) <= 2 * RATE * (took + 0.1)
 
 
+@pytest.mark.parametrize("lab", ["auto"], indirect=True)
 def test_an_xdp_program_whose_pin_was_lost_while_no_daemon_ran_is_replaced(lab: Lab) -> None:
     """It would go on judging by a map of peers that nobody writes any more."""
     node = lab.node("n1")

@@ -6,9 +6,9 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,13 +52,7 @@ def newest(folder: Path, kind: str) -> set[str]:
 
 def attached(node: Node) -> set[int]:
     """The programs that stand on the node's hooks, by the kernel's id."""
-    shown = subprocess.run(
-        ["nsenter", f"--net=/run/netns/{node.ns}", "bpftool", "-j", "net", "show"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return {hook["id"] for hook in json.loads(shown.stdout)[0]["tc"]}
+    return {hook.prog_id for hook in node.hooks()}
 
 
 def test_a_killed_daemon_costs_no_packet_and_its_successor_changes_nothing(lab: Lab) -> None:
@@ -181,3 +175,29 @@ def test_a_changed_daemon_takes_over_without_a_lost_packet(lab: Lab, change: str
     assert talk.longest < 0.5
     kinds = ("maps", "progs")
     assert [len(newest(node.pin_root, kind)) for kind in kinds] == [1, 1], "what is not used any more is gone"
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_the_way_of_attaching_changes_and_back_without_a_lost_packet(lab: Lab, kill: bool) -> None:
+    """clsact is also what a version without tcx left."""
+    node = lab.node("n1")
+    for device in {
+        hook.device for hook in node.hooks()
+    }:  # adding one stops the device's queue for an instant
+        node.run(["tc", "qdisc", "replace", "dev", device, "clsact"])
+    stood = node.hooks()
+    assert {hook.via for hook in stood} == {"tcx"}
+    carried = reasons(node)[FAST]
+    with (
+        stream(lab.pod("n2p1"), lab.pod("n1p1")) as there,
+        stream(lab.pod("n1p1"), lab.pod("n2p1")) as back,
+        chat(lab.pod("n2p2"), lab.pod("n1p2")) as talk,
+    ):
+        for way in ("clsact", "tcx", "clsact"):
+            restart(node, f"--attach={way}", kill=kill)
+            assert node.hooks() == sorted(replace(hook, via=way) for hook in stood)
+        restart(node, kill=kill)
+        assert node.hooks() == stood
+    assert (there.lost, back.lost) == (0, 0), (there, back)
+    assert talk.longest < 0.5
+    assert reasons(node)[FAST] - carried > 0.8 * back.sent, "BPF carried the stream"

@@ -76,6 +76,7 @@ OWN_FLAGS: list[tuple[str, str, Any]] = [
     ("datapath", "ebpf", "ebpf"),
     ("fastpath", "subnets", "subnets"),
     ("revalidate", "0.5", 0.5),
+    ("attach", "clsact", "clsact"),
     ("pod-grace", "0.5", 0.5),
     ("pod-headroom", "false", False),
     ("flow-entries", "1024", 1024),
