@@ -154,7 +154,7 @@ class Daemon:
             lambda old: remember_sysctl(options.state_dir, node.config.network, old.path, old.value),
             why_not,
             required=options.datapath == "ebpf",
-            pod_grace=options.pod_grace if attach == "clsact" else 0.0,  # tcx is in no plugin's way
+            pod_grace=options.pod_grace if attach == "clsact" else 0.0,
             blackhole=options.ip_blackhole_route,
         )
 

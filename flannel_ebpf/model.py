@@ -86,8 +86,8 @@ class Uplink:
 class PodPort:
     """The host side of one pod's veth.
 
-    `bridge` is its bridge's ifindex, 0 for a ptp veth with a host route. `shaped` is true when a qdisc or
-    a foreign ingress filter stands on it, which a redirect would skip (CNI bandwidth plugin).
+    `bridge` is its bridge's ifindex, 0 for a ptp veth with a host route. `shaped` is true when a qdisc, a
+    foreign filter or a foreign tcx program stands on it, which a redirect would skip (CNI bandwidth plugin).
     """
 
     ifindex: int

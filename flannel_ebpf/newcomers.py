@@ -13,7 +13,8 @@ class Newcomers:
 
     CNI plugins that come after the bridge plugin may want the veth's qdiscs for themselves: `bandwidth` adds
     an `ingress` qdisc, which the kernel refuses beside our clsact, and the pod would not start. Afterwards
-    the veth counts as shaped. What is there at the first look is not new.
+    the veth counts as shaped. What is there at the first look is not new. tcx stands in nobody's way and
+    needs no grace.
     """
 
     def __init__(self, grace: float) -> None:

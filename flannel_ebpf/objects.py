@@ -178,8 +178,9 @@ class MapEntry:
 class Filter:
     """One of our programs at a device's tc hook.
 
-    `prog_id` is the kernel's id of the pinned program that should run there. `via` "tcx": attached to the device,
-    recognised by the program; "clsact": a filter on that qdisc, recognised by its handle and priority.
+    `prog_id` is the kernel's id of the pinned program that should run there. `via` "tcx": attached to the
+    device and recognised by the program itself; "clsact": a filter on that qdisc, recognised by its handle
+    and priority.
     """
 
     ifindex: int
@@ -190,7 +191,7 @@ class Filter:
 
     @property
     def key(self) -> Hashable:
-        """One program of ours per device and direction: a change of `via` is one Put, new before old."""
+        """One program of ours per device and direction; `via` may change as part of one Put."""
         return (self.ifindex, self.direction)
 
 

@@ -59,8 +59,8 @@ class Outcome:
 
     `errors` are the operations that failed, or the one thing that stopped the pass; `writes` counts the
     operations carried out, 0 when everything was right. `accelerated` is whether BPF programs stand on
-    their hooks, `attach` how; `why_not` says why they do not although they were asked for. `again`: seconds after which
-    a pass has something to do in any case, 0 when nothing waits.
+    their hooks, `attach` how; `why_not` says why they do not although they were asked for. `again`: seconds
+    after which a pass has something to do in any case, 0 when nothing waits.
     """
 
     peers: Sequence[Peer] = ()

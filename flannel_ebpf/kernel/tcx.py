@@ -1,14 +1,13 @@
 """Our programs on tcx hooks (Linux 6.6), which belong to the device itself and need no qdisc.
 
 The device holds a program as it holds a filter: without link or pin, whatever becomes of the daemon. Ours is
-attached behind all others, so that they see a packet before a redirect. Layout: union bpf_attr of linux/bpf.h.
+attached behind all others, which so see a packet before a redirect. Layout: union bpf_attr of linux/bpf.h.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 
