@@ -74,3 +74,8 @@ def restart(node: Node, *options: str) -> str:
     except AssertionError as error:
         raise AssertionError(f"{error}; {node.name} says\n{node.daemon_log()[before:]}") from error
     return node.daemon_log()[before:]
+
+
+def programs(node: Node, veth: str) -> int:
+    """How many of our programs stand on a veth."""
+    return sum(hook.device == veth for hook in node.hooks())

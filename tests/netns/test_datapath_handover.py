@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
-import time
 from collections.abc import Callable, Generator
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 
 import pytest
 from kinds import BULK, Pair, admitted_udp, pod_mtu
-from paths import restart, watch
+from paths import programs, watch
 from scapy.layers.inet import IP
 from scapy.layers.l2 import ARP, Ether
 from scapy.layers.vxlan import VXLAN
 from traffic import (
     capture,
-    connection,
     delivered,
     eventually,
     icmp,
@@ -28,7 +24,6 @@ from traffic import (
     numbers,
     path_mtu,
     ping,
-    pump,
     raw,
     send_udp,
     transfer,
@@ -38,7 +33,6 @@ from traffic import (
 from flannel_ebpf.abi import Hook, Reason
 from flannel_ebpf.lab import Lab, netns
 from flannel_ebpf.lab.host import Host
-from flannel_ebpf.lab.node import Node
 from flannel_ebpf.lab.stock import StockFlannel
 
 MakeLab = Callable[..., Lab]
@@ -191,98 +185,6 @@ def test_nobody_at_the_address_is_said_as_ever(lab: Lab, subnets_lab: Lab, fastp
     assert far.fast == 0
     if fastpath == "subnets":
         assert far.at(Hook.FROM_PEER, Reason.NO_POD) == 40
-
-
-def mbit_per_second(client: Host, server: Host, size: int) -> float:
-    with connection(client, server) as (near, far):
-        pump(near, far, 1 << 18)  # past the shaper's burst
-        start = time.monotonic()
-        pump(near, far, size)
-        return size * 8 / 1e6 / (time.monotonic() - start)
-
-
-def programs(node: Node, veth: str) -> int:
-    """How many of our programs stand on a veth."""
-    return sum(hook.device == veth for hook in node.hooks())
-
-
-@pytest.mark.parametrize("fastpath", ["flows", "subnets"])
-def test_a_shaped_pod_keeps_its_rate(lab: Lab, subnets_lab: Lab, fastpath: str) -> None:
-    """The bandwidth plugin's tbf on the host's end of the veth: what the pod gets is shaped."""
-    lab = lab if fastpath == "flows" else subnets_lab
-    node, other = lab.node("n1"), lab.node("n2")
-    pod, far = node.pods[0], other.pods[0]
-    assert mbit_per_second(far, pod, 1 << 24) > 150
-    node.run(f"tc qdisc add dev {pod.veth} root tbf rate 40mbit burst 64kb latency 50ms".split())
-    eventually(lambda: programs(node, pod.veth) == 0, what="taking the programs off")
-    with watch(node) as seen:
-        assert mbit_per_second(far, pod, 1 << 20) < 60
-    assert seen.at(Hook.FROM_PEER, Reason.FAST_VXLAN) == 0
-    node.run(["tc", "qdisc", "del", "dev", pod.veth, "root"])
-    eventually(lambda: programs(node, pod.veth) == 2, what="putting the programs back")
-    assert mbit_per_second(far, pod, 1 << 24) > 150
-
-
-def bandwidth_plugin(node: Node, veth: str, rate: str) -> None:
-    """Shape what the pod sends as CNI's bandwidth plugin does: to an ifb device, and its tbf."""
-    for line in (
-        "ip link add ifb1 type ifb",
-        "ip link set ifb1 up",
-        f"tc qdisc add dev {veth} ingress",
-        f"tc filter add dev {veth} parent ffff: protocol all u32 match u32 0 0 "
-        "flowid 1:1 action mirred egress redirect dev ifb1",
-        f"tc qdisc add dev ifb1 root tbf rate {rate} burst 64kb latency 50ms",
-    ):
-        node.run(line.split())
-
-
-def test_the_bandwidth_plugins_ifb_keeps_its_rate_although_programs_stood_first(lab: Lab) -> None:
-    node, far = lab.node("n1"), lab.node("n2").pods[0]
-    pod = node.add_pod()
-    try:
-        eventually(lambda: programs(node, pod.veth) == 2, what="attaching to the new pod")
-        bandwidth_plugin(node, pod.veth, "40mbit")
-        eventually(lambda: programs(node, pod.veth) == 0, what="taking the programs off")
-        with watch(node) as seen:
-            assert mbit_per_second(pod, far, 1 << 20) < 60
-        assert seen.at(Hook.FROM_POD, Reason.FAST_VXLAN) == 0
-    finally:
-        node.run(["ip", "link", "del", "ifb1"], check=False)
-        node.remove_pod(pod)
-
-
-def test_a_pod_with_a_strangers_tcx_program_is_left_to_the_kernel(lab: Lab) -> None:
-    """A change at tcx makes no event: the next periodic pass sees it."""
-    node, far = lab.node("n1"), lab.node("n2").pods[0]
-    pod = node.pods[0]
-    tool = [sys.executable, str(Path(__file__).with_name("kernel_tcx.py"))]
-    node.run([*tool, "attach", pod.veth, "egress"])
-    eventually(lambda: programs(node, pod.veth) == 0, what="taking the programs off")
-    with watch(node) as seen:
-        assert delivered(far, pod, 200) == 200
-    assert seen.at(Hook.FROM_PEER, Reason.FAST_VXLAN) == 0
-    node.run([*tool, "detach", pod.veth, "egress"])
-    eventually(lambda: programs(node, pod.veth) == 2, what="putting the programs back")
-
-
-def test_the_bandwidth_plugins_ifb_keeps_its_rate_with_clsact(lab: Lab) -> None:
-    """It comes soon after the veth, and its `ingress` qdisc cannot be where a clsact is."""
-    node, far = lab.node("n1"), lab.node("n2").pods[0]
-    restart(node, "--attach=clsact", "--pod-grace=1")
-    early, pod = node.add_pod(), node.add_pod()
-    try:
-        time.sleep(0.3)  # other plugins
-        bandwidth_plugin(node, pod.veth, "40mbit")
-        eventually(lambda: programs(node, early.veth) == 2, what="attaching to the pod without limits")
-        assert programs(node, pod.veth) == 0
-        with watch(node) as seen:
-            assert mbit_per_second(pod, far, 1 << 20) < 60
-        assert seen.at(Hook.FROM_POD, Reason.FAST_VXLAN) == 0
-    finally:
-        node.run(["ip", "link", "del", "ifb1"], check=False)
-        node.remove_pod(pod)
-        node.remove_pod(early)
-        restart(node)
 
 
 @pytest.fixture
