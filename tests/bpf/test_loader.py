@@ -440,8 +440,9 @@ def _maps_of(programs: Path) -> set[int]:
 
 
 def test_programs_say_whose_they_are(request_: LoadRequest) -> None:
-    """Pinned or not: by their name and the network in their constants."""
-    loaded = ensure_loaded(request_)
+    """Pinned or not: by their name and the network, with which the constants of the real objects begin."""
+    loaded = ensure_loaded(replace(request_, objects=OBJECTS, xdp=True))
+    assert set(loaded.programs) == {"fl_from_pod", "fl_to_peer", "fl_from_peer", "fl_to_pod", "fl_xdp"}
     for name, number in loaded.programs.items():
         assert name_in(request_.network, number) == name_of(number) == name
         assert name_in(IPv4Network("10.2.0.0/16"), number) == ""
