@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 from flannel_ebpf.errors import EtcdClosed, EtcdError
-from flannel_ebpf.etcd import Registry
+from flannel_ebpf.etcd import Registry, Snapshot
 from flannel_ebpf.lease_keeper import LeaseKeeper
 from flannel_ebpf.model import Lease, Skipped
-from flannel_ebpf.snapshot_guard import Seen, SnapshotGuard
+from flannel_ebpf.snapshot_guard import Seen, SnapshotGuard, Verdict
 
 log = logging.getLogger(__name__)
 
 PERIOD = 60.0
-"""Seconds between snapshots that nothing asked for."""
+"""Seconds between snapshots that read every key."""
 FIRST_RETRY, LONGEST_RETRY = 0.2, 5.0
 """Seconds after a snapshot that failed, doubling."""
 
@@ -40,6 +40,8 @@ class View:
 class Cluster:
     """Follows etcd on a thread of its own, so that an etcd that hangs never delays the kernel's side.
 
+    After a change, what was written since the last snapshot is read; after a failure, a new watch and once
+    in PERIOD, everything.
     `programmed` are the subnets found in the kernel at start. `on_change` is called, on that thread, after
     each snapshot that says something new.
     """
@@ -58,12 +60,20 @@ class Cluster:
         self._on_change = on_change
         self._recheck = PERIOD
         self._wake = threading.Event()
+        self._gap = threading.Event()
+        self._last: Snapshot | None = None
+        self._whole_at = 0.0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="cluster", daemon=True)
         self.view = View()
 
     def wake(self) -> None:
-        """Read etcd again soon."""
+        """Read soon what changed in etcd."""
+        self._wake.set()
+
+    def wake_after_gap(self) -> None:
+        """Read etcd again soon, all of it: changes may have gone by unseen."""
+        self._gap.set()
         self._wake.set()
 
     def start(self) -> None:
@@ -100,7 +110,7 @@ class Cluster:
 
     def refresh(self) -> None:
         """Read etcd once; raises EtcdUnavailable or EtcdRefused and then keeps what it had."""
-        snapshot = self._registry.snapshot()
+        snapshot = self._read()
         self._keeper.observe(snapshot)
         own = self._keeper.lease
         verdict = self._guard.judge(
@@ -112,18 +122,35 @@ class Cluster:
             ),
             time.monotonic(),
         )
-        listed = {lease.subnet for lease in snapshot.leases}
-        moved = {lease.public_ip for lease in snapshot.leases}  # a node that has another subnet now
-        held = (
-            it
-            for it in self.view.leases
-            if it.subnet not in listed and it.public_ip not in moved
-            if not verdict.may_remove or it.subnet in verdict.keep
-        )
+        held = self._held(snapshot, verdict)
         self._tell(verdict.why, snapshot.skipped)
         doubt = "" if verdict.may_remove else verdict.why
         self.view = View((*snapshot.leases, *held), snapshot.skipped, verdict.may_remove, doubt)
         self._recheck = min(PERIOD, verdict.wait or PERIOD)
+
+    def _read(self) -> Snapshot:
+        before, self._last = self._last, None  # after a failure, and only then, it stays None
+        if self._gap.is_set() or time.monotonic() >= self._whole_at + PERIOD:
+            self._gap.clear()
+            before = None
+        if before is None:
+            self._last, self._whole_at = self._registry.snapshot(), time.monotonic()
+        else:
+            self._last = self._registry.snapshot_since(before)
+        return self._last
+
+    def _held(self, snapshot: Snapshot, verdict: Verdict) -> list[Lease]:
+        """Return the leases that `snapshot` lacks and that count nevertheless."""
+        if verdict.may_remove and not verdict.keep:
+            return []
+        listed = {lease.subnet for lease in snapshot.leases}
+        moved = {lease.public_ip for lease in snapshot.leases}  # a node that has another subnet now
+        return [
+            it
+            for it in self.view.leases
+            if it.subnet not in listed and it.public_ip not in moved
+            if not verdict.may_remove or it.subnet in verdict.keep
+        ]
 
     def _tell(self, doubt: str, skipped: tuple[Skipped, ...]) -> None:
         if bool(doubt) != bool(self.view.doubt):

@@ -40,6 +40,11 @@ class Mac:
             raise ConfigError("Ethernet address", text, "hexadecimal digits") from error
 
 
+def in_order(subnet: IPv4Network) -> tuple[int, int]:
+    """Return what sorts as `subnet` does; to compare the subnets themselves takes ten times as long."""
+    return int(subnet.network_address), subnet.prefixlen
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """One subnet lease as etcd holds it (flannel pkg/lease: key plus JSON value).

@@ -17,7 +17,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Network
 from typing import Any, NoReturn
 
 from flannel_ebpf.errors import InvalidLease
-from flannel_ebpf.model import Lease, Skipped
+from flannel_ebpf.model import Lease, Skipped, in_order
 
 MAX_LENGTH = 31
 """flannel reads the IPv4 length as a 5-bit number."""
@@ -138,7 +138,21 @@ def parse_snapshot(items: Iterable[Item]) -> tuple[tuple[Lease, ...], tuple[Skip
         if older is not None:
             skipped.append(Skipped(older.key, f"{older.key}: {lease.key} names the same subnet and is newer"))
         leases[lease.subnet] = lease
-    return tuple(leases[subnet] for subnet in sorted(leases)), tuple(skipped)
+    return tuple(leases[subnet] for subnet in sorted(leases, key=in_order)), tuple(skipped)
+
+
+def merge(leases: Iterable[Lease], items: Iterable[Item]) -> tuple[Lease, ...] | None:
+    """Return `leases` with `items` written since, None when that takes all items: see parse_snapshot.
+
+    So it is when one of `items` is no lease, or names a subnet that stands under another key as well.
+    """
+    merged = {lease.key: lease for lease in leases}
+    try:
+        merged |= {item.key: parse_item(item) for item in items}
+    except InvalidLease:
+        return None
+    distinct = {lease.subnet for lease in merged.values()}
+    return tuple(merged.values()) if len(distinct) == len(merged) else None
 
 
 def _parse_key(key: str) -> tuple[IPv4Network, IPv6Network | None]:

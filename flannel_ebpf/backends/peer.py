@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from flannel_ebpf.abi import Mode
 from flannel_ebpf.config import NetworkConfig
-from flannel_ebpf.model import Lease, Mac, PathFacts, Uplink
+from flannel_ebpf.model import Lease, Mac, PathFacts, Uplink, in_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,4 +51,4 @@ def remote(node: Node, leases: Iterable[Lease]) -> list[Lease]:
     tunnel to it would end on this host.
     """
     others = (lease for lease in leases if lease.subnet != node.subnet and lease.public_ip != node.public_ip)
-    return sorted(others, key=lambda lease: lease.subnet)
+    return sorted(others, key=lambda lease: in_order(lease.subnet))

@@ -1,4 +1,4 @@
-"""A watch that wakes and carries nothing.
+"""A watch that wakes and carries nothing but that.
 
 Each stream starts at etcd's present and wakes its listener once it stands, so whatever happened while there
 was none is found by the listener's next snapshot. No revision is remembered: compaction, a restored etcd
@@ -28,15 +28,22 @@ LONGEST_PAUSE = 5.0
 
 
 class Watch:
-    """A thread that calls `on_wake` after every change under `prefix` and after every new stream.
+    """A thread that calls `on_change` after changes under `prefix`, and `on_stream` after every new stream.
 
-    `on_wake` runs on the watch's thread and must return at once.
+    Both run on the watch's thread and must return at once. Before a new stream anything may have happened.
     """
 
-    def __init__(self, client: EtcdClient, prefix: str, on_wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        client: EtcdClient,
+        prefix: str,
+        on_change: Callable[[], None],
+        on_stream: Callable[[], None] | None = None,
+    ) -> None:
         self._client = client
         self._prefix = prefix.encode()
-        self._on_wake = on_wake
+        self._on_change = on_change
+        self._on_stream = on_stream or on_change
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._call: Any = None
@@ -93,8 +100,9 @@ class Watch:
                 if response.created:
                     log.info("watching etcd at %s", session.target)
                     self.connected, self._pause = True, FIRST_PAUSE
-                if response.created or response.events:
-                    self._on_wake()
+                    self._on_stream()
+                if response.events:
+                    self._on_change()
         except grpc.RpcError as error:
             raise translate(session.target, error) from None
         finally:

@@ -29,11 +29,20 @@ def lease(number: int) -> Lease:
 
 @dataclass
 class Registry:
-    """Answers with what it is told to."""
+    """Answers with what it is told to; `asked` says how."""
 
     answers: list[Snapshot | Exception] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
 
     def snapshot(self) -> Snapshot:
+        self.asked.append("whole")
+        return self._answer()
+
+    def snapshot_since(self, before: Snapshot) -> Snapshot:
+        self.asked.append(f"since {before.revision}")
+        return self._answer()
+
+    def _answer(self) -> Snapshot:
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -109,3 +118,28 @@ def test_what_a_former_process_programmed_is_missed_too() -> None:
     one.refresh()
     assert not one.view.may_remove
     assert "no lease of ours" in one.view.doubt
+
+
+def test_only_what_changed_is_read_until_something_may_have_been_missed() -> None:
+    answers = [snapshot([1], 10), snapshot([1, 2], 11), EtcdUnavailable("gone"), *[snapshot([1, 2], 12)] * 3]
+    one, _ = cluster(*answers)
+    registry = cast(Registry, one._registry)
+    for _ in range(2):
+        one.refresh()
+    with pytest.raises(EtcdUnavailable):
+        one.refresh()
+    for _ in range(2):
+        one.refresh()
+    one.wake_after_gap()
+    one.refresh()
+    assert registry.asked == ["whole", "since 10", "since 11", "whole", "since 12", "whole"]
+
+
+def test_everything_is_read_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("flannel_ebpf.cluster.time.monotonic", lambda: clock[0])
+    one, _ = cluster(*[snapshot([1, 2])] * 4)
+    for seconds in (0, 30, 30, 30):
+        clock[0] += seconds
+        one.refresh()
+    assert cast(Registry, one._registry).asked == ["whole", "since 10", "whole", "since 10"]

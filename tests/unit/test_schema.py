@@ -199,3 +199,24 @@ def test_of_two_keys_for_one_subnet_the_newer_counts() -> None:
         leases, skipped = schema.parse_snapshot(items)
         assert [lease.key for lease in leases] == [new.key]
         assert [item.key for item in skipped] == [old.key]
+
+
+few_keys = st.sampled_from([KEY, f"{KEY}&fc00::-64", KEY.replace(".5.", ".6."), f"{PREFIX}/subnets/hello"])
+stores = st.dictionaries(few_keys, st.sampled_from([VALUE, VALUE.replace(b".3", b".4"), b"{"]))
+
+
+@given(stores, stores, st.sets(few_keys))
+@example({KEY: VALUE}, {f"{KEY}&fc00::-64": VALUE}, set())
+def test_what_was_written_since_leads_to_the_same_leases_or_to_none(
+    before: dict[str, bytes], written: dict[str, bytes], deleted: set[str]
+) -> None:
+    first = {key: schema.Item(key, value, 0, n, n) for n, (key, value) in enumerate(before.items(), 1)}
+    later = {key: schema.Item(key, value, 0, n, n) for n, (key, value) in enumerate(written.items(), 10)}
+    left = {key: item for key, item in first.items() if key not in deleted} | later
+    leases, skipped = schema.parse_snapshot(first.values())
+    merged = schema.merge(leases, later.values())
+    if merged is None or len(merged) + len(skipped) != len(left):
+        return  # what Registry.snapshot_since then does is read all
+    right, right_skipped = schema.parse_snapshot(left.values())
+    assert {lease.key: lease for lease in merged} == {lease.key: lease for lease in right}
+    assert {one.key for one in skipped} == {one.key for one in right_skipped}
