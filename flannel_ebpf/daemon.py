@@ -1,7 +1,7 @@
 """`flannel-ebpf up`: join the network, then keep the kernel in line until told to stop.
 
 Threads: this one reconciles; `Cluster` follows etcd, `LeaseKeeper` renews, `KernelMonitor` hears of changes.
-They carry nothing but a wake-up: each pass reads what it needs.
+They carry nothing but a wake-up and its kind: each pass reads what it needs.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from flannel_ebpf.relay_side import RelaySide
 from flannel_ebpf.report import Report
 from flannel_ebpf.rules import Tool
 from flannel_ebpf.settings import choose_attach, datapath_settings, open_datapath
+from flannel_ebpf.wake import Wake
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,11 @@ def run(options: Options) -> int:
     A lost lease is raised too, after the loop has ended: the data path stays as it is.
     """
     stop = threading.Event()
-    wake = threading.Event()
+    wake = Wake()
 
     def end(_signal: int, _frame: object) -> None:
         stop.set()
-        wake.set()
+        wake.for_all()
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second signal kills, as with flanneld
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -64,9 +65,7 @@ def run(options: Options) -> int:
 class Daemon:
     """One run of the daemon. What it opens goes onto `stack` and is closed in reverse."""
 
-    def __init__(
-        self, options: Options, stop: threading.Event, wake: threading.Event, stack: ExitStack
-    ) -> None:
+    def __init__(self, options: Options, stop: threading.Event, wake: Wake, stack: ExitStack) -> None:
         self._options = options
         self._stop = stop
         self._wake = wake
@@ -121,18 +120,19 @@ class Daemon:
         options, stack = self._options, self._stack
         kernel = stack.enter_context(KernelNetwork())
         tool: Tool = "nftables" if node.config.enable_nftables else "iptables"
-        firewall = Firewall(options, tool, self._wake.set)
+        firewall = Firewall(options, tool, self._wake.for_all)
         reconciler = self._reconciler(node, kernel, firewall)
-        relay = RelaySide(options, self._wake.set)
+        relay = RelaySide(options, self._wake.for_all)
         report = Report(options.state_dir, options.datapath)
-        cluster = Cluster(registry, keeper, options.wipe_grace, reconciler.programmed(node), self._wake.set)
+        programmed = reconciler.programmed(node)
+        cluster = Cluster(registry, keeper, options.wipe_grace, programmed, self._wake.for_leases)
         stack.callback(cluster.stop)
         cluster.start()
-        watch = Watch(client, registry.watched, cluster.wake)
+        watch = Watch(client, registry.watched, cluster.wake, cluster.wake_after_gap)
         stack.callback(watch.stop)
         watch.start()
         overlay = backend_of(node.config).overlay_name(node.config)
-        stack.enter_context(KernelMonitor(self._wake.set, overlay, kernel.ports, kernel.echoes))
+        stack.enter_context(KernelMonitor(self._wake.for_all, overlay, kernel.ports, kernel.echoes))
         stack.enter_context(RulesMonitor(firewall.changed))
         self._loop = Loop(options, node, Parts(kernel, firewall, reconciler, relay, report, cluster, keeper))
         self._serve_metrics(node.config, self._loop)
@@ -191,4 +191,4 @@ class Daemon:
     def _end(self, error: LeaseLost | ThreadDied) -> None:
         self._fatal = self._fatal or error
         self._stop.set()
-        self._wake.set()
+        self._wake.for_all()

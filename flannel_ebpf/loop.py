@@ -1,4 +1,8 @@
-"""The control loop: a pass on every event, after every failure, and as often as it is cheap."""
+"""The control loop: a pass on every event, after every failure, and as often as it is cheap.
+
+A whole pass reads everything from the kernel. Where nothing but leases changed since one that left all
+right, a short pass carries out what they alter; whatever speaks against it brings a whole one at once.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +24,12 @@ from flannel_ebpf.options import Options
 from flannel_ebpf.reconcile import Outcome, Reconciler
 from flannel_ebpf.relay_side import RelaySide
 from flannel_ebpf.report import Report
+from flannel_ebpf.wake import Wake
 
 log = logging.getLogger(__name__)
 
 SHORTEST = 1.0
-"""Seconds at least between passes that nothing asked for; they find what makes no event."""
+"""Seconds at least between whole passes that nothing asked for; they find what makes no event."""
 SHARE = 0.003
 """Part of one CPU that such passes may take: the larger the cluster, the rarer they are (60 s at most)."""
 FIRST_RETRY, LONGEST_RETRY = 0.2, 10.0
@@ -58,18 +63,41 @@ class Loop:
         self._retry = FIRST_RETRY
         self._problems: set[str] = set()
         self._said: frozenset[str] = frozenset()
+        self._view = View()
+        self._due = 0.0
         self.ready = False
         self.last: Outcome | None = None
 
-    def run(self, stop: threading.Event, wake: threading.Event) -> None:
+    def run(self, stop: threading.Event, wake: Wake) -> None:
         """Reconcile until stopped."""
         while not stop.is_set():
+            whole = wake.take()
             view = self._parts.cluster.view
-            wake.wait(self._attend(view) if view.leases else self._parts.firewall.lifetime)
-            wake.clear()
+            if not view.leases:
+                self._due = time.monotonic() + self._parts.firewall.lifetime
+            elif whole or not self._follow(view):
+                self._due = self._attend(view) + time.monotonic()
+            wake.wait(max(self._due - time.monotonic(), 0.0))
+
+    def _follow(self, view: View) -> bool:
+        """Do a short pass, if that is enough: neither due for a whole one, nor in doubt, nor failing."""
+        if time.monotonic() >= self._due or not view.may_remove or view.skipped != self._view.skipped:
+            return False
+        parts = self._parts
+        try:
+            parts.relay.run(self._node, view.leases, accelerated=parts.reconciler.accelerates)
+            outcome = parts.reconciler.follow(view.leases)
+        except KernelError as error:
+            log.debug("a whole pass instead of a short one: %s", error)
+            return False
+        if outcome is None:
+            return False
+        self._settle(outcome)
+        self._close(view, outcome)
+        return True
 
     def _attend(self, view: View) -> float:
-        """Do one pass with all that belongs to it; return the seconds until the next."""
+        """Do one whole pass with all that belongs to it; return the seconds until the next."""
         begun = time.thread_time()
         self._problems = set()
         self._follow_uplink()
@@ -78,9 +106,12 @@ class Loop:
         unasked = min(max(cost / SHARE, SHORTEST), self._parts.firewall.lifetime)
         delay = self._settle(outcome) or unasked
         self._announce(outcome)
-        self.last = outcome
-        self._parts.report.write(self._node, self._parts.keeper.lease, view, outcome)
+        self._close(view, outcome)
         return min(delay, outcome.again or delay)
+
+    def _close(self, view: View, outcome: Outcome) -> None:
+        self.last, self._view = outcome, view
+        self._parts.report.write(self._node, self._parts.keeper.lease, view, outcome)
 
     def _pass(self, view: View) -> Outcome:
         node, parts = self._node, self._parts

@@ -1,6 +1,7 @@
 """One pass of the control loop: read what is there, plan, apply.
 
 The lease's way: `Cluster` (etcd) -> backend.peers -> backend.objects -> plan -> KernelNetwork and Datapath.
+A short pass goes the same way with the leases that changed, and knows from the last pass what is there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 
 from flannel_ebpf import abi
 from flannel_ebpf.abi import Fastpath
-from flannel_ebpf.backends import Node, Peer, backend_of, datapath, udp
+from flannel_ebpf.backends import Node, Paths, Peer, backend_of, datapath, part, udp
+from flannel_ebpf.changes import Settled, change, follow
 from flannel_ebpf.datapath import Datapath
 from flannel_ebpf.errors import BpfError, DeviceMissing, KernelError
 from flannel_ebpf.firewall import Firewall
@@ -46,8 +48,6 @@ log = logging.getLogger(__name__)
 
 ROUNDS = 3
 """A device change is planned alone: one round makes it, the next does the rest, one is spare."""
-
-_BROADCAST = 0xFFFFFFFF
 
 BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 """Conntrack sees only part of an accelerated stream, and would call what it sees next invalid."""
@@ -109,6 +109,8 @@ class Reconciler:
         self._headroom = settings.headroom
         self._newcomers = Newcomers(pod_grace)
         self._blackhole = blackhole
+        self._settled: Settled | None = None
+        self._last = Outcome()
 
     def run(self, node: Node, leases: Sequence[Lease], *, may_delete: bool) -> Outcome:
         """Do one pass and say what it did.
@@ -116,11 +118,11 @@ class Reconciler:
         Raises KernelError when the kernel cannot be read, BpfError when programs are `required` and
         cannot run.
         """
+        self._settled = None
         backend = backend_of(node.config)
-        leases, strange = _part(node.config.network, leases)
-        paths = self._links.path_facts({lease.public_ip for lease in leases}, node.uplink)
-        paths = xfrm.mark_paths(paths, node.public_ip, xfrm.outbound_policies())
-        peers, unusable = backend.peers(node, leases, paths)
+        usable, strange = part(node.config.network, leases)
+        paths = self._links.path_facts({lease.public_ip for lease in usable}, node.uplink)
+        peers, unusable = backend.peers(node, usable, _marked(node, paths))
         skipped = [*strange, *unusable]
         ports = self._links.pod_ports(node.subnet)
         loaded, why_not = self._load(node, peers)
@@ -147,11 +149,13 @@ class Reconciler:
             self._headroom_refused(failures)
             refused = self._xdp_refused(failures)
             if not refused and not any(isinstance(op.obj, VxlanLink) for op in ops):
+                if may_delete and not failures:
+                    self._settled = self._settle(node, leases, peers, skipped, wanted if loaded else None)
                 break
         if not failures:
             self._sweep(node, loaded)
         errors = [failure.error for failure in failures]
-        return Outcome(
+        self._last = Outcome(
             peers,
             skipped,
             errors,
@@ -162,6 +166,42 @@ class Reconciler:
             why_not=why_not,
             again=self._newcomers.due,
         )
+        return self._last
+
+    def follow(self, leases: Sequence[Lease]) -> Outcome | None:
+        """Do a short pass: carry out what these leases alter, taking what the last pass left as it was.
+
+        None when that takes a whole pass, also because something failed. Raises KernelError likewise.
+        """
+        settled, self._settled = self._settled, None
+        if settled is None:
+            return None
+        changed = change(settled.leases, leases)
+        paths = self._links.ask_paths([lease.public_ip for lease in changed.come])
+        done = follow(settled, leases, changed, _marked(settled.node, paths))
+        if done is None:
+            return None
+        after, ops = done
+        if self._apply(ops, _scope(settled.node, ())):
+            return None
+        self._settled = after
+        self._last = replace(self._last, peers=tuple(after.peers.values()), writes=len(ops))
+        return self._last
+
+    def _settle(
+        self,
+        node: Node,
+        leases: Sequence[Lease],
+        peers: Sequence[Peer],
+        skipped: Sequence[Skipped],
+        programmed: Sequence[Object] | None,
+    ) -> Settled:
+        """Return what a short pass may start from; `programmed` is None without programs."""
+        slots, size = None, 0
+        if programmed is not None and self._bpf:
+            slots = datapath.slots_in(obj for obj in programmed if isinstance(obj, MapEntry))
+            size = self._bpf.slots()
+        return Settled(node, leases, {peer.subnet: peer for peer in peers}, skipped, slots, size)
 
     @property
     def accelerates(self) -> bool:
@@ -285,19 +325,8 @@ class Reconciler:
         return failures
 
 
-def _part(network: IPv4Network, leases: Sequence[Lease]) -> tuple[list[Lease], list[Skipped]]:
-    """Part the leases from those that no backend could follow, with the reason."""
-    usable: list[Lease] = []
-    skipped: list[Skipped] = []
-    for lease in leases:
-        ip = lease.public_ip
-        if not lease.subnet.subnet_of(network):  # left from before the network's config was changed
-            skipped.append(Skipped(str(lease.subnet), f"outside the network {network}"))
-        elif ip.is_unspecified or ip.is_loopback or ip.is_multicast or int(ip) == _BROADCAST:
-            skipped.append(Skipped(str(lease.subnet), f"PublicIP {ip} is the address of no node"))
-        else:
-            usable.append(lease)
-    return usable, skipped
+def _marked(node: Node, paths: Paths) -> Paths:
+    return xfrm.mark_paths(paths, node.public_ip, xfrm.outbound_policies())
 
 
 def _edge(obj: Object) -> type:

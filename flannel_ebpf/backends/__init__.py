@@ -8,7 +8,7 @@ peers, and which kernel objects carry packets to them. The kernel path it descri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Protocol
 
 from flannel_ebpf.backends import hostgw, udp, vxlan
@@ -17,9 +17,11 @@ from flannel_ebpf.config import NetworkConfig
 from flannel_ebpf.model import Lease, Mac, PathFacts, Skipped, Uplink
 from flannel_ebpf.objects import Object
 
-__all__ = ["Backend", "Node", "Peer", "backend_of"]
+__all__ = ["Backend", "Node", "Paths", "Peer", "backend_of", "part"]
 
 Paths = Mapping[IPv4Address, PathFacts]
+
+_BROADCAST = 0xFFFFFFFF
 
 
 class Backend(Protocol):
@@ -47,3 +49,18 @@ _BACKENDS: Mapping[str, Backend] = {"vxlan": vxlan, "host-gw": hostgw, "udp": ud
 def backend_of(config: NetworkConfig) -> Backend:
     """Return the backend that the network config names."""
     return _BACKENDS[config.backend_type]
+
+
+def part(network: IPv4Network, leases: Sequence[Lease]) -> tuple[list[Lease], list[Skipped]]:
+    """Part the leases from those that no backend could follow, with the reason."""
+    usable: list[Lease] = []
+    skipped: list[Skipped] = []
+    for lease in leases:
+        ip = lease.public_ip
+        if not lease.subnet.subnet_of(network):  # left from before the network's config was changed
+            skipped.append(Skipped(str(lease.subnet), f"outside the network {network}"))
+        elif ip.is_unspecified or ip.is_loopback or ip.is_multicast or int(ip) == _BROADCAST:
+            skipped.append(Skipped(str(lease.subnet), f"PublicIP {ip} is the address of no node"))
+        else:
+            usable.append(lease)
+    return usable, skipped

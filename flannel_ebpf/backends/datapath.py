@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
@@ -31,13 +31,21 @@ def peer_len(peers: Iterable[Peer], subnet_len: int) -> int:
     return lengths.pop() if len(lengths) == 1 else 0
 
 
-def assign_slots(peers: Sequence[Peer], taken: Slots, size: int) -> dict[IPv4Network, int]:
+def together(peers: Collection[Peer], subnet_len: int) -> tuple[int, bool]:
+    """Return all that constants and hooks depend on of the peers: see `peer_len` and `filters`."""
+    return peer_len(peers, subnet_len), any(peer.mode == abi.Mode.DIRECT for peer in peers)
+
+
+def assign_slots(
+    peers: Sequence[Peer], taken: Slots, size: int, others: Iterable[int] = ()
+) -> dict[IPv4Network, int]:
     """Return each peer's index in fl_peer_stats: the one it has, else the lowest free; 0 when none is left.
 
-    Slot 0 is nobody's: traffic of peers past `size` is carried but not told apart.
+    `others` are indexes that peers beside these have. Slot 0 is nobody's: traffic of peers past `size` is
+    carried but not told apart.
     """
     slots = {peer.subnet: taken[peer.subnet] for peer in peers if taken.get(peer.subnet)}
-    used = set(slots.values())
+    used = {*slots.values(), *others}
     free = (slot for slot in range(1, size) if slot not in used)
     for peer in peers:
         if peer.subnet not in slots:

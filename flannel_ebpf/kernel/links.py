@@ -6,7 +6,7 @@ Layouts: linux/if_link.h, linux/if_addr.h, linux/pkt_sched.h.
 from __future__ import annotations
 
 import struct
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
@@ -215,10 +215,13 @@ class Links:
                 facts[address] = PathFacts(uplink.mtu, on_link=True)
             else:
                 asked.append(address)
-        facts.update(self._ask_paths(asked))
-        return facts
+        return facts | self.ask_paths(asked)
 
-    def _ask_paths(self, asked: list[IPv4Address]) -> Iterator[tuple[IPv4Address, PathFacts]]:
+    def ask_paths(self, asked: Sequence[IPv4Address]) -> dict[IPv4Address, PathFacts]:
+        """Return the same of a few addresses, asking for each."""
+        return dict(self._ask_paths(asked))
+
+    def _ask_paths(self, asked: Sequence[IPv4Address]) -> Iterator[tuple[IPv4Address, PathFacts]]:
         mtus = {index: link.mtu for index, link in read_links(self._netlink).items()} if asked else {}
         header = RTMSG.pack(2, 32, 0, 0, 0, 0, 0, 0, 0)
         requests = [Request(RTM_GETROUTE, 0, header + attribute(RTA_DST, a.packed)) for a in asked]
