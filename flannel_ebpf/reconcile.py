@@ -133,9 +133,11 @@ class Reconciler:
             if self._blackhole:
                 wanted.append(Route(node.subnet, None, "", blackhole=True, metric=LAST_METRIC))
             entries: list[MapEntry] = []
+            slots: datapath.Slots | None = None
             if loaded and self._bpf:
                 entries = self._bpf.read()
-                wanted += self._accelerate(node, peers, ports, loaded.programs, entries)
+                slots = datapath.assign_slots(peers, datapath.slots_in(entries), self._bpf.slots())
+                wanted += self._accelerate(node, peers, slots, ports, loaded.programs, entries)
             scope = _scope(node, wanted)
             routes = frozenset(obj.dst for obj in wanted if isinstance(obj, Route))
             actual = [
@@ -150,7 +152,9 @@ class Reconciler:
             refused = self._xdp_refused(failures)
             if not refused and not any(isinstance(op.obj, VxlanLink) for op in ops):
                 if may_delete and not failures:
-                    self._settled = self._settle(node, leases, peers, skipped, wanted if loaded else None)
+                    size = self._bpf.slots() if slots is not None and self._bpf else 0
+                    by_subnet = {peer.subnet: peer for peer in peers}
+                    self._settled = Settled(node, leases, by_subnet, skipped, slots, size)
                 break
         if not failures:
             self._sweep(node, loaded)
@@ -173,35 +177,20 @@ class Reconciler:
 
         None when that takes a whole pass, also because something failed. Raises KernelError likewise.
         """
-        settled, self._settled = self._settled, None
-        if settled is None:
+        before, self._settled = self._settled, None
+        if before is None:
             return None
-        changed = change(settled.leases, leases)
+        changed = change(before.leases, leases)
         paths = self._links.ask_paths([lease.public_ip for lease in changed.come])
-        done = follow(settled, leases, changed, _marked(settled.node, paths))
+        done = follow(before, leases, changed, _marked(before.node, paths))
         if done is None:
             return None
         after, ops = done
-        if self._apply(ops, _scope(settled.node, ())):
+        if self._apply(ops, _scope(before.node, ())):
             return None
         self._settled = after
         self._last = replace(self._last, peers=tuple(after.peers.values()), writes=len(ops))
         return self._last
-
-    def _settle(
-        self,
-        node: Node,
-        leases: Sequence[Lease],
-        peers: Sequence[Peer],
-        skipped: Sequence[Skipped],
-        programmed: Sequence[Object] | None,
-    ) -> Settled:
-        """Return what a short pass may start from; `programmed` is None without programs."""
-        slots, size = None, 0
-        if programmed is not None and self._bpf:
-            slots = datapath.slots_in(obj for obj in programmed if isinstance(obj, MapEntry))
-            size = self._bpf.slots()
-        return Settled(node, leases, {peer.subnet: peer for peer in peers}, skipped, slots, size)
 
     @property
     def accelerates(self) -> bool:
@@ -271,16 +260,15 @@ class Reconciler:
         self,
         node: Node,
         peers: Sequence[Peer],
+        slots: datapath.Slots,
         ports: Sequence[PodPort],
         programs: Mapping[str, int],
         entries: Sequence[MapEntry],
     ) -> list[Object]:
         """Return what the BPF side should hold, beside the kernel path."""
-        assert self._bpf is not None  # noqa: S101 - called with programs loaded
         name = backend_of(node.config).overlay_name(node.config)
         overlay = find_link(self._kernel.netlink, name) if name else None
         old = self._newcomers.settled(ports, time.monotonic())
-        slots = datapath.assign_slots(peers, datapath.slots_in(entries), self._bpf.slots())
         wanted: list[Object] = [
             *datapath.peer_entries(peers, slots),
             *datapath.port_entries(ports),

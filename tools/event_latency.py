@@ -28,7 +28,8 @@ from flannel_ebpf.options import EtcdOptions
 NETWORK = "10.0.0.0/8"
 DEADLINE = 60.0
 """Seconds to wait for anything before the measurement is given up."""
-IDLE_SECONDS = 20.0
+SETTLE_SECONDS, IDLE_SECONDS = 10.0, 60.0
+"""After a start, until the passes that it leads to are over; then one period of what is done unasked."""
 LOOK_EVERY = 0.0005
 """Seconds between looks into the map: without a pause the measurement takes a core from what it measures."""
 
@@ -96,18 +97,19 @@ def restart(node: Node, peers: int, *, cold: bool) -> float:
 
 
 def cost(node: Node) -> tuple[float, float]:
-    """Return the daemon's resident memory in MB and the share of one core that it uses when idle."""
+    """Return the daemon's resident memory in MB and the share of one core that it uses, once it is idle."""
     daemon = node.daemon
     if daemon is None:
         raise SystemExit(node.log_tail())
-    pages = int(Path(f"/proc/{daemon.pid}/statm").read_text().split()[1])
 
     def seconds() -> float:
         fields = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    time.sleep(SETTLE_SECONDS)
     before = seconds()
     time.sleep(IDLE_SECONDS)
+    pages = int(Path(f"/proc/{daemon.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, (seconds() - before) / IDLE_SECONDS
 
 

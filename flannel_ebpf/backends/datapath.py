@@ -78,13 +78,13 @@ def _peer_entries(peer: Peer, slot: int) -> tuple[MapEntry, MapEntry]:
 
 def slots_in(entries: Iterable[MapEntry]) -> dict[IPv4Network, int]:
     """Return the counters' slots that peers have in fl_peers now: they outlive the daemon."""
-    return dict(_slot_in(entry) for entry in entries if entry.map == "fl_peers")
+    return dict(_slot_in(entry.map_key, entry.value) for entry in entries if entry.map == "fl_peers")
 
 
 @lru_cache(CACHED)
-def _slot_in(entry: MapEntry) -> tuple[IPv4Network, int]:
-    key = abi.SubnetKey.unpack(entry.map_key)
-    return IPv4Network((key.addr, key.len)), abi.Peer.unpack(entry.value).slot
+def _slot_in(map_key: bytes, value: bytes) -> tuple[IPv4Network, int]:
+    key = abi.SubnetKey.unpack(map_key)
+    return IPv4Network((key.addr, key.len)), abi.Peer.unpack(value).slot
 
 
 def port_entries(ports: Sequence[PodPort]) -> list[MapEntry]:
