@@ -6,7 +6,6 @@ right, a short pass carries out what they alter; whatever speaks against it brin
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
@@ -102,9 +101,7 @@ class Loop:
         begun = time.thread_time()
         self._problems = set()
         self._follow_uplink()
-        gc.disable()  # a pass makes thousands of objects and no cycle: to look for some takes a sixth of it
         outcome = self._pass(view)
-        gc.enable()
         cost = time.thread_time() - begun
         unasked = min(max(cost / SHARE, SHORTEST), self._parts.firewall.lifetime)
         delay = self._settle(outcome) or unasked
