@@ -15,6 +15,8 @@ from node import OTHER_PORT, POD_PORT, UPLINK, UPLINK_MAC, Node
 
 from flannel_ebpf import abi
 
+pytest.register_assert_rewrite("conversation")
+
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -57,6 +57,7 @@ VXLAN = abi.Config(
     direct_routing=False,
     ttl=64,
 )
+FLOWS = replace(VXLAN, fastpath=abi.Fastpath.FLOWS)
 DIRECT = replace(VXLAN, backend=abi.Mode.DIRECT, vtep_mac=abi.NO_MAC)
 UDP = replace(VXLAN, backend=abi.Mode.UDP, vtep_mac=abi.NO_MAC, port=8285)
 
@@ -256,7 +257,3 @@ class Node:
 def epoch() -> int:
     """Return the sketch's present epoch."""
     return time.monotonic_ns() >> 33 & 0xFF
-
-
-def flow_key(pod: IPv4Address, far: IPv4Address, pod_port: int, far_port: int, proto: int) -> abi.FlowKey:
-    return abi.FlowKey(pod, far, pod_port, far_port, proto)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
-from frames import from_pod, l4, on_wire, packet, udp_tunnel, vxlan
+from conversation import TCP_KEY, UDP_KEY, Conversation, NodeWith, node, tcp, to_pod, udp
+from frames import from_pod, l4, on_wire, packet, vxlan
 from node import (
     DIRECT,
-    GATEWAY_MAC,
+    FLOWS,
     KERNEL,
     MARK,
     OTHER_MAC,
@@ -19,15 +19,10 @@ from node import (
     OTHER_PORT,
     PEER,
     POD,
-    POD_MAC,
     POD_PORT,
     REDIRECT,
     UDP,
-    VXLAN,
     Node,
-    Ran,
-    epoch,
-    flow_key,
     skb_context,
 )
 from scapy.layers.l2 import ARP, Ether
@@ -35,77 +30,15 @@ from scapy.packet import Packet
 
 from flannel_ebpf import abi
 from flannel_ebpf.abi import FlowBit, PodFlag, Reason
-from flannel_ebpf.model import Mac
 
-FLOWS = replace(VXLAN, fastpath=abi.Fastpath.FLOWS)
+__all__ = ["node", "tcp", "udp"]
+
 BACKENDS = [FLOWS, replace(DIRECT, fastpath=FLOWS.fastpath), replace(UDP, fastpath=FLOWS.fastpath)]
-TCP_KEY = flow_key(POD, PEER.pod, 4000, 5000, 6)
-UDP_KEY = flow_key(POD, PEER.pod, 4000, 5000, 17)
 ALL = FlowBit.TX_ENTERED | FlowBit.TX_LEFT | FlowBit.RX_ARRIVED | FlowBit.RX_DELIVERED
-NodeWith = Callable[[abi.Config], Node]
-
-
-class Conversation:
-    """Both directions of one connection between POD and PEER.pod, step by step through the four hooks."""
-
-    def __init__(self, node: Node, kind: str) -> None:
-        self.node, self.kind = node, kind
-        self.mode = node.config.backend
-
-    def enter(self, flags: str = "", **run: int) -> Ran:
-        return self.node.run("fl_from_pod", bytes(from_pod(self._body(4000, 5000, flags))), **run)
-
-    def leave(self, ran: Ran) -> Ran:
-        raw = ran.frame[14:] if self.mode == abi.Mode.UDP else ran.frame
-        return self.node.run("fl_to_peer", raw, mark=ran.mark)
-
-    def arrive(self, flags: str = "") -> Ran:
-        inner = packet(PEER.pod, POD, self._body(5000, 4000, flags))
-        if self.mode == abi.Mode.DIRECT:
-            return self.node.run("fl_from_peer", bytes(on_wire(inner)))
-        tunnel = vxlan if self.mode == abi.Mode.VXLAN else udp_tunnel
-        return self.node.run("fl_from_peer", bytes(tunnel(inner)))
-
-    def deliver(self, ran: Ran, ifindex: int = POD_PORT) -> Ran:
-        inner = packet(PEER.pod, POD, self._body(5000, 4000), ttl=62)
-        return self.node.run("fl_to_pod", to_pod(inner), mark=ran.mark, ifindex=ifindex)
-
-    def learn_tx(self) -> None:
-        assert self.leave(self.enter()).reason == Reason.LEARN_LEFT
-
-    def learn_rx(self) -> None:
-        assert self.deliver(self.arrive()).reason == Reason.LEARN_DELIVERED
-
-    def _body(self, sport: int, dport: int, flags: str = "") -> Packet:
-        kind = f"{self.kind}:{flags}" if flags else self.kind
-        if kind == "ping":
-            return l4("ping" if sport == 4000 else "pong", sport=4000)
-        return l4(kind, sport=sport, dport=dport)
-
-
-def to_pod(inner: Packet, mac: Mac = POD_MAC) -> bytes:
-    return bytes(Ether(src=str(GATEWAY_MAC), dst=str(mac)) / inner)
-
-
-@pytest.fixture
-def node(node_with: NodeWith) -> Node:
-    grown = node_with(FLOWS)
-    grown.fill_sketch()
-    return grown
-
-
-@pytest.fixture
-def tcp(node: Node) -> Conversation:
-    return Conversation(node, "tcp")
-
-
-@pytest.fixture
-def udp(node: Node) -> Conversation:
-    return Conversation(node, "udp")
 
 
 def key_of(kind: str) -> abi.FlowKey:
-    return flow_key(POD, PEER.pod, 4000, 4000, 1) if kind == "ping" else UDP_KEY
+    return abi.FlowKey(POD, PEER.pod, 4000, 4000, 1) if kind == "ping" else UDP_KEY
 
 
 @pytest.mark.parametrize("kind", ["udp", "ping"])
@@ -149,36 +82,6 @@ def test_tcp_state_changes_end_the_flow(flags: str, direction: str, tcp: Convers
     assert (ran.verdict, ran.reason, ran.mark) == (KERNEL, Reason.TCP_STATE, 0)
     assert tcp.node.flow(TCP_KEY) is None
     assert getattr(tcp, direction)().reason == (Reason.LEARN_YOUNG if "S" in flags else Reason.LEARN_NEW)
-
-
-def test_syn_ends_a_flow_whose_count_has_faded(tcp: Conversation) -> None:
-    tcp.learn_tx()
-    tcp.learn_rx()
-    tcp.node.clear_sketch()
-    tcp.enter()
-    place, cell = tcp.node.counted_cell()
-    tcp.node.put_cell(place, replace(cell, packets=0, learned=epoch() - 2 & 0xFF))
-    tcp.enter("S")
-    assert tcp.node.flow(TCP_KEY) is None
-
-
-def test_either_direction_ends_what_only_the_other_has_learned(node: Node) -> None:
-    talk = Conversation(node, "tcp")
-    for learn, end in (("learn_tx", "arrive"), ("learn_rx", "enter")):
-        node.reset()
-        node.fill_sketch(learned=100)
-        getattr(talk, learn)()
-        assert node.flow(TCP_KEY) is not None
-        getattr(talk, end)("FA")
-        assert node.flow(TCP_KEY) is None
-
-
-def test_a_new_connection_is_young_again(tcp: Conversation) -> None:
-    tcp.learn_tx()
-    tcp.learn_rx()
-    tcp.arrive("S")
-    tcp.enter("SA")
-    assert (tcp.enter().reason, tcp.arrive().reason) == (Reason.LEARN_YOUNG, Reason.LEARN_YOUNG)
 
 
 @pytest.mark.parametrize("direction", ["tx_since", "rx_since"])
@@ -260,37 +163,6 @@ def test_foreign_mark_bits_survive(node: Node) -> None:
 )
 def test_only_overlay_packets_are_marked(program: str, frame: Packet, node: Node) -> None:
     assert node.run(program, bytes(frame)).mark == 0
-
-
-def test_a_flow_is_young_for_a_dozen_packets_of_a_direction(udp: Conversation) -> None:
-    udp.node.clear_sketch()
-    for reasons in ([udp.enter().reason for _ in range(13)], [udp.arrive().reason for _ in range(13)]):
-        assert reasons == [Reason.LEARN_YOUNG] * 12 + [Reason.LEARN_NEW]
-
-
-@pytest.mark.parametrize("moving", ["sport", "dport"])
-def test_flows_with_neighbouring_ports_are_spread_over_the_sketch(moving: str, node: Node) -> None:
-    places = set()
-    for turn in range(40):
-        node.clear_sketch()
-        ports = {"sport": 4000, "dport": 5000}
-        ports[moving] += turn
-        node.run("fl_from_pod", bytes(from_pod(l4("udp", **ports))))
-        places.add(node.counted_cell()[0])
-    assert len(places) > 35
-    assert len({place % 16 for place in places}) > 8
-
-
-def test_a_quiet_flow_grows_young_again(udp: Conversation) -> None:
-    node = udp.node
-    node.clear_sketch()
-    for _ in range(12):
-        udp.enter()
-    place, cell = node.counted_cell()
-    assert cell.packets == 12
-    node.put_cell(place, replace(cell, epoch=cell.epoch - 2 & 0xFF))
-    assert udp.enter().reason == Reason.LEARN_YOUNG
-    assert node.counted_cell()[1].packets in (2, 4), "12 halved twice, or thrice at an epoch's turn, plus 1"
 
 
 def test_another_veth_starts_the_flow_anew(udp: Conversation) -> None:

@@ -9,7 +9,7 @@ import pytest
 from frames import from_pod, l4, on_wire, packet, udp_tunnel, vxlan
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from node import DIRECT, DROP, KERNEL, MARK, PEER, POD, REDIRECT, UDP, VXLAN, XDP_PASS, Node
+from node import DIRECT, DROP, FLOWS, KERNEL, MARK, PEER, POD, REDIRECT, UDP, VXLAN, XDP_PASS, Node
 from scapy.layers.inet import IP
 from scapy.packet import Packet, Raw
 
@@ -17,7 +17,6 @@ from flannel_ebpf import abi
 from flannel_ebpf.abi import Reason
 
 NodeWith = Callable[[abi.Config], Node]
-FLOWS = replace(VXLAN, fastpath=abi.Fastpath.FLOWS)
 LPM = replace(VXLAN, peer_len=0)
 SHORTEST = 34  # BPF_PROG_TEST_RUN wants an IPv4 header behind EtherType 0x0800
 SHORTEST_NOISE = 54  # and an IPv6 header behind 0x86dd

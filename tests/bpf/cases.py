@@ -1,0 +1,79 @@
+"""A row of the table of packets, and what its rows share: configurations, addresses, what a node knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+
+from node import DROP, KERNEL, OTHER_PORT, PEER, POD, REDIRECT, VXLAN, XDP_DROP, XDP_PASS, Node
+from scapy.packet import Packet
+
+from flannel_ebpf import abi
+from flannel_ebpf.abi import PodFlag, Reason
+
+COUNT_ONLY = replace(VXLAN, source_check=abi.Check.COUNT)
+NO_CHECK = replace(VXLAN, source_check=abi.Check.OFF)
+MIXED = replace(VXLAN, direct_routing=True)
+
+HOST = IPv4Address("192.0.2.77")
+OUTSIDE = IPv4Address("203.0.113.5")
+MULTICAST_MAC = "01:00:5e:00:00:16"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A packet, what the node knows, and how it must end. `marked`: the learning mark afterwards."""
+
+    program: str
+    name: str
+    frame: Packet | bytes
+    reason: Reason | None
+    config: abi.Config = VXLAN
+    setup: Callable[[Node], None] = lambda node: None
+    verdict: int | None = None
+    mark: int = 0
+    marked: bool = False
+    skb: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def expected_verdict(self) -> int:
+        if self.verdict is not None:
+            return self.verdict
+        if self.reason in (Reason.FAST_VXLAN, Reason.FAST_DIRECT, Reason.FAST_UDP):
+            return REDIRECT
+        dropped = self.reason is not None and self.reason >= Reason.DROP_NOT_MEMBER
+        if self.program == "fl_xdp":
+            return XDP_DROP if dropped else XDP_PASS
+        return DROP if dropped else KERNEL
+
+
+def tampered(frame: Packet, offset: int, value: bytes) -> bytes:
+    raw = bytearray(bytes(frame))
+    raw[offset : offset + len(value)] = value
+    return bytes(raw)
+
+
+def with_inner_type(frame: Packet, ethertype: int) -> bytes:
+    """Return a vxlan frame that says something else is inside."""
+    return tampered(frame, 62, ethertype.to_bytes(2, "big"))
+
+
+def peer_mode(mode: abi.Mode) -> Callable[[Node], None]:
+    return lambda node: node.add_peer(PEER, PEER.peer(mode))
+
+
+def no_pod(node: Node) -> None:
+    node.forget_pod(POD)
+
+
+def shaped_pod(node: Node) -> None:
+    node.add_pod(POD, flags=PodFlag.SHAPED)
+
+
+def pod_elsewhere(node: Node) -> None:
+    node.add_pod(POD, ifindex=OTHER_PORT)
+
+
+def flooded_pod(node: Node) -> None:
+    node.add_pod(POD, ifindex=0)

@@ -1,0 +1,213 @@
+"""Packets on their way out of a pod: what `fl_from_pod` carries, and what it leaves to the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from ipaddress import IPv4Address
+
+from cases import (
+    COUNT_ONLY,
+    MIXED,
+    MULTICAST_MAC,
+    NO_CHECK,
+    OUTSIDE,
+    Case,
+    flooded_pod,
+    no_pod,
+    peer_mode,
+    pod_elsewhere,
+    shaped_pod,
+    tampered,
+)
+from frames import from_pod, l4, packet
+from node import (
+    DIRECT,
+    KERNEL,
+    OTHER_MAC,
+    OTHER_POD,
+    PEER,
+    POD,
+    POD_MAC,
+    POD_PORT,
+    STRANGER,
+    UDP,
+    VXLAN,
+    Node,
+)
+from scapy.layers.inet import ICMP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.sctp import SCTP
+from scapy.packet import Raw
+
+from flannel_ebpf import abi
+from flannel_ebpf.abi import PodFlag, Reason
+
+NO_L2_ETH = replace(VXLAN, caps=VXLAN.caps & ~abi.Cap.ENCAP_L2_ETH)
+NO_NEIGH = replace(VXLAN, caps=VXLAN.caps & ~abi.Cap.REDIRECT_NEIGH)
+IP_AT = 14
+
+row = partial(Case, "fl_from_pod")
+
+
+def peer_mtu(mtu: int) -> Callable[[Node], None]:
+    return lambda node: node.add_peer(PEER, PEER.peer(node.config.backend, mtu=mtu))
+
+
+def peer_has_programs(node: Node) -> None:
+    node.add_peer(PEER, replace(PEER.peer(abi.Mode.UDP), flags=abi.PeerFlag.ON_LINK | abi.PeerFlag.BPF))
+
+
+def shaped_port(node: Node) -> None:
+    node.forget_pod(POD)
+    node.set_port(POD_PORT, PodFlag.SHAPED)
+
+
+def without_checksum(kind: str) -> bytes:
+    """A frame as a pod's kernel leaves it for the device: only the pseudo header is summed up."""
+    frame = bytearray(bytes(from_pod(l4(kind))))
+    words = frame[26:34] + bytes((0, frame[23])) + (len(frame) - 34).to_bytes(2, "big")
+    total = sum(int.from_bytes(words[at : at + 2], "big") for at in range(0, len(words), 2))
+    at = 34 + (16 if kind == "tcp" else 6)
+    frame[at : at + 2] = (total % 0xFFFF).to_bytes(2, "big")
+    return bytes(frame)
+
+
+FROM_POD = [
+    row("UDP to a peer", from_pod(), Reason.FAST_VXLAN),
+    row("TCP to a peer", from_pod(l4("tcp")), Reason.FAST_VXLAN),
+    row("ping to a peer", from_pod(l4("ping")), Reason.FAST_VXLAN),
+    row("echo reply to a peer", from_pod(l4("pong")), Reason.FAST_VXLAN),
+    row("from a pod not known yet", from_pod(), Reason.FAST_VXLAN, setup=no_pod),
+    row("from a pod whose place is unsure", from_pod(), Reason.FAST_VXLAN, setup=flooded_pod),
+    row("largest packet", from_pod(l4(payload=bytes(1422))), Reason.FAST_VXLAN),
+    row("one byte too large", from_pod(l4(payload=bytes(1423))), Reason.TOO_BIG),
+    row("path with a small MTU", from_pod(), Reason.TOO_BIG, setup=peer_mtu(141)),
+    row("path just large enough", from_pod(), Reason.FAST_VXLAN, setup=peer_mtu(142)),
+    row(
+        "super-packet with large segments",
+        from_pod(l4("tcp", payload=bytes(3000))),
+        Reason.TOO_BIG,
+        skb={"gso_size": 1411, "gso_segs": 3},
+    ),
+    row(
+        "super-packet whose kind the helper refuses",
+        from_pod(l4("tcp", payload=bytes(3000))),
+        Reason.GSO,
+        skb={"gso_size": 1410, "gso_segs": 3},
+    ),
+    row(
+        "super-packet without ENCAP_L2_ETH",
+        from_pod(l4("tcp", payload=bytes(3000))),
+        Reason.GSO,
+        config=NO_L2_ETH,
+        skb={"gso_size": 1410, "gso_segs": 3},
+    ),
+    row("kernel without redirect_neigh", from_pod(), Reason.HELPER, config=NO_NEIGH),
+    row("ARP", Ether(src=str(POD_MAC)) / ARP(psrc=str(POD)), Reason.NOT_IPV4),
+    row("IPv6", Ether() / IPv6() / l4(), Reason.NOT_IPV4),
+    row("VLAN tag", Ether() / Dot1Q(vlan=5) / packet(POD, PEER.pod), Reason.NOT_IPV4),
+    row("broadcast frame", from_pod(gateway="ff:ff:ff:ff:ff:ff"), Reason.NOT_UNICAST),
+    row("multicast frame", from_pod(gateway=MULTICAST_MAC), Reason.NOT_UNICAST),
+    row("multicast address", from_pod(dst=IPv4Address("224.0.0.22")), Reason.NOT_UNICAST),
+    row("to the next pod", from_pod(dst=OTHER_POD), Reason.NOT_OVERLAY),
+    row("to the outside", from_pod(dst=OUTSIDE), Reason.NOT_OVERLAY),
+    row("to a subnet nobody holds", from_pod(dst=STRANGER.pod), Reason.NOT_OVERLAY),
+    row("to a peer of the kernel's alone", from_pod(), Reason.NOT_OVERLAY, setup=peer_mode(abi.Mode.NONE)),
+    row("to a peer of another backend", from_pod(), Reason.NOT_OVERLAY, setup=peer_mode(abi.Mode.UDP)),
+    row("IP options", from_pod(options=b"\x94\x04\x00\x00"), Reason.IP_OPTIONS),
+    row("first fragment", from_pod(flags="MF"), Reason.FRAGMENT),
+    row("later fragment", from_pod(frag=10), Reason.FRAGMENT),
+    row("DF", from_pod(flags="DF"), Reason.FAST_VXLAN),
+    row("TTL 0", from_pod(ttl=0), Reason.TTL),
+    row("TTL 1", from_pod(ttl=1), Reason.TTL),
+    row("TTL 2", from_pod(ttl=2), Reason.FAST_VXLAN),
+    row("SCTP", from_pod(SCTP()), Reason.PROTOCOL),
+    row("ICMP unreachable", from_pod(ICMP(type=3) / Raw(bytes(28))), Reason.PROTOCOL),
+    row("version 6 in IPv4", tampered(from_pod(), IP_AT, b"\x65"), Reason.BAD_HEADER),
+    row("header length 4", tampered(from_pod(), IP_AT, b"\x44"), Reason.BAD_HEADER),
+    row("wrong header checksum", from_pod(chksum=0x1234), Reason.BAD_HEADER),
+    row("total length beyond the frame", from_pod(len=200), Reason.BAD_HEADER),
+    row("bytes behind the packet", from_pod() / Raw(b"xx"), Reason.FAST_VXLAN),
+    row("padding behind the packet", bytes(from_pod()) + b"pad", Reason.BAD_HEADER),
+    row("TCP data offset 4", tampered(from_pod(l4("tcp")), 46, b"\x40"), Reason.BAD_HEADER),
+    row(
+        "TCP header longer than the packet",
+        tampered(from_pod(l4("tcp", payload=b"")), 46, b"\xf0"),
+        Reason.TRUNCATED,
+    ),
+    row("half a TCP header", from_pod(Raw(bytes(12)), proto=6), Reason.TRUNCATED),
+    row("no L4 header", from_pod(Raw(b""), proto=17), Reason.TRUNCATED),
+    row("routed by the pod", from_pod(src=OUTSIDE), Reason.POD_SOURCE),
+    row("another pod's address", from_pod(), Reason.DROP_POD_SOURCE, setup=pod_elsewhere),
+    row(
+        "another pod's address, counted only",
+        from_pod(),
+        Reason.DROP_POD_SOURCE,
+        config=COUNT_ONLY,
+        setup=pod_elsewhere,
+        verdict=KERNEL,
+    ),
+    row(
+        "another pod's address, unchecked",
+        from_pod(),
+        Reason.POD_SOURCE,
+        config=NO_CHECK,
+        setup=pod_elsewhere,
+    ),
+    row("not for the gateway", from_pod(gateway=OTHER_MAC), Reason.NOT_GATEWAY),
+    row("shaped pod", from_pod(), Reason.SHAPED, setup=shaped_pod),
+    row("shaped port of an unknown pod", from_pod(), Reason.SHAPED, setup=shaped_port),
+    row("direct", from_pod(), Reason.FAST_DIRECT, config=DIRECT),
+    row(
+        "direct needs no room for headers",
+        from_pod(l4(payload=bytes(1472))),
+        Reason.FAST_DIRECT,
+        config=DIRECT,
+    ),
+    row("direct, too big", from_pod(l4(payload=bytes(1473))), Reason.TOO_BIG, config=DIRECT),
+    row(
+        "direct peer of a vxlan network",
+        from_pod(),
+        Reason.FAST_DIRECT,
+        config=MIXED,
+        setup=peer_mode(abi.Mode.DIRECT),
+    ),
+    row("udp", from_pod(), Reason.FAST_UDP, config=UDP),
+    row("udp, TTL 2 is the relay's last", from_pod(ttl=2), Reason.TTL, config=UDP),
+    row("udp, TTL 3", from_pod(ttl=3), Reason.FAST_UDP, config=UDP),
+    row("udp, largest", from_pod(l4(payload=bytes(1444))), Reason.FAST_UDP, config=UDP),
+    row(
+        "udp, super-packet that a relay might get whole",
+        from_pod(l4("tcp", payload=bytes(3000))),
+        Reason.GSO,
+        config=UDP,
+        skb={"gso_size": 1400, "gso_segs": 3},
+    ),
+    row(
+        "udp, UDP super-packet to a peer with programs",
+        from_pod(l4("udp", payload=bytes(2800))),
+        Reason.GSO,
+        config=UDP,
+        setup=peer_has_programs,
+        skb={"gso_size": 1400, "gso_segs": 2},
+    ),
+    row("udp, checksum to be done", without_checksum("udp"), Reason.CHECKSUM, config=UDP),
+    row("udp, TCP's to be done", without_checksum("tcp"), Reason.CHECKSUM, config=UDP),
+    row(
+        "udp, checksum to be done, peer with programs",
+        without_checksum("tcp"),
+        Reason.FAST_UDP,
+        config=UDP,
+        setup=peer_has_programs,
+    ),
+    row(
+        "udp, checksum to be done, over hardware",
+        without_checksum("udp"),
+        Reason.FAST_UDP,
+        config=replace(UDP, uplink_finishes=True),
+    ),
+    row("udp, too big", from_pod(l4(payload=bytes(1445))), Reason.TOO_BIG, config=UDP),
+]

@@ -1,0 +1,34 @@
+"""Frames before the kernel made a packet of them: what `fl_xdp` drops."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from cases import COUNT_ONLY, HOST, OUTSIDE, Case, with_inner_type
+from frames import l4, on_wire, packet, udp_tunnel, vxlan
+from node import DIRECT, PEER, POD, STRANGER, UDP, XDP_PASS
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Raw
+
+from flannel_ebpf.abi import Reason
+
+row = partial(Case, "fl_xdp")
+
+XDP = [
+    row("member's packet", vxlan(), Reason.MEMBER),
+    row("member's fragment inside", vxlan(packet(PEER.pod, POD, frag=3)), Reason.MEMBER),
+    row("no member", vxlan(sender=STRANGER), Reason.DROP_NOT_MEMBER),
+    row("no member, counted", vxlan(sender=STRANGER), Reason.DROP_NOT_MEMBER, COUNT_ONLY, verdict=XDP_PASS),
+    row("source outside", vxlan(packet(OUTSIDE, POD)), Reason.DROP_PEER_SOURCE),
+    row("ARP from no member", with_inner_type(vxlan(sender=STRANGER), 0x0806), Reason.DROP_NOT_MEMBER),
+    row("another network", vxlan(vni=2, sender=STRANGER), Reason.VNI),
+    row("another port", vxlan(dport=53, sender=STRANGER), Reason.NOT_OVERLAY),
+    row("not for us", vxlan(outer_dst=HOST), Reason.NOT_OVERLAY),
+    row("outer fragment", vxlan(flags="MF"), Reason.OUTER),
+    row("short", on_wire(Raw(bytes(20))), Reason.TRUNCATED),
+    row("IPv6", on_wire(IPv6() / l4()), Reason.NOT_IPV4),
+    row("plain packet in host-gw", on_wire(packet(PEER.pod, POD)), Reason.NOT_OVERLAY, DIRECT),
+    row("udp member", udp_tunnel(), Reason.MEMBER, UDP),
+    row("udp no member", udp_tunnel(sender=STRANGER), Reason.DROP_NOT_MEMBER, UDP),
+    row("udp source outside", udp_tunnel(packet(OUTSIDE, POD)), Reason.DROP_PEER_SOURCE, UDP),
+]
