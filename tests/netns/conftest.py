@@ -1,13 +1,14 @@
-"""Labs for tests: uniquely named, so that several test runs share a machine, and always taken down."""
+"""Labs for tests, uniquely named, so that several test runs share a machine, and etcd; always taken down."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from itertools import count
 from typing import Any
 
 import pytest
+from etcd_cluster import EtcdCluster
 
 from flannel_ebpf.lab import Lab, LabSpec, netns, teardown
 from flannel_ebpf.lab.cluster import labs
@@ -61,3 +62,17 @@ def make_lab() -> Generator[MakeLab, None, None]:
 def make_shared_lab() -> Generator[MakeLab, None, None]:
     """Like `make_lab`, for a lab that all tests of one file share."""
     yield from _maker()
+
+
+@pytest.fixture(scope="module")
+def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    """One etcd server, which all tests of one file share."""
+    with EtcdCluster(tmp_path_factory.mktemp("etcd")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def etcd(shared_etcd: EtcdCluster) -> EtcdCluster:
+    """The file's etcd server, empty."""
+    shared_etcd.ctl("del", "--prefix", "/")
+    return shared_etcd

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
+
+from etcd_cluster import EtcdCluster
 
 from flannel_ebpf.config import NetworkConfig, parse_network_config
 from flannel_ebpf.errors import EtcdError, LeaseLost
@@ -22,11 +25,29 @@ CONFIG = parse_network_config(
 )
 """Nodes draw from 10.1.70.0 to 10.1.169.0; subnets outside that are the tests' to place."""
 
+SUBNETS = f"{PREFIX}/subnets"
+FAR = IPv4Network("10.1.200.0/24")
+KEY = f"{SUBNETS}/10.1.200.0-24"
+"""FAR's key."""
+
 GRACE = 5.0
 
 
 def vtep(number: int) -> dict[str, object]:
     return {"VNI": 1, "VtepMAC": f"02:00:00:00:00:{number:02x}"}
+
+
+def in_etcd(registry: Registry, subnet: IPv4Network = FAR) -> Lease | None:
+    return next((lease for lease in registry.snapshot().leases if lease.subnet == subnet), None)
+
+
+def value(etcd: EtcdCluster, key: str = KEY) -> str:
+    return etcd.ctl("get", "--print-value-only", key).strip()
+
+
+def ttl(etcd: EtcdCluster, lease: Lease) -> int:
+    """Return the seconds that etcd will still keep the lease's key."""
+    return int(json.loads(etcd.ctl("lease", "timetolive", f"{lease.etcd_lease:x}", "-w=json"))["ttl"])
 
 
 class LeaseNode:

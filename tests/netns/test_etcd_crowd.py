@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -19,18 +18,6 @@ from flannel_ebpf.model import Lease
 from flannel_ebpf.snapshot_guard import LINGER
 
 NODES = 20
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
-    with EtcdCluster(tmp_path_factory.mktemp("etcd")) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def etcd(shared: EtcdCluster) -> EtcdCluster:
-    shared.ctl("del", "--prefix", "/")
-    return shared
 
 
 def config_of(subnets: int) -> NetworkConfig:

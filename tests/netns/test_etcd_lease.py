@@ -1,53 +1,19 @@
-"""LeaseKeeper and Registry against real etcd: one node's lease through everything that can happen to it."""
+"""LeaseKeeper against real etcd: one node's lease through everything that can happen to it."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
 
 import pytest
 from etcd_cluster import EtcdCluster, eventually
-from lease_node import CONFIG, PREFIX, LeaseNode, running, vtep
+from lease_node import CONFIG, FAR, KEY, PREFIX, SUBNETS, LeaseNode, in_etcd, running, ttl, value, vtep
 
 from flannel_ebpf import lease_keeper
-from flannel_ebpf.errors import ConfigError, LeaseConflict, LeaseError
-from flannel_ebpf.etcd import EtcdClient, Registry
+from flannel_ebpf.errors import ConfigError, LeaseError
 from flannel_ebpf.lease_keeper import DAY, LeaseKeeper
-from flannel_ebpf.model import Lease
-
-SUBNETS = f"{PREFIX}/subnets"
-FAR = IPv4Network("10.1.200.0/24")
-KEY = f"{SUBNETS}/10.1.200.0-24"
-STRANGER = '{"PublicIP":"192.168.9.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:09:09"}}'  # noqa: E501 - one value
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
-    with EtcdCluster(tmp_path_factory.mktemp("etcd")) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def etcd(shared: EtcdCluster) -> EtcdCluster:
-    shared.ctl("del", "--prefix", "/")
-    return shared
-
-
-def value(etcd: EtcdCluster, key: str = KEY) -> str:
-    return etcd.ctl("get", "--print-value-only", key).strip()
-
-
-def ttl(etcd: EtcdCluster, lease: Lease) -> int:
-    return int(json.loads(etcd.ctl("lease", "timetolive", f"{lease.etcd_lease:x}", "-w=json"))["ttl"])
-
-
-def in_etcd(registry: Registry, subnet: IPv4Network = FAR) -> Lease | None:
-    return next((lease for lease in registry.snapshot().leases if lease.subnet == subnet), None)
 
 
 def test_the_key_is_flanneld_s_byte_for_byte_and_lives_a_day(etcd: EtcdCluster) -> None:
@@ -133,59 +99,6 @@ def test_an_own_key_that_vanished_is_written_again_at_once(etcd: EtcdCluster, ho
         assert not node.lost
 
 
-def test_a_stolen_key_is_given_up_and_not_written_over(etcd: EtcdCluster) -> None:
-    node = LeaseNode(etcd.options(), 1)
-    with running(node):
-        node_key = node.keeper.lease.key
-        eventually(lambda: node.passes, 2, "first pass")
-        etcd.ctl("put", node_key, STRANGER)
-        eventually(lambda: node.lost, 1, "lost")
-        time.sleep(0.3)
-        assert value(etcd, node_key) == STRANGER
-        assert "192.168.9.9" in str(node.lost[0])
-        assert str(node.keeper.lease.subnet) in str(node.lost[0])
-    assert len(node.lost) == 1
-
-
-def test_a_renewal_never_overwrites_a_new_owner(etcd: EtcdCluster) -> None:
-    """No watch runs: the renewal itself must find out (flannel issue 1289)."""
-    node = LeaseNode(etcd.options(), 1, ttl=4, margin=3)
-    lease = node.acquire()
-    etcd.ctl("put", lease.key, STRANGER)
-    node.keeper.start()
-    eventually(lambda: node.lost, 4, "lost")
-    assert value(etcd, lease.key) == STRANGER
-    node.keeper.stop()
-
-
-def test_a_subnet_taken_while_we_were_cut_off_is_lost(tmp_path: Path) -> None:
-    with EtcdCluster(tmp_path / "three", size=3) as etcd:
-        options = etcd.options()
-        node = LeaseNode(replace(options, endpoints=etcd.endpoints[:1]), 1)
-        other = LeaseNode(replace(options, endpoints=etcd.endpoints[1:]), 2)
-        with running(node):
-            subnet = node.keeper.lease.subnet
-            etcd.members[0].kill()
-            eventually(lambda: etcd.ctl("get", "x", endpoints=etcd.endpoints[1:]) == "", 8, "a leader")
-            etcd.ctl("del", node.keeper.lease.key, endpoints=etcd.endpoints[1:])
-            assert other.acquire(str(subnet)).subnet == subnet
-            assert not node.lost
-            etcd.start()
-            eventually(lambda: node.lost, 8, "lost")
-
-
-def test_of_two_nodes_with_one_public_ip_the_newcomer_gives_way_and_says_so(etcd: EtcdCluster) -> None:
-    first = LeaseNode(etcd.options(), 1)
-    second = LeaseNode(etcd.options(), 2, public_ip="192.168.0.1")
-    with running(first, second):
-        eventually(lambda: second.lost, 10, "the second gives up")
-        eventually(
-            lambda: in_etcd(first.registry, first.keeper.lease.subnet) == first.keeper.lease, 2, "the first's"
-        )
-        assert not first.lost
-        assert "needs a --public-ip of its own" in str(second.lost[0])
-
-
 def test_one_edit_of_our_lease_is_simply_undone_and_unknown_fields_stay(etcd: EtcdCluster) -> None:
     node = LeaseNode(etcd.options(), 1)
     with running(node):
@@ -243,55 +156,6 @@ def test_stop_keeps_the_lease_and_release_frees_it(etcd: EtcdCluster) -> None:
     assert f"{lease.etcd_lease:x}" not in etcd.ctl("lease", "list")
 
 
-def test_release_leaves_a_key_that_another_node_has_taken(etcd: EtcdCluster) -> None:
-    node = LeaseNode(etcd.options(), 1)
-    lease = node.acquire()
-    etcd.ctl("put", lease.key, STRANGER)
-    with pytest.raises(LeaseConflict):
-        node.keeper.release()
-    assert value(etcd, lease.key) == STRANGER
-
-
-def test_no_grant_stays_behind_when_a_write_loses(etcd: EtcdCluster) -> None:
-    registry = etcd.registry()
-    before = etcd.ctl("lease", "list").split()
-    registry.create(Lease(FAR, IPv4Address("1.1.1.1")), ttl=0)
-    with pytest.raises(LeaseConflict):
-        registry.create(Lease(FAR, IPv4Address("2.2.2.2")), ttl=600)
-    assert etcd.ctl("lease", "list").split() == before
-
-
-def test_a_write_that_lost_the_race_changes_nothing(etcd: EtcdCluster) -> None:
-    registry = etcd.registry()
-    ours = registry.create(Lease(FAR, IPv4Address("1.1.1.1")), ttl=600)
-    grants = etcd.ctl("lease", "list").split()
-    etcd.ctl("put", KEY, STRANGER)
-    for late in (lambda: registry.rewrite(ours, ttl=600), lambda: registry.delete(ours)):
-        with pytest.raises(LeaseConflict, match=KEY):
-            late()
-        assert value(etcd) == STRANGER
-    assert etcd.ctl("lease", "list").split() == grants
-
-
-def test_a_write_whose_answer_was_lost_is_recognised_as_ours(etcd: EtcdCluster) -> None:
-    """The client repeats a request that a dying connection had already carried."""
-
-    class Repeating(EtcdClient):
-        def ask(self, name: str, request: Any) -> Any:
-            if name == "KV/Txn":
-                super().ask(name, request)
-            return super().ask(name, request)
-
-    registry = Registry(Repeating(etcd.options()), PREFIX)
-    lease = registry.create(Lease(FAR, IPv4Address("1.1.1.1"), "host-gw"), ttl=600)
-    assert in_etcd(registry) == lease
-    lease = registry.rewrite(replace(lease, public_ip=IPv4Address("1.1.1.2")), ttl=600)
-    assert in_etcd(registry) == lease
-    assert registry.reserve(FAR, IPv4Address("1.1.1.2")) == in_etcd(registry)
-    registry.delete(registry.snapshot().leases[0])
-    assert in_etcd(registry) is None
-
-
 def test_a_refused_renewal_is_tried_again(tmp_path: Path) -> None:
     """The user loses its right to write and gets it back."""
     with EtcdCluster(tmp_path / "auth") as etcd:
@@ -304,51 +168,6 @@ def test_a_refused_renewal_is_tried_again(tmp_path: Path) -> None:
             etcd.ctl("role", "grant-permission", "flannel", "--prefix=true", "readwrite", PREFIX)
             eventually(lambda: node.keeper.lease.etcd_lease != first.etcd_lease, 3, "renewed")
             assert not node.lost
-
-
-def test_a_reservation_is_taken_and_never_gets_a_ttl(etcd: EtcdCluster) -> None:
-    registry = etcd.registry()
-    registry.reserve(FAR, IPv4Address("192.168.0.1"))
-    assert value(etcd) == '{"PublicIP":"192.168.0.1","PublicIPv6":null}'
-    node = LeaseNode(etcd.options(), 1, ttl=3, margin=2)
-    with running(node):
-        assert node.keeper.lease.subnet == FAR
-        node.keeper.update(IPv4Address("192.168.0.1"), vtep(5))
-        eventually(lambda: "00:05" in value(etcd), 2, "updated")
-        time.sleep(4)
-        held = in_etcd(registry)
-        assert held == node.keeper.lease
-        assert held.etcd_lease == 0
-    node.keeper.release()
-    assert in_etcd(registry) == held
-    assert LeaseNode(etcd.options(), 1).acquire() == replace(held, mod_revision=held.mod_revision + 1,
-                                                            backend_data=vtep(1))  # fmt: skip
-
-
-def test_a_reservation_is_not_taken_by_others(etcd: EtcdCluster) -> None:
-    registry = etcd.registry()
-    config = replace(CONFIG, subnet_min=IPv4Address("10.1.200.0"), subnet_max=IPv4Address("10.1.201.0"))
-    registry.reserve(FAR, IPv4Address("192.168.0.1"))
-    assert LeaseNode(etcd.options(), 2, config=config).acquire("10.1.200.0/24").subnet != FAR
-    with pytest.raises(LeaseConflict, match=r"192\.168\.0\.1"):
-        registry.reserve(FAR, IPv4Address("192.168.0.2"))
-
-
-def test_reserving_and_unreserving_under_a_running_node(etcd: EtcdCluster) -> None:
-    node, registry = LeaseNode(etcd.options(), 1), etcd.registry()
-    with running(node):
-        first = node.keeper.lease
-        registry.reserve(first.subnet, node.public_ip)
-        eventually(lambda: node.keeper.lease.etcd_lease == 0, 2, "permanent")
-        assert registry.unreserve(first.subnet, ttl=600)
-        eventually(lambda: node.keeper.lease.etcd_lease != 0, 2, "an ordinary lease")
-        assert ttl(etcd, node.keeper.lease) > DAY - 10
-        assert node.keeper.lease.create_revision == first.create_revision
-        assert not registry.unreserve(first.subnet, ttl=600)
-    registry.reserve(FAR, IPv4Address("192.168.0.2"))
-    assert registry.unreserve(FAR, ttl=600)
-    assert in_etcd(registry) is None
-    assert not registry.unreserve(FAR, ttl=600)
 
 
 def test_an_old_lease_that_the_config_rules_out_is_deleted(etcd: EtcdCluster) -> None:
