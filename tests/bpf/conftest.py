@@ -1,4 +1,4 @@
-"""A network namespace with the devices that test runs name, a private bpffs, and nodes loaded once."""
+"""What tests stand on: a network namespace, a private bpffs, nodes loaded once, requests to the loader."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from kernel_path import KernelNode
-from node import OTHER_PORT, POD_PORT, UPLINK, UPLINK_MAC, Node
+from loading import build, use
+from node import FLOWS, NETWORK, OTHER_PORT, POD_PORT, UPLINK, UPLINK_MAC, Node
 
 from flannel_ebpf import abi
+from flannel_ebpf.loader import LoadRequest
 
 pytest.register_assert_rewrite("conversation")
 
@@ -76,14 +78,20 @@ def kernel_node() -> Iterator[KernelNode]:
     os.close(made)
 
 
-@pytest.fixture(scope="session")
-def bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    mount = tmp_path_factory.mktemp("bpffs")
+@contextmanager
+def mounted_bpffs(mount: Path) -> Iterator[Path]:
+    mount.mkdir()
     subprocess.run(["mount", "-t", "bpf", "bpf", str(mount)], check=True)
     try:
         yield mount
     finally:
         subprocess.run(["umount", str(mount)], check=True)
+
+
+@pytest.fixture(scope="session")
+def bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with mounted_bpffs(tmp_path_factory.mktemp("session") / "bpffs") as mount:
+        yield mount
 
 
 @pytest.fixture(scope="session")
@@ -113,3 +121,26 @@ def node_with(inside: None, loaded: Callable[[abi.Config], Node]) -> Callable[[a
         return node
 
     return fresh
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every variant of the small object, compiled once."""
+    folder = tmp_path_factory.mktemp("built")
+    build(folder / "good")
+    build(folder / "broken", "BROKEN")
+    build(folder / "xdp", "XDP")
+    build(folder / "xdp-broken", "XDP", "BROKEN")
+    build(folder / "no-btf", debug=False)
+    return folder
+
+
+@pytest.fixture
+def request_(tmp_path: Path, built: Path) -> Iterator[LoadRequest]:
+    """A request for the good tc object alone, in a bpffs of its own."""
+    objects = tmp_path / "objects"
+    objects.mkdir()
+    with mounted_bpffs(tmp_path / "bpffs") as mount:
+        request = LoadRequest(NETWORK, FLOWS, root=mount / "flannel", objects=objects)
+        use(request, built, "good")
+        yield request

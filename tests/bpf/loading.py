@@ -1,0 +1,39 @@
+"""A small object in place of the real ones, and what of it the kernel holds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from flannel_ebpf.kernel import pins
+from flannel_ebpf.loader import LoadRequest
+
+FIXTURES = Path(__file__).parent / "fixtures"
+HEADERS = Path(__file__).parents[2] / "bpf"
+FRAME = bytes(12) + b"\x08\x00" + bytes(46)
+
+
+def build(target: Path, *defines: str, headers: Path = HEADERS, debug: bool = True) -> None:
+    """Compile the small object."""
+    multiarch = f"/usr/include/{os.uname().machine}-linux-gnu"
+    flags = ["-O2", *(["-g"] if debug else []), "-target", "bpf", f"-I{headers}", f"-I{multiarch}"]
+    source = str(FIXTURES / "small.bpf.c")
+    subprocess.run(
+        ["clang", *flags, *(f"-D{name}" for name in defines), "-c", source, "-o", str(target)], check=True
+    )
+
+
+def use(request: LoadRequest, built: Path, variant: str, name: str = "datapath.bpf.o") -> None:
+    """Put a variant of the small object where the loader will take it from."""
+    shutil.copy(built / variant, request.objects / name)
+
+
+def pinned_ids(maps: Path) -> set[int]:
+    return {info.id for info in pins.maps(maps).values()}
+
+
+def maps_of(programs: Path) -> set[int]:
+    """Return the ids of the maps that the programs pinned in a folder use."""
+    return {map_id for info in pins.programs(programs).values() for map_id in info.map_ids}
