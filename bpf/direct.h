@@ -12,11 +12,11 @@ static __always_inline enum fl_reason direct_send(struct iphdr *ip, const struct
 	return send_to_peer(peer, FL_FAST_DIRECT);
 }
 
-static __always_inline enum fl_reason direct_deliver(struct __sk_buff *skb, struct ethhdr *eth,
+static __always_inline enum fl_reason direct_deliver(struct __sk_buff *skb, struct iphdr *ip,
 						     const struct fl_pod_v4 *pod)
 {
-	decrement_ttl((void *)(eth + 1), ttl_cost(FL_MODE_DIRECT));
-	return deliver(skb, eth, pod, FL_FAST_DIRECT);
+	decrement_ttl(ip, ttl_cost(FL_MODE_DIRECT));
+	return deliver(skb, ip, pod, FL_FAST_DIRECT);
 }
 
 #endif

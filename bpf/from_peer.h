@@ -15,15 +15,13 @@ static __always_inline enum fl_reason from_wire(struct __sk_buff *skb)
 	struct fl_packet p = {};
 	struct fl_pod_v4 *pod;
 	enum fl_reason reason;
-	struct ethhdr *eth;
 	struct iphdr *ip;
 	void *data, *end;
 	__u32 count;
 
 	if (!readable_ipv4(skb, FL_ETH_LEN, &data, &end))
 		return FL_TRUNCATED;
-	eth = data;
-	ip = (void *)(eth + 1);
+	ip = data + FL_ETH_LEN;
 	peer = find_peer(ip->saddr);
 	if (!peer || peer->mode != FL_MODE_DIRECT)
 		return FL_NOT_OVERLAY;
@@ -34,7 +32,7 @@ static __always_inline enum fl_reason from_wire(struct __sk_buff *skb)
 	if (reason)
 		return reason;
 	count = segments(skb);
-	reason = direct_deliver(skb, eth, pod);
+	reason = direct_deliver(skb, ip, pod);
 	if (reason == FL_FAST_DIRECT)
 		count_rx(peer, &p, count);
 	return reason;

@@ -66,10 +66,11 @@ static __always_inline enum fl_reason send_to_peer(const struct fl_peer_v4 *peer
 	return verdict == TC_ACT_REDIRECT ? carried : FL_DROP_BROKEN;
 }
 
-/* Into the pod. `eth` is where its Ethernet header is to be. */
-static __always_inline enum fl_reason deliver(struct __sk_buff *skb, struct ethhdr *eth,
-					      const struct fl_pod_v4 *pod, enum fl_reason carried)
+/* Into the pod. `ip` has an Ethernet header in front of it, whatever is in it. */
+static __always_inline enum fl_reason deliver(struct __sk_buff *skb, struct iphdr *ip, const struct fl_pod_v4 *pod,
+					      enum fl_reason carried)
 {
+	struct ethhdr *eth = (struct ethhdr *)ip - 1;
 	long verdict;
 
 	copy_mac(eth->h_dest, pod->mac);

@@ -111,4 +111,11 @@ static __always_inline enum fl_reason take_off(struct __sk_buff *skb, __s32 len)
 	return FL_UNKNOWN;
 }
 
+/* The inner IPv4 header, once take_off() has brought it behind the Ethernet header. */
+static __always_inline bool inner_ipv4(struct __sk_buff *skb, struct iphdr **ip)
+{
+	*ip = (void *)(long)skb->data + FL_ETH_LEN;
+	return (void *)(*ip + 1) <= (void *)(long)skb->data_end;
+}
+
 #endif

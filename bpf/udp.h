@@ -85,14 +85,8 @@ static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const stru
 static __always_inline bool udp_to_kernel(struct __sk_buff *skb, const struct fl_outer *outer)
 {
 	struct iphdr *ip;
-	void *data, *end;
 
-	if (outer->udp.check || !fl_cfg.tun || take_off(skb, FL_UDP_OVERHEAD))
-		return false;
-	data = (void *)(long)skb->data;
-	end = (void *)(long)skb->data_end;
-	ip = data + FL_ETH_LEN;
-	if ((void *)(ip + 1) > end)
+	if (outer->udp.check || !fl_cfg.tun || take_off(skb, FL_UDP_OVERHEAD) || !inner_ipv4(skb, &ip))
 		return false;
 	decrement_ttl(ip, 1);
 	return bpf_redirect(fl_cfg.tun, BPF_F_INGRESS) == TC_ACT_REDIRECT;
@@ -127,20 +121,16 @@ static __always_inline enum fl_reason udp_deliver(struct __sk_buff *skb, const s
 	const struct fl_outer *outer = (void *)(long)skb->data + FL_ETH_LEN;
 	enum fl_reason reason;
 	struct iphdr *ip;
-	void *data, *end;
 
 	if ((void *)(outer + 1) > (void *)(long)skb->data_end)
 		return FL_TRUNCATED;
 	reason = outer_unfinished(outer) ? take_off_unfinished(skb) : take_off(skb, FL_UDP_OVERHEAD);
 	if (reason)
 		return reason;
-	data = (void *)(long)skb->data;
-	end = (void *)(long)skb->data_end;
-	ip = data + FL_ETH_LEN;
-	if ((void *)(ip + 1) > end)
+	if (!inner_ipv4(skb, &ip))
 		return FL_DROP_BROKEN;
 	decrement_ttl(ip, ttl_cost(FL_MODE_UDP));
-	return deliver(skb, data, pod, FL_FAST_UDP);
+	return deliver(skb, ip, pod, FL_FAST_UDP);
 }
 
 #endif

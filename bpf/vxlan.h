@@ -118,20 +118,16 @@ static __always_inline enum fl_reason vxlan_deliver(struct __sk_buff *skb, const
 {
 	enum fl_reason reason;
 	struct iphdr *ip;
-	void *data, *end;
 
 	reason = take_off(skb, FL_VXLAN_OVERHEAD);
 	if (reason)
 		return reason;
-	data = (void *)(long)skb->data;
-	end = (void *)(long)skb->data_end;
-	ip = data + FL_ETH_LEN;
-	if ((void *)(ip + 1) > end)
+	if (!inner_ipv4(skb, &ip))
 		return FL_DROP_BROKEN;
 	decrement_ttl(ip, ttl_cost(FL_MODE_VXLAN));
 	if ((outer_tos & FL_ECN_MASK) == FL_ECN_CE && (p->tos & FL_ECN_MASK) != FL_ECN_CE)
 		set_tos(ip, p->tos | FL_ECN_CE);
-	return deliver(skb, data, pod, FL_FAST_VXLAN);
+	return deliver(skb, ip, pod, FL_FAST_VXLAN);
 }
 
 #endif
