@@ -14,8 +14,8 @@ import pytest
 
 from flannel_ebpf.abi import Cap
 from flannel_ebpf.errors import BpfError, VerifierRejected
-from flannel_ebpf.kernel import bpf, pins
-from flannel_ebpf.kernel.bpf import Map, Program
+from flannel_ebpf.kernel import pins
+from flannel_ebpf.kernel.bpf import Map, Program, maps, possible_cpus
 from flannel_ebpf.kernel.probe import probe
 
 FRAME = bytes(12) + b"\x08\x00" + bytes(46)
@@ -59,7 +59,7 @@ KINDS = [("hash", 0), ("lru_hash", 0), ("lpm_trie", 1), ("percpu_hash", 0)]
 
 
 def slot(one: Map, number: int) -> bytes:
-    copies = bpf.possible_cpus() if one.info.type in (5, 6) else 1
+    copies = possible_cpus() if one.info.type in (5, 6) else 1
     return struct.pack("=Q", number) * copies
 
 
@@ -91,8 +91,8 @@ def test_many_entries(
     make_map: MakeMap, monkeypatch: pytest.MonkeyPatch, kind: str, flags: int, batch: bool
 ) -> None:
     if not batch:  # what a kernel before 5.6 answers to a command it does not know
-        monkeypatch.setattr(bpf, "_LOOKUP_BATCH", 255)
-        monkeypatch.setattr(bpf, "_UPDATE_BATCH", 255)
+        monkeypatch.setattr(maps, "_LOOKUP_BATCH", 255)
+        monkeypatch.setattr(maps, "_UPDATE_BATCH", 255)
     one = make_map(kind, 8, 8, 10_000, flags)
     entries = {word(32) + struct.pack("!I", number): slot(one, number) for number in range(5000)}
     one.update_many(entries.items())
@@ -108,7 +108,7 @@ def test_no_entries_are_no_call(make_map: MakeMap) -> None:
 def test_bucket_larger_than_the_buffer_is_asked_again(
     make_map: MakeMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bpf, "_BATCH", 1)
+    monkeypatch.setattr(maps, "_BATCH", 1)
     one = make_map("hash", 4, 8, 64)
     entries = {word(number): slot(one, number) for number in range(64)}
     one.update_many(entries.items())
@@ -117,7 +117,7 @@ def test_bucket_larger_than_the_buffer_is_asked_again(
 
 def test_counters_of_all_cpus_are_summed(make_map: MakeMap) -> None:
     one = make_map("percpu_array", 4, 16, 3)
-    cpus = bpf.possible_cpus()
+    cpus = possible_cpus()
     one.update(word(1), b"".join(struct.pack("=QQ", cpu, 10) for cpu in range(cpus)))
     assert one.per_cpu()[word(1)] == [struct.pack("=QQ", cpu, 10) for cpu in range(cpus)]
     assert one.sums() == {
@@ -129,7 +129,7 @@ def test_counters_of_all_cpus_are_summed(make_map: MakeMap) -> None:
 
 def test_per_cpu_values_of_odd_size_keep_their_bytes(make_map: MakeMap) -> None:
     one = make_map("percpu_array", 4, 12, 1)  # the kernel pads each copy to 16 bytes
-    cpus = bpf.possible_cpus()
+    cpus = possible_cpus()
     one.update(word(0), b"".join(bytes([cpu]) * 12 + bytes(4) for cpu in range(cpus)))
     assert one.per_cpu()[word(0)] == [bytes([cpu]) * 12 for cpu in range(cpus)]
 

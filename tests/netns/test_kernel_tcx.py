@@ -204,7 +204,7 @@ def test_the_probe_wants_to_find_its_program_again(namespace: None, monkeypatch:
     def without_ids(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
         return call(9999 if command == 13 else command, attr, what)
 
-    monkeypatch.setattr("flannel_ebpf.kernel.bpf.call", without_ids)
+    monkeypatch.setattr("flannel_ebpf.kernel.bpf.programs.call", without_ids)
     assert not has_tcx()
 
 

@@ -1,0 +1,7 @@
+"""Maps and programs through bpf(2): the daemon's whole need of BPF, without a library."""
+
+from flannel_ebpf.kernel.bpf.maps import Map, MapInfo, possible_cpus
+from flannel_ebpf.kernel.bpf.programs import Program, ProgramInfo, TestRun
+from flannel_ebpf.kernel.bpf.syscall import call
+
+__all__ = ["Map", "MapInfo", "Program", "ProgramInfo", "TestRun", "call", "possible_cpus"]
