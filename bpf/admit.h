@@ -4,6 +4,7 @@
 #define FLANNEL_ADMIT_H
 
 #include "flows.h"
+#include "open.h"
 #include "pods.h"
 
 /* May this packet of a pod leave the kernel's path? FL_UNKNOWN: yes. */
@@ -11,7 +12,8 @@ static __always_inline enum fl_reason admit_tx(struct __sk_buff *skb, const stru
 					       const struct fl_packet *p)
 {
 	struct fl_flow_key_v4 key = key_of_tx(p);
-	__u32 place = sketch_place(&key, FL_SKETCH_TX);
+	struct fl_opening opening = { &key, flow_hash(&key), skb->ifindex, FL_WAY_OUT, 0 };
+	__u32 place = sketch_place(opening.hash, FL_WAY_OUT);
 	struct fl_direction direction;
 	struct fl_flow *flow = NULL;
 	__u64 now = clock_ns();
@@ -24,16 +26,22 @@ static __always_inline enum fl_reason admit_tx(struct __sk_buff *skb, const stru
 		return FL_HELPER;
 	ends = changes_tcp_state(p);
 	young = !ends && is_young(cell);
-	if (!ends && !young)
+	opening.ended = cell->ended;
+	if (!ends && !young) {
+		if (is_known_open(&opening, now))
+			return FL_UNKNOWN;
 		flow = bpf_map_lookup_elem(&fl_flows, &key);
+	}
 	direction = direction_tx(flow);
-	if (flow && flow->ifindex == skb->ifindex && is_open(flow, &direction, p->proto, now))
+	if (flow && flow->ifindex == skb->ifindex && is_open(flow, &direction, p->proto, now)) {
+		note_open(&opening, opening_end(&direction, p->proto));
 		return FL_UNKNOWN;
+	}
 	reason = check_sender(skb, eth, p->src);
 	if (reason)
 		return reason;
 	if (ends) {
-		end_flow(cell, &key, p->tcp_flags);
+		end_flow(cell, &key, place, p->tcp_flags);
 		return FL_TCP_STATE;
 	}
 	if (young)
@@ -54,7 +62,8 @@ static __always_inline enum fl_reason admit_rx_flow(struct __sk_buff *skb, const
 						    struct fl_pod_v4 **pod)
 {
 	struct fl_flow_key_v4 key = key_of_rx(p);
-	__u32 place = sketch_place(&key, FL_SKETCH_RX);
+	struct fl_opening opening = { &key, flow_hash(&key), 0, FL_WAY_IN, 0 };
+	__u32 place = sketch_place(opening.hash, FL_WAY_IN);
 	struct fl_direction direction;
 	__u64 now = clock_ns();
 	struct fl_flow *flow;
@@ -66,20 +75,25 @@ static __always_inline enum fl_reason admit_rx_flow(struct __sk_buff *skb, const
 	if (!cell)
 		return FL_HELPER;
 	if (changes_tcp_state(p)) {
-		end_flow(cell, &key, p->tcp_flags);
+		end_flow(cell, &key, place, p->tcp_flags);
 		return FL_TCP_STATE;
 	}
 	if (is_young(cell))
 		return FL_LEARN_YOUNG;
+	*pod = find_pod(p->dst);
+	opening.ifindex = *pod ? (*pod)->ifindex : 0;
+	opening.ended = cell->ended;
+	if (*pod && is_known_open(&opening, now))
+		return FL_UNKNOWN;
 	flow = bpf_map_lookup_elem(&fl_flows, &key);
 	direction = direction_rx(flow);
 	if (!flow || !is_open(flow, &direction, p->proto, now))
 		return learn_start(skb, &key, flow, &direction, 0, place, now);
-	*pod = find_pod(p->dst);
 	if (*pod && (*pod)->ifindex != flow->ifindex) {
 		flow->bits = 0;
 		return learn_start(skb, &key, flow, &direction, 0, place, now);
 	}
+	note_open(&opening, opening_end(&direction, p->proto));
 	return FL_UNKNOWN;
 }
 

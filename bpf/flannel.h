@@ -148,7 +148,7 @@ struct fl_cell {
 	__u8 epoch;   /* of the last packet */
 	__u8 packets; /* halved every epoch */
 	__u8 learned; /* epoch in which one of these flows last touched fl_flows */
-	__u8 pad;
+	__u8 ended;   /* counts these flows' ends, each of which voids what fl_open knew */
 };
 
 /* Where a packet was when its reason was counted: index into fl_count. */

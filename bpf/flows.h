@@ -62,17 +62,21 @@ static __always_inline bool changes_tcp_state(const struct fl_packet *p)
 	return p->proto == IPPROTO_TCP && p->tcp_flags & (FL_TCP_SYN | FL_TCP_FIN | FL_TCP_RST);
 }
 
-/*
- * Place of a direction's cell in the sketch: line and cell. A flow's two directions are often on different CPUs:
- * in one line, it would travel between them with every packet.
- */
-static __always_inline __u32 sketch_place(const struct fl_flow_key_v4 *key, __u32 direction)
+static __always_inline __u32 flow_hash(const struct fl_flow_key_v4 *key)
 {
 	const __u64 *word = (const __u64 *)key;
 	__u64 hash = (word[0] ^ (word[0] >> 29)) * 0x9e3779b97f4a7c15ULL;
 
-	hash = (hash ^ (hash >> 32) ^ word[1]) * 0xbf58476d1ce4e5b9ULL >> 32; /* low bits mix badly */
-	return ((hash * (FL_SKETCH_LINES / 2) >> 32) * 2 + direction) * FL_LINE + hash % FL_LINE;
+	return (hash ^ (hash >> 32) ^ word[1]) * 0xbf58476d1ce4e5b9ULL >> 32; /* low bits mix badly */
+}
+
+/*
+ * Place of a direction's cell in the sketch: line and cell. A flow's two directions are often on different CPUs:
+ * in one line, it would travel between them with every packet.
+ */
+static __always_inline __u32 sketch_place(__u32 hash, __u32 way)
+{
+	return (((__u64)hash * (FL_SKETCH_LINES / 2) >> 32) * 2 + way) * FL_LINE + hash % FL_LINE;
 }
 
 /* NULL never happens. */
@@ -114,10 +118,17 @@ static __always_inline bool is_young(struct fl_cell *cell)
  * with this hash was learned within FL_LEARNED_EPOCHS: an older entry is stale in any case. Looked up first,
  * because deleting from an LRU takes the bucket's lock even on a miss.
  */
-static __always_inline void end_flow(struct fl_cell *cell, const struct fl_flow_key_v4 *key, __u8 tcp_flags)
+static __always_inline void end_flow(struct fl_cell *cell, const struct fl_flow_key_v4 *key, __u32 place,
+				     __u8 tcp_flags)
 {
-	if ((__u8)(cell->epoch - cell->learned) <= FL_LEARNED_EPOCHS && bpf_map_lookup_elem(&fl_flows, key))
-		bpf_map_delete_elem(&fl_flows, key);
+	struct fl_cell *other = cell_at(place ^ FL_LINE);
+
+	if ((__u8)(cell->epoch - cell->learned) <= FL_LEARNED_EPOCHS && other) {
+		if (bpf_map_lookup_elem(&fl_flows, key))
+			bpf_map_delete_elem(&fl_flows, key);
+		cell->ended++;
+		other->ended++;
+	}
 	if (tcp_flags & FL_TCP_SYN)
 		cell->packets = 0;
 }
@@ -146,14 +157,21 @@ static __always_inline bool is_older(__u64 since, __u64 now, __s64 age)
 	return (__s64)(now - since) >= age;
 }
 
+/* When the present opening of a direction ends, ns. TCP's other direction must have been seen lately, too. */
+static __always_inline __u64 opening_end(const struct fl_direction *direction, __u8 proto)
+{
+	__u64 end = direction->since + FL_REVALIDATE_NS;
+	__u64 other = direction->other_since + 2 * FL_REVALIDATE_NS;
+
+	return proto == IPPROTO_TCP && (__s64)(other - end) < 0 ? other : end;
+}
+
 static __always_inline bool is_open(const struct fl_flow *flow, const struct fl_direction *direction, __u8 proto,
 				    __u64 now)
 {
-	if (is_older(direction->since, now, FL_REVALIDATE_NS))
-		return false;
-	if (proto != IPPROTO_TCP)
-		return (flow->bits & direction->both) == direction->both;
-	return flow->bits == (FL_TX | FL_RX) && !is_older(direction->other_since, now, 2 * FL_REVALIDATE_NS);
+	__u32 needed = proto == IPPROTO_TCP ? FL_TX | FL_RX : direction->both;
+
+	return (flow->bits & needed) == needed && !is_older(opening_end(direction, proto), now, 0);
 }
 
 /* Both directions must know, for either may end the flow. */

@@ -320,17 +320,18 @@ class Flow(Record):
     bits: FlowBit
 
 
-@_mirrors("fl_cell", "B B B x")
+@_mirrors("fl_cell", "B B B B")
 @dataclass(frozen=True, slots=True)
 class Cell(Record):
     """Value of fl_sketch: packets that flows with this hash sent lately, and when one touched fl_flows.
 
-    Epochs of 2**33 ns, modulo 256; `packets` halves every epoch.
+    Epochs of 2**33 ns, modulo 256; `packets` halves every epoch; `ended` counts ends of these flows.
     """
 
     epoch: int
     packets: int
     learned: int
+    ended: int = 0
 
 
 @_mirrors("fl_count", "Q Q Q Q Q")

@@ -131,6 +131,7 @@ class Node:
 
     def __init__(self, config: abi.Config, root: Path) -> None:
         self.config = config
+        self._ends = 0
         request = LoadRequest(NETWORK, config, entries={"fl_flows": 1024}, root=root, xdp=True)
         loaded: Loaded = ensure_loaded(request)
         assert not loaded.xdp_error
@@ -147,6 +148,7 @@ class Node:
         for name in ("fl_peers", "fl_vteps", "fl_pods", "fl_ports", "fl_flows"):
             for key in self.maps[name].items():
                 self.maps[name].delete(key)
+        self.void_open()
         self.add_peer(other, other.peer(self.config.backend))
         self.add_pod(this.pod)
 
@@ -184,6 +186,20 @@ class Node:
 
     def put_flow(self, key: abi.FlowKey, flow: abi.Flow) -> None:
         self.maps["fl_flows"].update(key.pack(), flow.pack())
+        self.void_open()
+
+    def forget_flow(self, key: abi.FlowKey) -> None:
+        """Take a flow out of fl_flows, as the LRU does; fl_open may still know it."""
+        assert self.maps["fl_flows"].delete(key.pack())
+
+    def void_open(self) -> None:
+        """Void what fl_open knows, as ends of all flows would."""
+        self._ends = self._ends + 1 & 0xFF
+        sketch = self.maps["fl_sketch"]
+        lines = {key: bytearray(line) for key, line in sketch.items().items()}
+        for line in lines.values():
+            line[3::4] = bytes([self._ends]) * (len(line) // 4)
+        sketch.update_many((key, bytes(line)) for key, line in lines.items())
 
     def clear_sketch(self) -> None:
         """Make every flow young."""
@@ -212,7 +228,7 @@ class Node:
 
     def _set_sketch(self, cell: abi.Cell) -> None:
         sketch = self.maps["fl_sketch"]
-        value = cell.pack() * (sketch.info.value_size // len(cell.pack()))
+        value = replace(cell, ended=self._ends).pack() * (sketch.info.value_size // len(cell.pack()))
         sketch.update_many((struct.pack("=I", index), value) for index in range(sketch.info.max_entries))
 
     def traffic(self, node: Remote) -> abi.Traffic:

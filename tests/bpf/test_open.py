@@ -1,0 +1,128 @@
+"""fl_open: what was found open in fl_flows is remembered, and no longer or more than it is true."""
+
+from __future__ import annotations
+
+import struct
+import time
+from dataclasses import replace
+
+import pytest
+from conversation import TCP_KEY, UDP_KEY, Conversation, NodeWith, node, tcp, udp
+from frames import from_pod, l4
+from node import FLOWS, OTHER_MAC, OTHER_PORT, PEER, POD, REDIRECT, Node
+
+from flannel_ebpf import abi
+from flannel_ebpf.abi import FlowBit, Reason
+
+__all__ = ["node", "tcp", "udp"]
+
+ALL = FlowBit.TX_ENTERED | FlowBit.TX_LEFT | FlowBit.RX_ARRIVED | FlowBit.RX_DELIVERED
+FAST = Reason.FAST_VXLAN
+
+
+@pytest.fixture(params=["tcp", "udp"])
+def known(request: pytest.FixtureRequest, node: Node) -> Conversation:
+    """A connection that fl_open alone knows: fl_flows has lost it."""
+    open_here = Conversation(node, request.param)
+    open_here.learn_tx()
+    open_here.learn_rx()
+    assert (open_here.enter().reason, open_here.arrive().reason) == (FAST, FAST)
+    node.forget_flow(key_of(open_here))
+    return open_here
+
+
+def key_of(one: Conversation) -> abi.FlowKey:
+    return TCP_KEY if one.kind == "tcp" else UDP_KEY
+
+
+def is_fast(one: Conversation) -> tuple[bool, bool]:
+    return one.enter().verdict == REDIRECT, one.arrive().verdict == REDIRECT
+
+
+def test_an_open_flow_needs_no_look_into_the_flow_table(known: Conversation) -> None:
+    assert is_fast(known) == (True, True)
+    assert known.node.flow(key_of(known)) is None
+
+
+@pytest.mark.parametrize("flags", ["S", "SA", "F", "FA", "R"])
+@pytest.mark.parametrize("side", ["enter", "arrive"])
+def test_an_end_in_either_direction_voids_both(tcp: Conversation, side: str, flags: str) -> None:
+    tcp.learn_tx()
+    tcp.learn_rx()
+    assert is_fast(tcp) == (True, True)
+    getattr(tcp, side)(flags)
+    assert is_fast(tcp) == (False, False)
+
+
+def test_an_end_voids_what_the_flow_table_has_lost(node: Node) -> None:
+    one = Conversation(node, "tcp")
+    one.learn_tx()
+    one.learn_rx()
+    assert is_fast(one) == (True, True)
+    node.forget_flow(TCP_KEY)
+    one.enter("F")
+    assert is_fast(one) == (False, False)
+
+
+def test_a_pod_at_another_veth_is_not_known(known: Conversation) -> None:
+    assert known.enter(ifindex=OTHER_PORT).verdict != REDIRECT
+    known.node.add_pod(POD, OTHER_PORT, OTHER_MAC)
+    assert known.arrive().verdict != REDIRECT
+
+
+def test_it_ends_when_the_opening_does(node_with: NodeWith) -> None:
+    node = node_with(replace(FLOWS, revalidate_ms=300))
+    node.fill_sketch()
+    udp = Conversation(node, "udp")
+    udp.learn_tx()
+    learned = time.monotonic()
+    assert udp.enter().reason == FAST
+    node.forget_flow(UDP_KEY)
+    while udp.enter().reason == FAST:
+        assert time.monotonic() - learned < 2
+    assert time.monotonic() - learned > 0.25
+
+
+def test_tcp_ends_when_the_other_direction_is_stale(tcp: Conversation) -> None:
+    """Its own direction would be open for ten seconds more."""
+    tcp.learn_tx()
+    tcp.learn_rx()
+    flow = tcp.node.flow(TCP_KEY)
+    assert flow
+    stale_soon = time.monotonic_ns() - 2 * FLOWS.revalidate_ms * 10**6 + 300 * 10**6
+    tcp.node.put_flow(TCP_KEY, replace(flow, rx_since=stale_soon))
+    assert tcp.enter().reason == FAST
+    tcp.node.forget_flow(TCP_KEY)
+    begun = time.monotonic()
+    while tcp.enter().reason == FAST:
+        assert time.monotonic() - begun < 2
+
+
+def test_among_many_flows_only_the_open_ones_are_carried(node: Node) -> None:
+    """Many share a set of fl_open, and many a cell of the sketch."""
+    now = time.monotonic_ns()
+    veth = node.pod(POD)
+    assert veth
+    for port in range(1024, 1424):
+        if port % 2:
+            flow = abi.Flow(now, now, veth.ifindex, ALL)
+            node.maps["fl_flows"].update(abi.FlowKey(POD, PEER.pod, port, 5000, 17).pack(), flow.pack())
+    for _ in range(2):
+        for port in range(1024, 1424):
+            ran = node.run("fl_from_pod", bytes(from_pod(l4("udp", sport=port, dport=5000))))
+            assert (ran.verdict == REDIRECT) == bool(port % 2), port
+
+
+def test_words_of_two_flows_mixed_by_a_race_open_nothing(known: Conversation) -> None:
+    table = known.node.maps["fl_open"]
+    mine = key_of(known).pack()
+    mixed = 0
+    for index, ways in table.items().items():
+        at = ways.find(mine)
+        if at >= 0:
+            hash_at = at + len(mine)
+            [found] = struct.unpack_from("=I", ways, hash_at)
+            table.update(index, ways[:hash_at] + struct.pack("=I", found ^ 1) + ways[hash_at + 4 :])
+            mixed += 1
+    assert mixed == 2, "one of each direction"
+    assert is_fast(known) == (False, False)
