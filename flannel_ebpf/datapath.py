@@ -14,10 +14,9 @@ from flannel_ebpf import abi
 from flannel_ebpf.errors import BpfError, KernelError
 from flannel_ebpf.kernel import pins
 from flannel_ebpf.kernel.bpf import Map, Program, possible_cpus
-from flannel_ebpf.kernel.network import Failure
 from flannel_ebpf.loader import Loaded, LoadRequest, ensure_loaded
 from flannel_ebpf.objects import MapEntry
-from flannel_ebpf.plan import Op, Put
+from flannel_ebpf.plan import Failure, Op, Put
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,10 @@ from functools import cached_property
 from ipaddress import IPv4Network
 
 from flannel_ebpf.backends import Node
-from flannel_ebpf.kernel.network import Failure
 from flannel_ebpf.kernel.rules import Rules, is_legacy, supports_random_fully
 from flannel_ebpf.objects import Object, Ruleset
 from flannel_ebpf.options import Options
-from flannel_ebpf.plan import Op
+from flannel_ebpf.plan import Failure, Op
 from flannel_ebpf.rules import Tool, ruleset
 
 LONGEST = 60.0

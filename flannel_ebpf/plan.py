@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
+from flannel_ebpf.errors import KernelError
 from flannel_ebpf.objects import ORDER, Object, VxlanLink
 
 
@@ -24,6 +25,14 @@ class Delete:
 
 
 Op = Put | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An operation that the edge it belongs to refused, and why."""
+
+    op: Op
+    error: KernelError
 
 
 def plan(desired: Iterable[Object], actual: Iterable[Object], *, may_delete: bool = True) -> list[Op]:

@@ -24,7 +24,7 @@ from flannel_ebpf.errors import BpfError, DeviceMissing, KernelError
 from flannel_ebpf.firewall import Firewall
 from flannel_ebpf.kernel import ethtool, sysctl, xfrm
 from flannel_ebpf.kernel.links import Links, find_link
-from flannel_ebpf.kernel.network import Failure, KernelNetwork
+from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.ownership import name_in
 from flannel_ebpf.kernel.pins import Pins
 from flannel_ebpf.loader import Loaded
@@ -42,7 +42,7 @@ from flannel_ebpf.objects import (
     VxlanLink,
     XdpProgram,
 )
-from flannel_ebpf.plan import Op, Put, plan
+from flannel_ebpf.plan import Failure, Op, Put, plan
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
 from types import TracebackType
 
@@ -30,18 +29,10 @@ from flannel_ebpf.objects import (
     XdpMode,
     XdpProgram,
 )
-from flannel_ebpf.plan import Delete, Op, Put
+from flannel_ebpf.plan import Delete, Failure, Op, Put
 
 _ALREADY_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 _NO_DEVICE = {errno.ENODEV, errno.ENXIO}
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An operation that the kernel refused, and why."""
-
-    op: Op
-    error: KernelError
 
 
 class KernelNetwork:

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network
 
 from flannel_ebpf.errors import KernelError
-from flannel_ebpf.kernel.network import Failure
 from flannel_ebpf.objects import Object, Ruleset
-from flannel_ebpf.plan import Op, Put
+from flannel_ebpf.plan import Failure, Op, Put
 from flannel_ebpf.rules import (
     IPTABLES_CHAINS,
     NFT_CHAINS,

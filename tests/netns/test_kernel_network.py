@@ -26,10 +26,10 @@ from kernel_space import (
 )
 
 from flannel_ebpf.errors import DeviceMissing
-from flannel_ebpf.kernel.network import Failure, KernelNetwork
+from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.model import Mac
 from flannel_ebpf.objects import LinkAddress, Neighbour, Object, Route, Scope, Sysctl, VxlanLink
-from flannel_ebpf.plan import Delete, Op, Put, plan
+from flannel_ebpf.plan import Delete, Failure, Op, Put, plan
 
 __all__ = ["namespace", "uplink"]
 
