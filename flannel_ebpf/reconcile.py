@@ -6,7 +6,6 @@ A short pass goes the same way with the leases that changed, and knows from the 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from flannel_ebpf.backends import Node, Paths, Peer, backend_of, datapath, part,
 from flannel_ebpf.changes import Settled, change, follow
 from flannel_ebpf.datapath import Datapath
 from flannel_ebpf.errors import BpfError, DeviceMissing, KernelError
+from flannel_ebpf.extras import Extras
 from flannel_ebpf.firewall import Firewall
 from flannel_ebpf.kernel import ethtool, sysctl, xfrm
 from flannel_ebpf.kernel.links import Links, find_link
@@ -32,7 +32,6 @@ from flannel_ebpf.model import Lease, PodPort, Skipped
 from flannel_ebpf.newcomers import Newcomers
 from flannel_ebpf.objects import (
     LAST_METRIC,
-    HeadroomPort,
     MapEntry,
     Object,
     Route,
@@ -40,11 +39,8 @@ from flannel_ebpf.objects import (
     Scope,
     Sysctl,
     VxlanLink,
-    XdpProgram,
 )
 from flannel_ebpf.plan import Failure, Op, Put, plan
-
-log = logging.getLogger(__name__)
 
 ROUNDS = 3
 """A device change is planned alone: one round makes it, the next does the rest, one is spare."""
@@ -105,8 +101,7 @@ class Reconciler:
         self._remember = remember
         self._why_not = why_not
         self._required = required
-        self._xdp_modes = list(settings.xdp_modes)
-        self._headroom = settings.headroom
+        self._extras = Extras(settings)
         self._newcomers = Newcomers(pod_grace)
         self._blackhole = blackhole
         self._settled: Settled | None = None
@@ -148,8 +143,8 @@ class Reconciler:
             ops = plan(wanted, actual, may_delete=may_delete)
             failures = self._apply(ops, scope)
             writes += len(ops) - len(failures)
-            self._headroom_refused(failures)
-            refused = self._xdp_refused(failures)
+            refused = self._extras.refused(failures)
+            failures = [failure for failure in failures if failure not in refused]
             if not refused and not any(isinstance(op.obj, VxlanLink) for op in ops):
                 if may_delete and not failures:
                     size = self._bpf.slots() if slots is not None and self._bpf else 0
@@ -210,34 +205,6 @@ class Reconciler:
         elif self._bpf is None:
             Pins.of(node.config.network, self._pin_root).remove_all()
 
-    def _xdp_refused(self, failures: list[Failure]) -> bool:
-        """Go on with the next XDP mode, or without XDP, when the uplink refuses one; say it once.
-
-        Takes the refusal out of `failures`: trying the same mode again cannot help.
-        """
-        for failure in failures:
-            if isinstance(failure.op, Put) and isinstance(failure.op.obj, XdpProgram):
-                self._xdp_modes.remove(failure.op.obj.mode)
-                left = " or ".join(self._xdp_modes) or "none"
-                log.warning(
-                    "uplink refuses XDP in %s mode, left to try: %s: %s",
-                    failure.op.obj.mode,
-                    left,
-                    failure.error,
-                )
-                failures.remove(failure)
-                return True
-        return False
-
-    def _headroom_refused(self, failures: list[Failure]) -> None:
-        """Go on without headroom when the kernel refuses a port for it, which is slower but no error."""
-        for failure in list(failures):
-            wanted = isinstance(failure.op, Put) and isinstance(failure.op.obj, HeadroomPort)
-            if wanted and not isinstance(failure.error, DeviceMissing):  # a bridge may go away at any time
-                self._headroom = False
-                log.warning("pods' packets get no headroom: %s", failure.error)
-                failures.remove(failure)
-
     def _load(self, node: Node, peers: Sequence[Peer]) -> tuple[Loaded | None, str]:
         if self._bpf is None:
             return None, self._why_not
@@ -281,11 +248,8 @@ class Reconciler:
                 programs,
                 self._settings.attach,
             ),
+            *self._extras.wanted(node, ports, programs),
         ]
-        if self._headroom:
-            wanted += datapath.headroom_ports(node, ports)
-        if "fl_xdp" in programs and self._xdp_modes:
-            wanted.append(XdpProgram(node.uplink.ifindex, self._xdp_modes[0], programs["fl_xdp"]))
         if self._settings.fastpath == Fastpath.FLOWS and sysctl.read(BE_LIBERAL) is not None:
             wanted.append(Sysctl(BE_LIBERAL, "1"))
         return wanted
