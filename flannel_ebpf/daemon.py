@@ -11,6 +11,7 @@ import signal
 import threading
 from contextlib import ExitStack
 
+from flannel_ebpf.acceleration import Acceleration
 from flannel_ebpf.backends import Node, backend_of
 from flannel_ebpf.before import remember_sysctl
 from flannel_ebpf.cluster import Cluster
@@ -145,16 +146,20 @@ class Daemon:
         if bpf:
             self._stack.enter_context(bpf)
             log.info("programs are attached by %s", attach)
-        return Reconciler(
-            kernel,
-            firewall,
+        acceleration = Acceleration(
             bpf,
             datapath_settings(options, caps, attach),
+            kernel.netlink,
             options.bpf_pin_root,
-            lambda old: remember_sysctl(options.state_dir, node.config.network, old.path, old.value),
             why_not,
             required=options.datapath == "ebpf",
             pod_grace=options.pod_grace if attach == "clsact" else 0.0,
+        )
+        return Reconciler(
+            kernel,
+            firewall,
+            acceleration,
+            lambda old: remember_sysctl(options.state_dir, node.config.network, old.path, old.value),
             blackhole=options.ip_blackhole_route,
         )
 

@@ -1,35 +1,29 @@
 """One pass of the control loop: read what is there, plan, apply.
 
 The lease's way: `Cluster` (etcd) -> backend.peers -> backend.objects -> plan -> KernelNetwork and Datapath.
+What the BPF side should hold of it beside the kernel path, `Acceleration` says.
 A short pass goes the same way with the leases that changed, and knows from the last pass what is there.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Network
 from itertools import groupby
-from pathlib import Path
+from typing import NamedTuple
 
-from flannel_ebpf import abi
-from flannel_ebpf.abi import Fastpath
-from flannel_ebpf.backends import Node, Paths, Peer, backend_of, datapath, part, udp
+from flannel_ebpf.acceleration import BE_LIBERAL, Acceleration
+from flannel_ebpf.backends import Node, Paths, Peer, backend_of, datapath, part
 from flannel_ebpf.changes import Settled, change, follow
-from flannel_ebpf.datapath import Datapath
-from flannel_ebpf.errors import BpfError, DeviceMissing, KernelError
-from flannel_ebpf.extras import Extras
+from flannel_ebpf.errors import DeviceMissing, KernelError
 from flannel_ebpf.firewall import Firewall
-from flannel_ebpf.kernel import ethtool, sysctl, xfrm
-from flannel_ebpf.kernel.links import Links, find_link
+from flannel_ebpf.kernel import xfrm
 from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.ownership import name_in
-from flannel_ebpf.kernel.pins import Pins
 from flannel_ebpf.loader import Loaded
 from flannel_ebpf.model import Lease, PodPort, Skipped
-from flannel_ebpf.newcomers import Newcomers
 from flannel_ebpf.objects import (
     LAST_METRIC,
     MapEntry,
@@ -44,9 +38,6 @@ from flannel_ebpf.plan import Failure, Op, Put, plan
 
 ROUNDS = 3
 """A device change is planned alone: one round makes it, the next does the rest, one is spare."""
-
-BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
-"""Conntrack sees only part of an accelerated stream, and would call what it sees next invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,39 +61,37 @@ class Outcome:
     again: float = 0.0
 
 
+class _Round(NamedTuple):
+    """What one round of a pass did. `last`: it leaves nothing to plan anew. `slots` as in Settled."""
+
+    writes: int
+    failures: Sequence[Failure]
+    slots: datapath.Slots | None
+    last: bool
+
+
 class Reconciler:
     """Brings this node's kernel in line with the leases, however far off it is.
 
-    `bpf` is None when the kernel path alone is used; `why_not` then says why, if it was not asked for.
-    With `required`, a host that cannot run the programs is an error; otherwise the pass goes on without
-    them. With `blackhole`, packets for addresses of the own subnet that no bridge has go nowhere.
+    `remember` is told of a sysctl before it is changed. With `blackhole`, packets for addresses of the own
+    subnet that no bridge has go nowhere.
     """
 
     def __init__(
         self,
         kernel: KernelNetwork,
         firewall: Firewall,
-        bpf: Datapath | None,
-        settings: datapath.Settings,
-        pin_root: Path,
+        acceleration: Acceleration,
         remember: Callable[[Sysctl], None],
-        why_not: str = "",
         *,
-        required: bool,
-        pod_grace: float = 0.0,
         blackhole: bool = False,
     ) -> None:
         self._kernel = kernel
-        self._links = Links(kernel.netlink)
+        self._links = kernel.links
         self._firewall = firewall
-        self._bpf = bpf
-        self._settings = settings
-        self._pin_root = pin_root
+        self._acceleration = acceleration
+        self._bpf = acceleration.bpf
         self._remember = remember
-        self._why_not = why_not
-        self._required = required
-        self._extras = Extras(settings)
-        self._newcomers = Newcomers(pod_grace)
         self._blackhole = blackhole
         self._settled: Settled | None = None
         self._last = Outcome()
@@ -110,62 +99,73 @@ class Reconciler:
     def run(self, node: Node, leases: Sequence[Lease], *, may_delete: bool) -> Outcome:
         """Do one pass and say what it did.
 
-        Raises KernelError when the kernel cannot be read, BpfError when programs are `required` and
+        Raises KernelError when the kernel cannot be read, BpfError when programs are required and
         cannot run.
         """
         self._settled = None
-        backend = backend_of(node.config)
         usable, strange = part(node.config.network, leases)
         paths = self._links.path_facts({lease.public_ip for lease in usable}, node.uplink)
-        peers, unusable = backend.peers(node, usable, _marked(node, paths))
+        peers, unusable = backend_of(node.config).peers(node, usable, _marked(node, paths))
         skipped = [*strange, *unusable]
         ports = self._links.pod_ports(node.subnet)
-        loaded, why_not = self._load(node, peers)
-        failures: list[Failure] = []
+        loaded, why_not = self._acceleration.load(node, peers)
         writes = 1 if loaded and loaded.changed else 0
         for _ in range(ROUNDS):
-            wanted = [*backend.objects(node, peers), *self._firewall.wanted(node)]
-            if self._blackhole:
-                wanted.append(Route(node.subnet, None, "", blackhole=True, metric=LAST_METRIC))
-            entries: list[MapEntry] = []
-            slots: datapath.Slots | None = None
-            if loaded and self._bpf:
-                entries = self._bpf.read()
-                slots = datapath.assign_slots(peers, datapath.slots_in(entries), self._bpf.slots())
-                wanted += self._accelerate(node, peers, slots, ports, loaded.programs, entries)
-            scope = _scope(node, wanted)
-            routes = frozenset(obj.dst for obj in wanted if isinstance(obj, Route))
-            actual = [
-                *self._kernel.read(scope, wanted=routes, program_name=partial(name_in, node.config.network)),
-                *self._firewall.read(node.config.network),
-                *entries,
-            ]
-            ops = plan(wanted, actual, may_delete=may_delete)
-            failures = self._apply(ops, scope)
-            writes += len(ops) - len(failures)
-            refused = self._extras.refused(failures)
-            failures = [failure for failure in failures if failure not in refused]
-            if not refused and not any(isinstance(op.obj, VxlanLink) for op in ops):
-                if may_delete and not failures:
-                    size = self._bpf.slots() if slots is not None and self._bpf else 0
-                    by_subnet = {peer.subnet: peer for peer in peers}
-                    self._settled = Settled(node, leases, by_subnet, skipped, slots, size)
+            done = self._round(node, peers, ports, loaded, may_delete=may_delete)
+            writes += done.writes
+            if done.last:
                 break
-        if not failures:
-            self._sweep(node, loaded)
-        errors = [failure.error for failure in failures]
+        if done.last and may_delete and not done.failures:
+            size = self._bpf.slots() if done.slots is not None and self._bpf else 0
+            by_subnet = {peer.subnet: peer for peer in peers}
+            self._settled = Settled(node, leases, by_subnet, skipped, done.slots, size)
+        if not done.failures:
+            self._acceleration.sweep(node.config.network, loaded)
         self._last = Outcome(
             peers,
             skipped,
-            errors,
+            [failure.error for failure in done.failures],
             writes,
             len(ports),
             accelerated=loaded is not None,
-            attach=self._settings.attach if loaded else "",
+            attach=self._acceleration.attach if loaded else "",
             why_not=why_not,
-            again=self._newcomers.due,
+            again=self._acceleration.newcomers.due,
         )
         return self._last
+
+    def _round(
+        self,
+        node: Node,
+        peers: Sequence[Peer],
+        ports: Sequence[PodPort],
+        loaded: Loaded | None,
+        *,
+        may_delete: bool,
+    ) -> _Round:
+        """Read what is there, plan from it, and carry that out."""
+        wanted = [*backend_of(node.config).objects(node, peers), *self._firewall.wanted(node)]
+        if self._blackhole:
+            wanted.append(Route(node.subnet, None, "", blackhole=True, metric=LAST_METRIC))
+        entries: list[MapEntry] = []
+        slots: datapath.Slots | None = None
+        if loaded and self._bpf:
+            entries = self._bpf.read()
+            slots = datapath.assign_slots(peers, datapath.slots_in(entries), self._bpf.slots())
+            wanted += self._acceleration.wanted(node, peers, slots, ports, loaded.programs, entries)
+        scope = _scope(node, wanted)
+        routes = frozenset(obj.dst for obj in wanted if isinstance(obj, Route))
+        actual = [
+            *self._kernel.read(scope, wanted=routes, program_name=partial(name_in, node.config.network)),
+            *self._firewall.read(node.config.network),
+            *entries,
+        ]
+        ops = plan(wanted, actual, may_delete=may_delete)
+        failures = self._apply(ops, scope)
+        refused = self._acceleration.extras.refused(failures)
+        left = [failure for failure in failures if failure not in refused]
+        last = not refused and not any(isinstance(op.obj, VxlanLink) for op in ops)
+        return _Round(len(ops) - len(failures), left, slots, last)
 
     def follow(self, leases: Sequence[Lease]) -> Outcome | None:
         """Do a short pass: carry out what these leases alter, taking what the last pass left as it was.
@@ -197,62 +197,6 @@ class Reconciler:
         found = self._kernel.read(_scope(node, ()))
         routes = [obj for obj in found if isinstance(obj, Route) and obj.dst != node.config.network]
         return frozenset(route.dst for route in routes if not route.blackhole)
-
-    def _sweep(self, node: Node, loaded: Loaded | None) -> None:
-        """Unpin what is not in use, now that nothing is attached from it any more."""
-        if loaded and self._bpf:
-            self._bpf.sweep()
-        elif self._bpf is None:
-            Pins.of(node.config.network, self._pin_root).remove_all()
-
-    def _load(self, node: Node, peers: Sequence[Peer]) -> tuple[Loaded | None, str]:
-        if self._bpf is None:
-            return None, self._why_not
-        try:
-            return self._bpf.load(self._constants(node, peers)), ""
-        except BpfError as error:
-            if self._required:
-                raise
-            return None, str(error)
-
-    def _constants(self, node: Node, peers: Sequence[Peer]) -> abi.Config:
-        config = datapath.constants(node, peers, self._settings)
-        if config.backend != abi.Mode.UDP:
-            return config
-        tun = find_link(self._kernel.netlink, udp.TUN_NAME)
-        finishes = ethtool.finishes(node.uplink.name)
-        return replace(config, tun=tun.index if tun else 0, uplink_finishes=finishes)
-
-    def _accelerate(
-        self,
-        node: Node,
-        peers: Sequence[Peer],
-        slots: datapath.Slots,
-        ports: Sequence[PodPort],
-        programs: Mapping[str, int],
-        entries: Sequence[MapEntry],
-    ) -> list[Object]:
-        """Return what the BPF side should hold, beside the kernel path."""
-        name = backend_of(node.config).overlay_name(node.config)
-        overlay = find_link(self._kernel.netlink, name) if name else None
-        old = self._newcomers.settled(ports, time.monotonic())
-        wanted: list[Object] = [
-            *datapath.peer_entries(peers, slots),
-            *datapath.port_entries(ports),
-            *datapath.pod_entries(entries, ports, self._links.pod_macs(ports)),
-            *datapath.filters(
-                old,
-                node.uplink.ifindex,
-                overlay.index if overlay else 0,
-                peers,
-                programs,
-                self._settings.attach,
-            ),
-            *self._extras.wanted(node, ports, programs),
-        ]
-        if self._settings.fastpath == Fastpath.FLOWS and sysctl.read(BE_LIBERAL) is not None:
-            wanted.append(Sysctl(BE_LIBERAL, "1"))
-        return wanted
 
     def _apply(self, ops: Sequence[Op], scope: Scope) -> list[Failure]:
         """Hand each run of operations to the edge it belongs to, in the plan's order.
