@@ -19,7 +19,8 @@ WARM_UP = 0.3
 
 IPERF, TCP_ECHO, UDP_ECHO, CRR, SINK, HTTP, REDIS = 5201, 11111, 11112, 7000, 9000, 8080, 6379
 SINK_PORTS = 100
-FLOW_SOURCES = 100
+MANY_FLOWS = (SINK_PORTS, 100)
+"""Ports and sources: 10,000 flows."""
 CRR_WORKERS = 8
 CONNECTIONS = 32
 FIXED_RATE = "8G"
@@ -27,6 +28,8 @@ REDIS_REQUESTS = 50_000
 PAGE = 1024
 
 Figures = dict[str, float]
+Measure = Callable[[Ends, int], float]
+"""Drive traffic for so many seconds and return the one figure."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +78,14 @@ def workloads(folder: Path) -> dict[str, Workload]:
     """Return all workloads by name, in the order of the table. `folder` holds the compiled generator."""
     traffic = str(folder / "traffic")
     every = (
-        Workload("tcp_stream", "iperf3, 1 flow", {"tcp_stream": "Gbit/s"}, _tcp_stream(1)),
-        Workload("tcp_stream_8", "iperf3, 8 flows", {"tcp_stream_8": "Gbit/s"}, _tcp_stream(8)),
-        Workload(
-            "udp_pps", "own generator, 64 B, one flow", {"udp_pps": "kpps"}, _flood(traffic, "udp_pps", 64)
-        ),
-        Workload(
-            "udp_stream",
-            "own generator, 1400 B, one flow",
-            {"udp_stream": "Gbit/s"},
-            _flood(traffic, "udp_stream", 1400),
-        ),
-        Workload("tcp_rr", "sockperf, 64 B request and response", {"tcp_rr": "k/s"}, _round_trips("--tcp")),
-        Workload("udp_rr", "sockperf, 64 B request and response", {"udp_rr": "k/s"}, _round_trips()),
-        Workload(
-            "tcp_crr",
-            "connect, request, response; 8 at a time",
-            {"tcp_crr": "k/s"},
-            _crr(traffic),
-            short=True,
-        ),
-        Workload(
-            "flows_10k",
-            "own generator, 64 B, 10,000 flows",
-            {"flows_10k": "kpps"},
-            _flood(traffic, "flows_10k", 64, SINK_PORTS, FLOW_SOURCES),
-        ),
+        _single("tcp_stream", "iperf3, 1 flow", "Gbit/s", _tcp_stream(1)),
+        _single("tcp_stream_8", "iperf3, 8 flows", "Gbit/s", _tcp_stream(8)),
+        _single("udp_pps", "own generator, 64 B, one flow", "kpps", _flood(traffic, 64)),
+        _single("udp_stream", "own generator, 1400 B, one flow", "Gbit/s", _flood(traffic, 1400)),
+        _single("tcp_rr", "sockperf, 64 B request and response", "k/s", _round_trips(TCP_ECHO, "--tcp")),
+        _single("udp_rr", "sockperf, 64 B request and response", "k/s", _round_trips(UDP_ECHO)),
+        _single("tcp_crr", "connect, request, response; 8 at a time", "k/s", _crr(traffic), short=True),
+        _single("flows_10k", "own generator, 64 B, 10,000 flows", "kpps", _flood(traffic, 64, *MANY_FLOWS)),
         Workload(
             "cpu_per_gbit",
             f"iperf3 at {FIXED_RATE}bit/s: CPU time of both ends, and softirq alone",
@@ -108,15 +93,15 @@ def workloads(folder: Path) -> dict[str, Workload]:
             _cpu,
             lower=True,
         ),
-        Workload("http", "nginx and wrk, 1 KB, kept connections", {"http": "k/s"}, _http()),
-        Workload(
+        _single("http", "nginx and wrk, 1 KB, kept connections", "k/s", _http()),
+        _single(
             "http_close",
             "nginx and wrk, 1 KB, a connection each",
-            {"http_close": "k/s"},
+            "k/s",
             _http("Connection: close"),
             short=True,
         ),
-        Workload("redis", "redis-benchmark GET, 32 connections", {"redis": "k/s"}, _redis),
+        _single("redis", "redis-benchmark GET, 32 connections", "k/s", _redis),
     )
     return {one.name: one for one in every}
 
@@ -124,24 +109,27 @@ def workloads(folder: Path) -> dict[str, Workload]:
 QUICK = ("tcp_stream", "udp_pps", "tcp_rr", "tcp_crr", "flows_10k", "http")
 
 
-def _tcp_stream(flows: int) -> Callable[[Ends, int], Figures]:
-    name = "tcp_stream" if flows == 1 else f"tcp_stream_{flows}"
+def _single(name: str, text: str, unit: str, run: Measure, *, short: bool = False) -> Workload:
+    """Return a workload with one figure, which has the workload's name."""
+    return Workload(name, text, {name: unit}, lambda ends, seconds: {name: run(ends, seconds)}, short)
 
-    def run(ends: Ends, seconds: int) -> Figures:
+
+def _tcp_stream(flows: int) -> Measure:
+    def run(ends: Ends, seconds: int) -> float:
         command = ["iperf3", "-c", ends.to, "-P", str(flows), "-t", str(seconds), "-i", "0.1", "-J"]
-        intervals = [one["sum"] for one in json.loads(ends.drive(command))["intervals"]]
+        report = json.loads(ends.drive(command))
+        intervals: list[dict[str, float]] = [one["sum"] for one in report["intervals"]]
         counted = [one for one in intervals if one["start"] >= WARM_UP - 0.05]
         bits = 8 * sum(one["bytes"] for one in counted)
-        return {name: bits / sum(one["seconds"] for one in counted) / 1e9}
+        return bits / sum(one["seconds"] for one in counted) / 1e9
 
     return run
 
 
-def _round_trips(*protocol: str) -> Callable[[Ends, int], Figures]:
+def _round_trips(port: int, *protocol: str) -> Measure:
     """Request and response, both ends on one core: else most of the time is a core's wake-up by the other."""
-    name, port = ("tcp_rr", TCP_ECHO) if protocol else ("udp_rr", UDP_ECHO)
 
-    def run(ends: Ends, seconds: int) -> Figures:
+    def run(ends: Ends, seconds: int) -> float:
         command = ["sockperf", "ping-pong", *protocol, "-i", ends.to, "-p", str(port), "-m", "64"]
         text = ends.drive([*command, "-t", str(seconds)], core=SERVER_CORE)
         # sockperf leaves its first 400 ms and last 50 ms out of these.
@@ -150,13 +138,13 @@ def _round_trips(*protocol: str) -> Callable[[Ends, int], Figures]:
         )
         if not found:
             raise LabError(f"sockperf said nothing of its valid duration: {text[-300:]}")
-        return {name: int(found[2]) / float(found[1]) / 1e3}
+        return int(found[2]) / float(found[1]) / 1e3
 
     return run
 
 
-def _crr(traffic: str) -> Callable[[Ends, int], Figures]:
-    def run(ends: Ends, seconds: int) -> Figures:
+def _crr(traffic: str) -> Measure:
+    def run(ends: Ends, seconds: int) -> float:
         with ends.driving([traffic, "crr", ends.to, str(CRR), str(CRR_WORKERS)]) as client:
             time.sleep(WARM_UP + seconds)
             client.terminate()
@@ -165,19 +153,17 @@ def _crr(traffic: str) -> Callable[[Ends, int], Figures]:
             lines = [line.split() for line in output.read().splitlines()]
         samples = [(float(at), int(done)) for at, done in lines if float(at) >= WARM_UP]
         (start, before), (end, after) = samples[0], samples[-1]
-        return {"tcp_crr": (after - before) / (end - start) / 1e3}
+        return (after - before) / (end - start) / 1e3
 
     return run
 
 
-def _flood(
-    traffic: str, metric: str, size: int, ports: int = 1, sources: int = 1
-) -> Callable[[Ends, int], Figures]:
+def _flood(traffic: str, size: int, ports: int = 1, sources: int = 1) -> Measure:
     """Datagrams that the server reads: kpps of small ones, Gbit/s of the payload of large ones."""
     warm_up = WARM_UP if ports == 1 else 2.0  # each flow needs its first dozen packets
     scale = 1e3 if size < PAGE else 1e9 / (8 * size)
 
-    def run(ends: Ends, seconds: int) -> Figures:
+    def run(ends: Ends, seconds: int) -> float:
         command = [traffic, "flood", ends.to, str(SINK), str(size), str(ports), str(sources)]
         with ends.driving(command):
             time.sleep(warm_up)
@@ -185,7 +171,7 @@ def _flood(
             start, before = time.monotonic(), ends.udp_received()
             time.sleep(seconds)
             received = ends.udp_received() - before
-            return {metric: received / (time.monotonic() - start) / scale}
+            return received / (time.monotonic() - start) / scale
 
     return run
 
@@ -223,25 +209,23 @@ def _received_bits(ends: Ends) -> int:
     return 8 * int(line.partition(":")[2].split()[0])
 
 
-def _http(*headers: str) -> Callable[[Ends, int], Figures]:
-    name = "http_close" if headers else "http"
-
-    def run(ends: Ends, seconds: int) -> Figures:
+def _http(*headers: str) -> Measure:
+    def run(ends: Ends, seconds: int) -> float:
         extra = [word for header in headers for word in ("-H", header)]
         command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}", *extra, f"http://{ends.to}:{HTTP}/"]
         text = ends.drive(command)
         found = re.search(r"Requests/sec:\s*([\d.]+)", text)
         if not found or "Non-2xx" in text:
             raise LabError(f"wrk got no good answers: {text[-300:]}")
-        return {name: float(found[1]) / 1e3}
+        return float(found[1]) / 1e3
 
     return run
 
 
-def _redis(ends: Ends, _seconds: int) -> Figures:
+def _redis(ends: Ends, _seconds: int) -> float:
     command = ["redis-benchmark", "-h", ends.to, "-p", str(REDIS), "-t", "get", "-c", str(CONNECTIONS)]
     text = ends.drive([*command, "-n", str(REDIS_REQUESTS), "--csv"])
-    return {"redis": float(text.strip().splitlines()[-1].split(",")[1].strip('"')) / 1e3}
+    return float(text.strip().splitlines()[-1].split(",")[1].strip('"')) / 1e3
 
 
 def _nginx(home: Path) -> str:
