@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from elftools.elf.constants import SH_FLAGS
+from elftools.elf.elffile import ELFFile
 
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.node import Node
@@ -124,17 +126,27 @@ def no_objects(tmp_path: Path) -> list[str]:
     return [f"--bpf-objects={tmp_path}"]
 
 
+EXIT = bytes.fromhex("9500000000000000")
+GOTO_32767 = bytes.fromhex("0500ff7f00000000")
+
+
+def programs_in(path: Path) -> list[tuple[int, int]]:
+    """Return where in an object instructions are: elsewhere the same bytes mean something else."""
+    with path.open("rb") as file:
+        sections = [section.header for section in ELFFile(file).iter_sections()]
+    return [(one.sh_offset, one.sh_size) for one in sections if one.sh_flags & SH_FLAGS.SHF_EXECINSTR]
+
+
 def rejected(tmp_path: Path) -> list[str]:
     """An object whose tc programs the verifier cannot accept: every jump target is broken."""
     source = Path(__file__).parents[2] / "flannel_ebpf/_objects"
     for name in ("datapath.bpf.o", "xdp.bpf.o"):
         image = bytearray((source / name).read_bytes())
         if name.startswith("datapath"):
-            exit_code = bytes.fromhex("9500000000000000")
-            at = image.find(exit_code)
-            while at != -1:  # "goto +32767" where a program should end
-                image[at : at + 8] = bytes.fromhex("0500ff7f00000000")
-                at = image.find(exit_code, at + 8)
+            for start, size in programs_in(source / name):
+                for at in range(start, start + size, 8):
+                    if image[at : at + 8] == EXIT:
+                        image[at : at + 8] = GOTO_32767
         (tmp_path / name).write_bytes(image)
     return [f"--bpf-objects={tmp_path}"]
 
