@@ -129,12 +129,13 @@ def test_a_next_link_that_is_narrower_is_learned(routing_pod: tuple[Pair, Host])
 
 
 def test_a_full_flow_table_only_means_more_through_the_kernel(make_lab: MakeLab) -> None:
-    lab = make_lab(datapath="ebpf", pods_per_node=1, extra_up_args=("--flow-entries=64",))
+    flags = ("--flow-entries=64", "--revalidate=0.1")  # what fl_open knows of evicted flows ends soon
+    lab = make_lab(datapath="ebpf", pods_per_node=1, extra_up_args=flags)
     pair = Pair(lab, lab.node("n1"), lab.node("n2"))
     with udp(pair.server) as target, watch(pair.sender) as seen:
         there = (str(pair.server.ip), target.getsockname()[1])
         sources = [udp(pair.client) for _ in range(300)]
-        for _ in range(10):
+        for _ in range(30):
             for source in sources:
                 send_udp(source, there, 10)
             assert len(numbers(target, 3000)) == 3000
