@@ -12,7 +12,12 @@ static __always_inline enum fl_reason admit_tx(struct __sk_buff *skb, const stru
 					       const struct fl_packet *p)
 {
 	struct fl_flow_key_v4 key = key_of_tx(p);
-	struct fl_opening opening = { &key, flow_hash(&key), skb->ifindex, FL_WAY_OUT, 0 };
+	struct fl_opening opening = {
+		.key = &key,
+		.hash = flow_hash(&key),
+		.ifindex = skb->ifindex,
+		.way = FL_WAY_OUT,
+	};
 	__u32 place = sketch_place(opening.hash, FL_WAY_OUT);
 	struct fl_direction direction;
 	struct fl_flow *flow = NULL;
@@ -62,7 +67,7 @@ static __always_inline enum fl_reason admit_rx_flow(struct __sk_buff *skb, const
 						    struct fl_pod_v4 **pod)
 {
 	struct fl_flow_key_v4 key = key_of_rx(p);
-	struct fl_opening opening = { &key, flow_hash(&key), 0, FL_WAY_IN, 0 };
+	struct fl_opening opening = { .key = &key, .hash = flow_hash(&key), .way = FL_WAY_IN };
 	__u32 place = sketch_place(opening.hash, FL_WAY_IN);
 	struct fl_direction direction;
 	__u64 now = clock_ns();

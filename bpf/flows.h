@@ -114,9 +114,9 @@ static __always_inline bool is_young(struct fl_cell *cell)
 }
 
 /*
- * A connection begins or ends: forget its flow, and on SYN its age. fl_flows is only looked at where a flow
- * with this hash was learned within FL_LEARNED_EPOCHS: an older entry is stale in any case. Looked up first,
- * because deleting from an LRU takes the bucket's lock even on a miss.
+ * A connection begins or ends: forget its flow, what fl_open knows of it, and on SYN its age. fl_flows is only
+ * looked at where a flow with this hash was learned within FL_LEARNED_EPOCHS: an older entry is stale in any case.
+ * Looked up first, because deleting from an LRU takes the bucket's lock even on a miss.
  */
 static __always_inline void end_flow(struct fl_cell *cell, const struct fl_flow_key_v4 *key, __u32 place,
 				     __u8 tcp_flags)

@@ -38,6 +38,21 @@ static __always_inline enum fl_reason from_wire(struct __sk_buff *skb)
 	return reason;
 }
 
+/*
+ * Who sent a tunnel packet: *peer holds the inner source's subnet, NULL for what check_peer_source() lets pass
+ * without. FL_UNKNOWN: it may send it, and its packets are not left to the kernel.
+ */
+static __always_inline enum fl_reason find_sender(__u32 outer, __u32 inner, struct fl_peer_v4 **peer)
+{
+	enum fl_reason reason;
+
+	*peer = find_peer(inner);
+	reason = check_peer_source(*peer, outer, inner);
+	if (reason)
+		return reason;
+	return *peer && (*peer)->mode == FL_MODE_NONE ? FL_NOT_OVERLAY : FL_UNKNOWN;
+}
+
 static __always_inline enum fl_reason from_vxlan(struct __sk_buff *skb)
 {
 	struct fl_outer *outer;
@@ -65,12 +80,9 @@ static __always_inline enum fl_reason from_vxlan(struct __sk_buff *skb)
 		reason = check_member(outer->ip.saddr);
 		return reason ? reason : FL_NOT_IPV4;
 	}
-	peer = find_peer(ip->saddr);
-	reason = check_peer_source(peer, outer->ip.saddr, ip->saddr);
+	reason = find_sender(outer->ip.saddr, ip->saddr, &peer);
 	if (reason)
 		return reason;
-	if (peer && peer->mode == FL_MODE_NONE)
-		return FL_NOT_OVERLAY;
 	reason = match_inner_mac(inner);
 	if (reason)
 		return reason;
@@ -111,12 +123,9 @@ static __always_inline enum fl_reason from_udp(struct __sk_buff *skb, bool *take
 	ip = (void *)(outer + 1);
 	if (skb->gso_size && bpf_ntohs(ip->tot_len) != skb->len - FL_UDP_INNER)
 		return FL_GSO; /* several datagrams of a relay in one piece: nothing has cut them on the way */
-	peer = find_peer(ip->saddr);
-	reason = check_peer_source(peer, outer->ip.saddr, ip->saddr);
+	reason = find_sender(outer->ip.saddr, ip->saddr, &peer);
 	if (reason)
 		return reason;
-	if (peer && peer->mode == FL_MODE_NONE)
-		return FL_NOT_OVERLAY;
 	reason = parse_ipv4(ip, end, skb->len - FL_UDP_INNER, false, ttl_cost(FL_MODE_UDP), &p);
 	if (reason)
 		return reason;

@@ -38,15 +38,20 @@ static __always_inline bool is_entry(const struct fl_open *open, const struct fl
 	return open->hash == want->hash && a[0] == b[0] && a[1] == b[1];
 }
 
+/* The entry of exactly this key, valid or not, or NULL. */
+static __always_inline struct fl_open *find_entry(struct fl_open_set *set, const struct fl_opening *want)
+{
+	if (is_entry(&set->ways[0], want))
+		return &set->ways[0];
+	return is_entry(&set->ways[1], want) ? &set->ways[1] : NULL;
+}
+
 static __always_inline bool is_known_open(const struct fl_opening *want, __u64 now)
 {
 	struct fl_open_set *set = open_set(want);
-	struct fl_open *open;
+	struct fl_open *open = set ? find_entry(set, want) : NULL;
 
-	if (!set)
-		return false;
-	open = &set->ways[is_entry(&set->ways[0], want) ? 0 : 1];
-	return is_entry(open, want) && open->ended == want->ended && open->ifindex == want->ifindex &&
+	return open && open->ended == want->ended && open->ifindex == want->ifindex &&
 	       (__s32)(open->until - (__u32)(now >> FL_OPEN_SHIFT)) > 0;
 }
 
@@ -55,13 +60,12 @@ static __always_inline void note_open(const struct fl_opening *found, __u64 unti
 {
 	struct fl_open_set *set = open_set(found);
 	struct fl_open *open;
-	bool first;
 
 	if (!set)
 		return;
-	first = is_entry(&set->ways[0], found) ||
-		(!is_entry(&set->ways[1], found) && (__s32)(set->ways[0].until - set->ways[1].until) <= 0);
-	open = &set->ways[first ? 0 : 1];
+	open = find_entry(set, found);
+	if (!open)
+		open = (__s32)(set->ways[0].until - set->ways[1].until) <= 0 ? &set->ways[0] : &set->ways[1];
 	open->key = *found->key;
 	open->hash = found->hash;
 	open->ifindex = found->ifindex;
