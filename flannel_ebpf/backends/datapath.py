@@ -33,7 +33,11 @@ def peer_len(peers: Iterable[Peer], subnet_len: int) -> int:
 
 def together(peers: Collection[Peer], subnet_len: int) -> tuple[int, bool]:
     """Return all that constants and hooks depend on of the peers: see `peer_len` and `filters`."""
-    return peer_len(peers, subnet_len), any(peer.mode == abi.Mode.DIRECT for peer in peers)
+    return peer_len(peers, subnet_len), _any_direct(peers)
+
+
+def _any_direct(peers: Iterable[Peer]) -> bool:
+    return any(peer.mode == abi.Mode.DIRECT for peer in peers)
 
 
 def assign_slots(
@@ -137,7 +141,7 @@ def filters(
     found = [stand(uplink, "ingress", "fl_from_peer")]
     if overlay:
         found.append(stand(overlay, "egress", "fl_to_peer"))
-    if not overlay or any(peer.mode == abi.Mode.DIRECT for peer in peers):
+    if not overlay or _any_direct(peers):
         found.append(stand(uplink, "egress", "fl_to_peer"))
     for port in ports:
         if not port.shaped:
