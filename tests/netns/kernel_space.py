@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from flannel_ebpf.kernel.bpf import Program
+from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.model import Mac
 from flannel_ebpf.objects import FdbEntry, LinkAddress, Neighbour, Object, Route, Scope, Sysctl, VxlanLink
 
@@ -38,6 +39,12 @@ def namespace() -> Generator[None, None, None]:
     finally:
         assert _libc.setns(home, _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
         os.close(home)
+
+
+@pytest.fixture
+def kernel(namespace: None) -> Generator[KernelNetwork, None, None]:
+    with KernelNetwork() as network:
+        yield network
 
 
 @pytest.fixture

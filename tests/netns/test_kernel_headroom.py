@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
 from typing import Any
 
 import pytest
-from kernel_space import index_of, namespace, run, scope
+from kernel_space import index_of, kernel, namespace, run, scope
 
 from flannel_ebpf.errors import DeviceMissing
 from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.objects import HeadroomPort, Object
 from flannel_ebpf.plan import Delete, Put, plan
 
-__all__ = ["namespace"]
-
-
-@pytest.fixture
-def kernel(namespace: None) -> Generator[KernelNetwork, None, None]:
-    with KernelNetwork() as network:
-        yield network
+__all__ = ["kernel", "namespace"]
 
 
 @pytest.fixture

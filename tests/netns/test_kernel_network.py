@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import subprocess
 import time
-from collections.abc import Generator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
@@ -16,6 +15,7 @@ from kernel_space import (
     PUBLIC_IP,
     SUBNET,
     index_of,
+    kernel,
     namespace,
     node,
     peer,
@@ -31,15 +31,9 @@ from flannel_ebpf.model import Mac
 from flannel_ebpf.objects import LinkAddress, Neighbour, Object, Route, Scope, Sysctl, VxlanLink
 from flannel_ebpf.plan import Delete, Failure, Op, Put, plan
 
-__all__ = ["namespace", "uplink"]
+__all__ = ["kernel", "namespace", "uplink"]
 
 OTHER = IPv4Network("10.1.9.0/24")
-
-
-@pytest.fixture
-def kernel(namespace: None) -> Generator[KernelNetwork, None, None]:
-    with KernelNetwork() as network:
-        yield network
 
 
 def wanted(desired: set[Object]) -> set[IPv4Network]:

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from ipaddress import IPv4Network
 
 import pytest
-from kernel_space import TinyProgram, index_of, named, namespace, run, scope, uplink
+from kernel_space import TinyProgram, index_of, kernel, named, namespace, run, scope, uplink
 
 from flannel_ebpf.errors import DeviceMissing
 from flannel_ebpf.kernel.bpf import Program
@@ -14,15 +14,9 @@ from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.objects import Filter, Object, XdpProgram
 from flannel_ebpf.plan import Delete, Put, plan
 
-__all__ = ["namespace", "uplink"]
+__all__ = ["kernel", "namespace", "uplink"]
 
 FOREIGN = "protocol all pref 7 u32 match u32 0 0 classid 1:1"
-
-
-@pytest.fixture
-def kernel(namespace: None) -> Generator[KernelNetwork, None, None]:
-    with KernelNetwork() as network:
-        yield network
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from ipaddress import IPv4Network
 
 import pytest
-from kernel_space import TinyProgram, index_of, named, namespace, run, scope, uplink
+from kernel_space import TinyProgram, index_of, kernel, named, namespace, run, scope, uplink
 from kernel_tcx import TCX_DROP, attach, detach
 
 from flannel_ebpf.errors import DeviceMissing
@@ -19,15 +19,9 @@ from flannel_ebpf.kernel.probe import has_tcx
 from flannel_ebpf.objects import Attach, Filter, Object
 from flannel_ebpf.plan import Delete, Op, Put, plan
 
-__all__ = ["namespace", "uplink"]
+__all__ = ["kernel", "namespace", "uplink"]
 
 WAYS: list[Attach] = ["tcx", "clsact"]
-
-
-@pytest.fixture
-def kernel(namespace: None) -> Generator[KernelNetwork, None, None]:
-    with KernelNetwork() as network:
-        yield network
 
 
 @pytest.fixture
