@@ -9,7 +9,7 @@ from importlib import import_module, metadata
 
 import click
 
-from flannel_ebpf.errors import FlannelError
+from flannel_ebpf.base.errors import FlannelError
 
 PROGRAM = "flannel-ebpf"
 

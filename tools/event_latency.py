@@ -16,14 +16,14 @@ import time
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from flannel_ebpf.abi import SubnetKey
-from flannel_ebpf.etcd import EtcdClient, Registry
+from flannel_ebpf.base.model import Lease
+from flannel_ebpf.base.options import EtcdOptions
+from flannel_ebpf.contract.abi import SubnetKey
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Lab, LabSpec, Node
 from flannel_ebpf.lab.netns import inside
 from flannel_ebpf.lab.spec import ETCD_ENDPOINT
-from flannel_ebpf.model import Lease
-from flannel_ebpf.options import EtcdOptions
+from flannel_ebpf.leases.etcd import EtcdClient, Registry
 
 NETWORK = "10.0.0.0/8"
 DEADLINE = 60.0

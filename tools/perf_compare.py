@@ -24,7 +24,7 @@ from perf.modes import Mode
 from perf.results import Table, to_json
 from perf.workloads import Workload
 
-from flannel_ebpf.errors import FlannelError, LabError
+from flannel_ebpf.base.errors import FlannelError, LabError
 
 T = TypeVar("T")
 

@@ -14,6 +14,16 @@ from typing import Any, TypeVar, get_args
 import click
 from click.core import ParameterSource
 
+from flannel_ebpf.base.errors import ConfigError
+from flannel_ebpf.base.options import (
+    AttachChoice,
+    DatapathChoice,
+    EtcdOptions,
+    FastpathChoice,
+    Options,
+    SourceCheckChoice,
+    XdpChoice,
+)
 from flannel_ebpf.commands.values import (
     Address,
     Endpoints,
@@ -23,16 +33,6 @@ from flannel_ebpf.commands.values import (
     Prefix,
     Regex,
     Seconds,
-)
-from flannel_ebpf.errors import ConfigError
-from flannel_ebpf.options import (
-    AttachChoice,
-    DatapathChoice,
-    EtcdOptions,
-    FastpathChoice,
-    Options,
-    SourceCheckChoice,
-    XdpChoice,
 )
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flannel_ebpf.base.config import NetworkConfig, parse_network_config
+from flannel_ebpf.base.errors import ConfigError, LeaseConflict
+from flannel_ebpf.base.model import Lease
 from flannel_ebpf.commands.flags import etcd_flags, options_from
 from flannel_ebpf.commands.values import Address, Subnet
-from flannel_ebpf.config import NetworkConfig, parse_network_config
-from flannel_ebpf.errors import ConfigError, LeaseConflict
-from flannel_ebpf.model import Lease
-from flannel_ebpf.schema import config_key
+from flannel_ebpf.leases.lease_format import config_key
 
 if TYPE_CHECKING:
-    from flannel_ebpf.etcd import Registry
+    from flannel_ebpf.leases.etcd import Registry
 
 LEASE_TTL = 86_400
 """Seconds: how long flannel's leases live."""
@@ -104,7 +104,7 @@ def unreserve(subnet: IPv4Network, now: bool, **values: Any) -> None:
 
 @contextmanager
 def _registry(values: dict[str, Any]) -> Iterator[Registry]:
-    from flannel_ebpf.etcd import EtcdClient, Registry  # noqa: PLC0415 - gRPC is slow to import
+    from flannel_ebpf.leases.etcd import EtcdClient, Registry  # noqa: PLC0415 - gRPC is slow to import
 
     options = options_from(values)
     client = EtcdClient(options.etcd)

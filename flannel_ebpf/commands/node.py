@@ -19,8 +19,8 @@ def up(verbosity: int, **values: Any) -> int:
     Flags and their FLANNELD_* variables are flanneld's, and more of the same kind.
     """
     options = options_from(values)
-    from flannel_ebpf.daemon import run  # noqa: PLC0415 - only this command needs the daemon
-    from flannel_ebpf.logs import log_to_stderr  # noqa: PLC0415 - likewise
+    from flannel_ebpf.agent.daemon import run  # noqa: PLC0415 - only this command needs the daemon
+    from flannel_ebpf.commands.logs import log_to_stderr  # noqa: PLC0415 - likewise
 
     log_to_stderr(verbosity)
     return run(options)
@@ -33,8 +33,8 @@ def up(verbosity: int, **values: Any) -> int:
 def down(purge: bool, release: bool, **values: Any) -> int:
     """Detach the BPF programs; the kernel path goes on unless --purge is given."""
     options = options_from(values)
-    from flannel_ebpf.logs import log_to_stderr  # noqa: PLC0415 - only some commands log
-    from flannel_ebpf.teardown import down as tear_down  # noqa: PLC0415 - only this command needs it
+    from flannel_ebpf.commands.down import down as tear_down  # noqa: PLC0415 - only this command needs it
+    from flannel_ebpf.commands.logs import log_to_stderr  # noqa: PLC0415 - only some commands log
 
     log_to_stderr(0)
     return tear_down(options, purge=purge, release=release)
@@ -46,6 +46,6 @@ def down(purge: bool, release: bool, **values: Any) -> int:
 def status(as_json: bool, **values: Any) -> int:
     """Show what this node's overlay is made of and how its packets travel."""
     options = options_from(values)
-    from flannel_ebpf.inspect import status as show  # noqa: PLC0415 - only this command needs it
+    from flannel_ebpf.commands.status import status as show  # noqa: PLC0415 - only this command needs it
 
     return show(options, as_json=as_json)

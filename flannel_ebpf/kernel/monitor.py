@@ -10,10 +10,10 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from flannel_ebpf.errors import KernelError
-from flannel_ebpf.kernel.bulk import Notice, notice
-from flannel_ebpf.kernel.links import find_link
-from flannel_ebpf.kernel.netlink import RouteSocket, attributes, messages
+from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.kernel.netlink.bulk import Notice, notice
+from flannel_ebpf.kernel.netlink.links import find_link
+from flannel_ebpf.kernel.netlink.route_socket import RouteSocket, attributes, messages
 
 _RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_TC = 0x1, 0x4, 0x8
 _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x10, 0x40

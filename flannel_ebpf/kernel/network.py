@@ -12,10 +12,8 @@ from types import TracebackType
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from flannel_ebpf.errors import BpfError, DeviceMissing, DeviceUnsupported, KernelError
-from flannel_ebpf.kernel import bulk, headroom, links, sysctl, tc, tcx, vxlan
-from flannel_ebpf.kernel.netlink import Answer, Request, RouteSocket
-from flannel_ebpf.objects import (
+from flannel_ebpf.base.errors import BpfError, DeviceMissing, DeviceUnsupported, KernelError
+from flannel_ebpf.desired.objects import (
     FdbEntry,
     Filter,
     HeadroomPort,
@@ -29,7 +27,12 @@ from flannel_ebpf.objects import (
     XdpMode,
     XdpProgram,
 )
-from flannel_ebpf.plan import Delete, Failure, Op, Put
+from flannel_ebpf.desired.plan import Delete, Failure, Op, Put
+from flannel_ebpf.kernel import sysctl
+from flannel_ebpf.kernel.hooks import clsact, tcx
+from flannel_ebpf.kernel.netlink import bulk, headroom, links, vxlan
+from flannel_ebpf.kernel.netlink.route_socket import Answer, Request, RouteSocket
+from flannel_ebpf.kernel.pods import Links
 
 _ALREADY_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 _NO_DEVICE = {errno.ENODEV, errno.ENXIO}
@@ -43,7 +46,7 @@ class KernelNetwork:
 
     def __init__(self) -> None:
         self.netlink = RouteSocket()
-        self.links = links.Links(self.netlink)
+        self.links = Links(self.netlink)
         self._ip = IPRoute(ext_ack=True)
         self.echoes: set[bulk.Notice] = set()
         """Notices of our own writes yet to come that the kernel sends in its own name."""
@@ -83,7 +86,7 @@ class KernelNetwork:
         present = links.read_links(self.netlink)
         names = {index: link.name for index, link in present.items()}
         found: set[Object] = set(bulk.read_routes(self.netlink, scope, names, wanted))
-        found.update(tc.read_filters(self.netlink, scope.filter_handle))
+        found.update(clsact.read_filters(self.netlink, scope.filter_handle))
         found.update(tcx.read_filters(present, program_name))
         found.update(headroom.read_ports(present.values(), scope))
         for link in present.values():
@@ -180,7 +183,7 @@ class KernelNetwork:
                 self._put_filter(op.obj, old_filter, scope, _program(programs, op.obj.program))
             case XdpProgram():
                 old = op.old if isinstance(op.old, XdpProgram) else None
-                tc.put_xdp(self._ip, op.obj, old, _program(programs, "fl_xdp"))
+                clsact.put_xdp(self._ip, op.obj, old, _program(programs, "fl_xdp"))
             case HeadroomPort():
                 there = op.old if isinstance(op.old, HeadroomPort) else None
                 headroom.put_port(self._ip, op.obj, there, scope)
@@ -198,7 +201,7 @@ class KernelNetwork:
             case Filter():
                 self._delete_filter(obj, scope)
             case XdpProgram():
-                tc.delete_xdp(self._ip, obj)
+                clsact.delete_xdp(self._ip, obj)
             case HeadroomPort():
                 headroom.delete_port(self._ip, obj)
             case _:
@@ -210,7 +213,7 @@ class KernelNetwork:
         if want.via == "tcx":
             tcx.put_filter(want, None if moved else old, program)
         else:
-            tc.put_filter(self._ip, want, scope.filter_handle, program)
+            clsact.put_filter(self._ip, want, scope.filter_handle, program)
         if old and moved:
             self._delete_filter(old, scope)
 
@@ -218,7 +221,7 @@ class KernelNetwork:
         if there.via == "tcx":
             tcx.delete_filter(there)
         else:
-            tc.delete_filter(self._ip, there, scope.filter_handle)
+            clsact.delete_filter(self._ip, there, scope.filter_handle)
 
     def _address(self, verb: str, ifname: str, address: IPv4Interface) -> None:
         index = links.index_of(self.netlink, ifname)
@@ -227,7 +230,7 @@ class KernelNetwork:
     def drop_idle_clsact(self, ifindex: int) -> bool:
         """Remove a device's clsact qdisc if no filter stands on it; say whether it was (for a purge)."""
         try:
-            return tc.drop_idle_clsact(self._ip, self.netlink, ifindex)
+            return clsact.drop_idle_clsact(self._ip, self.netlink, ifindex)
         except NetlinkError as error:
             raise KernelError(f"clsact of device {ifindex}: {os.strerror(error.code)}", error.code) from error
 

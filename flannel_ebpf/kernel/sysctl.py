@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flannel_ebpf.errors import DeviceMissing, KernelError
+from flannel_ebpf.base.errors import DeviceMissing, KernelError
 
 _ROOT = Path("/proc/sys")
 

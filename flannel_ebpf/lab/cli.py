@@ -8,7 +8,7 @@ from types import FrameType
 
 import click
 
-from flannel_ebpf.errors import LabError
+from flannel_ebpf.base.errors import LabError
 from flannel_ebpf.lab import netns, teardown
 from flannel_ebpf.lab.cluster import Lab, labs
 from flannel_ebpf.lab.drawing import draw

@@ -8,7 +8,7 @@ from ipaddress import IPv4Network
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from flannel_ebpf.errors import LabError
+from flannel_ebpf.base.errors import LabError
 from flannel_ebpf.lab import readiness, switch, teardown
 from flannel_ebpf.lab.command import run
 from flannel_ebpf.lab.etcd_server import EtcdServer

@@ -6,7 +6,7 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 
-from flannel_ebpf.errors import LabError
+from flannel_ebpf.base.errors import LabError
 
 
 def run(

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from dataclasses import astuple
 
-from flannel_ebpf.abi import Count, Hook, Reason, unpack_u32
+from flannel_ebpf.contract.abi import Count, Hook, Reason, unpack_u32
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab.node import Node
 

@@ -9,7 +9,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
-from flannel_ebpf.errors import LabError
+from flannel_ebpf.base.errors import LabError
 from flannel_ebpf.lab import netns
 from flannel_ebpf.lab.command import run
 from flannel_ebpf.lab.processes import Process, spawn, tail

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from flannel_ebpf.errors import LabError
+from flannel_ebpf.base.errors import LabError
 from flannel_ebpf.lab.command import run
 
 FOLDER = Path("/run/netns")

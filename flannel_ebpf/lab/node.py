@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
-from flannel_ebpf.errors import LabError
-from flannel_ebpf.hooks import Hook, standing
+from flannel_ebpf.base.errors import LabError
+from flannel_ebpf.kernel.hooks.standing import Hook, standing
 from flannel_ebpf.lab import netns, processes
 from flannel_ebpf.lab.host import Host
 from flannel_ebpf.lab.pod import Pod, make_bridge, plug

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flannel_ebpf.errors import LabError
+from flannel_ebpf.base.errors import LabError
 from flannel_ebpf.lab import netns
 
 _spawned: set[int] = set()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network
 
-from flannel_ebpf.errors import LabError
+from flannel_ebpf.base.errors import LabError
 from flannel_ebpf.lab.node import Node
 
 Missing = Callable[[Node], str]

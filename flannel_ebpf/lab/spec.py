@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from flannel_ebpf.errors import LabError
+from flannel_ebpf.base.errors import LabError
 
 ROOT = Path("/run/flannel-ebpf-lab")
 UNDERLAY = IPv4Network("192.168.64.0/24")

@@ -20,8 +20,8 @@ from io import FileIO
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from flannel_ebpf.errors import FlannelError, KernelError
-from flannel_ebpf.kernel import tun
+from flannel_ebpf.base.errors import FlannelError, KernelError
+from flannel_ebpf.kernel.netlink import tun
 from flannel_ebpf.relay import peers
 from flannel_ebpf.relay.counters import Counters
 from flannel_ebpf.relay.forward import UDP_GRO, FromPeers, Refresh, ToPeers

@@ -14,7 +14,7 @@ import os
 import struct
 from pathlib import Path
 
-from flannel_ebpf.errors import KernelError
+from flannel_ebpf.base.errors import KernelError
 
 NAMES = (
     "tx_sent",  # to a peer

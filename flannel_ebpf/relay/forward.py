@@ -15,7 +15,7 @@ from collections.abc import Callable
 from io import FileIO
 from ipaddress import IPv4Address
 
-from flannel_ebpf.options import SourceCheckChoice
+from flannel_ebpf.base.options import SourceCheckChoice
 from flannel_ebpf.relay.counters import INDEX
 from flannel_ebpf.relay.packet import IPV4_MIN, decrease_ttl, net_unreachable
 from flannel_ebpf.relay.peers import PeerTable

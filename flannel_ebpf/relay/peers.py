@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 
-from flannel_ebpf.errors import ConfigError
+from flannel_ebpf.base.errors import ConfigError
 
 _REMEMBERED = 65536
 """Answers kept per direction. A scan over more addresses than this costs time, never memory."""

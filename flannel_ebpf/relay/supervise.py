@@ -25,9 +25,9 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Literal
 
-from flannel_ebpf.errors import KernelError
-from flannel_ebpf.kernel import tun
-from flannel_ebpf.options import SourceCheckChoice
+from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.options import SourceCheckChoice
+from flannel_ebpf.kernel.netlink import tun
 from flannel_ebpf.relay import counters
 from flannel_ebpf.relay.peers import encode
 

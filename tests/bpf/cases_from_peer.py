@@ -43,8 +43,8 @@ from scapy.layers.l2 import ARP, Dot1Q
 from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
-from flannel_ebpf import abi
-from flannel_ebpf.abi import Reason
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import Reason
 
 row = partial(Case, "fl_from_peer")
 

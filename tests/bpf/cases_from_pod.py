@@ -42,8 +42,8 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
-from flannel_ebpf import abi
-from flannel_ebpf.abi import PodFlag, Reason
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import PodFlag, Reason
 
 NO_L2_ETH = replace(VXLAN, caps=VXLAN.caps & ~abi.Cap.ENCAP_L2_ETH)
 NO_NEIGH = replace(VXLAN, caps=VXLAN.caps & ~abi.Cap.REDIRECT_NEIGH)

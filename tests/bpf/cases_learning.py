@@ -14,8 +14,8 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from flannel_ebpf import abi
-from flannel_ebpf.abi import FlowBit, Reason
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import FlowBit, Reason
 
 RX_KEY = abi.FlowKey(POD, PEER.pod, 5000, 4000, 17)
 TX, RX = FlowBit.TX_ENTERED | FlowBit.TX_LEFT, FlowBit.RX_ARRIVED | FlowBit.RX_DELIVERED

@@ -10,7 +10,7 @@ from node import DIRECT, PEER, POD, STRANGER, UDP, XDP_PASS
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Raw
 
-from flannel_ebpf.abi import Reason
+from flannel_ebpf.contract.abi import Reason
 
 row = partial(Case, "fl_xdp")
 

@@ -14,8 +14,8 @@ from kernel_path import KernelNode
 from loading import build, use
 from node import FLOWS, NETWORK, OTHER_PORT, POD_PORT, UPLINK, UPLINK_MAC, Node
 
-from flannel_ebpf import abi
-from flannel_ebpf.loader import LoadRequest
+from flannel_ebpf.contract import abi
+from flannel_ebpf.kernel.programs.loader import LoadRequest
 
 pytest.register_assert_rewrite("conversation")
 

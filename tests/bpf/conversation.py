@@ -10,9 +10,9 @@ from node import FLOWS, GATEWAY_MAC, PEER, POD, POD_MAC, POD_PORT, Node, Ran
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from flannel_ebpf import abi
-from flannel_ebpf.abi import Reason
-from flannel_ebpf.model import Mac
+from flannel_ebpf.base.model import Mac
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import Reason
 
 TCP_KEY = abi.FlowKey(POD, PEER.pod, 4000, 5000, 6)
 UDP_KEY = abi.FlowKey(POD, PEER.pod, 4000, 5000, 17)

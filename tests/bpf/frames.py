@@ -10,7 +10,7 @@ from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
-from flannel_ebpf.model import Mac
+from flannel_ebpf.base.model import Mac
 
 PAYLOAD = bytes(range(64))
 NEXT_HOP_MAC = Mac.parse("02:00:00:00:00:99")

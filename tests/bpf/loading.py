@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from flannel_ebpf.kernel import pins
-from flannel_ebpf.loader import LoadRequest
+from flannel_ebpf.kernel.programs import pins
+from flannel_ebpf.kernel.programs.loader import LoadRequest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HEADERS = Path(__file__).parents[2] / "bpf"

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from flannel_ebpf import abi
+from flannel_ebpf.base.model import Mac
+from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map, Program
-from flannel_ebpf.kernel.probe import probe
-from flannel_ebpf.loader import Loaded, LoadRequest, ensure_loaded
-from flannel_ebpf.model import Mac
+from flannel_ebpf.kernel.programs.loader import Loaded, LoadRequest, ensure_loaded
+from flannel_ebpf.kernel.programs.probe import probe
 
 NETWORK = IPv4Network("10.1.0.0/16")
 SUBNET = IPv4Network("10.1.1.0/24")

@@ -28,8 +28,8 @@ from node import (
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
-from flannel_ebpf import abi
-from flannel_ebpf.abi import FlowBit, PodFlag, Reason
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import FlowBit, PodFlag, Reason
 
 __all__ = ["node", "tcp", "udp"]
 

@@ -26,7 +26,7 @@ from node import (
     skb_context,
 )
 
-from flannel_ebpf import abi
+from flannel_ebpf.contract import abi
 
 SHORTEST, LONGEST = 54, 400
 NodeWith = Callable[[abi.Config], Node]

@@ -14,11 +14,11 @@ import pytest
 from loading import FRAME, maps_of, use
 from node import FLOWS
 
-from flannel_ebpf import abi
-from flannel_ebpf.kernel import pins
+from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map, Program
-from flannel_ebpf.kernel.probe import probe
-from flannel_ebpf.loader import OBJECTS, LoadRequest, ensure_loaded
+from flannel_ebpf.kernel.programs import pins
+from flannel_ebpf.kernel.programs.loader import OBJECTS, LoadRequest, ensure_loaded
+from flannel_ebpf.kernel.programs.probe import probe
 
 
 def test_loads_pins_and_sets_constants(request_: LoadRequest) -> None:
@@ -67,7 +67,7 @@ def test_bpftool_prints_entries_by_name(request_: LoadRequest) -> None:
 def test_daemon_side_never_imports_the_binding(request_: LoadRequest) -> None:
     script = (
         "import pickle, sys\n"
-        "from flannel_ebpf import loader\n"
+        "from flannel_ebpf.kernel.programs import loader\n"
         "assert loader.ensure_loaded(pickle.load(sys.stdin.buffer)).changed\n"
         "assert 'bcc' not in sys.modules\n"
     )

@@ -14,10 +14,10 @@ import pytest
 from loading import FRAME, maps_of, pinned_ids, use
 from node import FLOWS
 
-from flannel_ebpf.errors import BpfUnavailable, VerifierRejected
-from flannel_ebpf.kernel import pins
+from flannel_ebpf.base.errors import BpfUnavailable, VerifierRejected
 from flannel_ebpf.kernel.bpf import Map, Program
-from flannel_ebpf.loader import LoadRequest, ensure_loaded
+from flannel_ebpf.kernel.programs import pins
+from flannel_ebpf.kernel.programs.loader import LoadRequest, ensure_loaded
 
 
 @pytest.fixture

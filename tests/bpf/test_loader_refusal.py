@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from loading import HEADERS, build, use
 
-from flannel_ebpf.errors import AbiMismatch, BpfUnavailable, VerifierRejected
-from flannel_ebpf.kernel import pins
-from flannel_ebpf.loader import LoadRequest, ensure_loaded
+from flannel_ebpf.base.errors import AbiMismatch, BpfUnavailable, VerifierRejected
+from flannel_ebpf.kernel.programs import pins
+from flannel_ebpf.kernel.programs.loader import LoadRequest, ensure_loaded
 
 
 def test_rejected_program_names_itself_and_leaves_no_generation(request_: LoadRequest, built: Path) -> None:
@@ -84,7 +84,7 @@ def test_missing_rights_are_one_clear_line(
 ) -> None:
     script = (
         "import pickle, sys\n"
-        "from flannel_ebpf import errors, loader\n"
+        "from flannel_ebpf.base import errors\nfrom flannel_ebpf.kernel.programs import loader\n"
         "try: loader.ensure_loaded(pickle.load(sys.stdin.buffer))\n"
         "except errors.BpfUnavailable as error: print(error)\n"
     )

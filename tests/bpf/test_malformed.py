@@ -13,8 +13,8 @@ from node import DIRECT, DROP, FLOWS, KERNEL, MARK, PEER, POD, REDIRECT, UDP, VX
 from scapy.layers.inet import IP
 from scapy.packet import Packet, Raw
 
-from flannel_ebpf import abi
-from flannel_ebpf.abi import Reason
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import Reason
 
 NodeWith = Callable[[abi.Config], Node]
 LPM = replace(VXLAN, peer_len=0)

@@ -11,8 +11,8 @@ from conversation import TCP_KEY, UDP_KEY, Conversation, NodeWith, node, tcp, ud
 from frames import from_pod, l4
 from node import FLOWS, OTHER_MAC, OTHER_PORT, PEER, POD, REDIRECT, Node
 
-from flannel_ebpf import abi
-from flannel_ebpf.abi import FlowBit, Reason
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import FlowBit, Reason
 
 __all__ = ["node", "tcp", "udp"]
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from flannel_ebpf.kernel.bpf import Program
-from flannel_ebpf.kernel.ownership import is_foreign, name_in, name_of
-from flannel_ebpf.loader import OBJECTS, LoadRequest, ensure_loaded
+from flannel_ebpf.kernel.hooks.ownership import is_foreign, name_in, name_of
+from flannel_ebpf.kernel.programs.loader import OBJECTS, LoadRequest, ensure_loaded
 
 
 def test_programs_say_whose_they_are(request_: LoadRequest) -> None:

@@ -23,9 +23,9 @@ from node import (
 )
 from scapy.layers.l2 import ARP, Ether
 
-from flannel_ebpf import abi
-from flannel_ebpf.abi import PodFlag, Reason
-from flannel_ebpf.model import Mac
+from flannel_ebpf.base.model import Mac
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import PodFlag, Reason
 
 NodeWith = Callable[[abi.Config], Node]
 

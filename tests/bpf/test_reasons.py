@@ -12,8 +12,8 @@ from cases_learning import LEARNING
 from cases_xdp import XDP
 from node import MARK, REDIRECT, Node
 
-from flannel_ebpf import abi
-from flannel_ebpf.abi import Reason
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import Reason
 
 CASES = [*FROM_POD, *FROM_PEER, *LEARNING, *XDP]
 

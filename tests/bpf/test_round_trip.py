@@ -14,7 +14,7 @@ from kernel_path import KernelNode
 from node import DIRECT, OWN, PEER, POD_MAC, REDIRECT, UDP, UPLINK_MAC, VXLAN, Node, as_peer
 from scapy.layers.inet import IP
 
-from flannel_ebpf import abi
+from flannel_ebpf.contract import abi
 
 ETH = 14
 NodeWith = Callable[[abi.Config], Node]

@@ -9,7 +9,7 @@ from conversation import TCP_KEY, Conversation, node, tcp, udp
 from frames import from_pod, l4
 from node import Node, epoch
 
-from flannel_ebpf.abi import Reason
+from flannel_ebpf.contract.abi import Reason
 
 __all__ = ["node", "tcp", "udp"]
 

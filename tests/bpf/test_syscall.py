@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from flannel_ebpf.abi import Cap
-from flannel_ebpf.errors import BpfError, VerifierRejected
-from flannel_ebpf.kernel import pins
+from flannel_ebpf.base.errors import BpfError, VerifierRejected
+from flannel_ebpf.contract.abi import Cap
 from flannel_ebpf.kernel.bpf import Map, Program, maps, possible_cpus
-from flannel_ebpf.kernel.probe import probe
+from flannel_ebpf.kernel.programs import pins
+from flannel_ebpf.kernel.programs.probe import probe
 
 FRAME = bytes(12) + b"\x08\x00" + bytes(46)
 RETURN_7 = bytes.fromhex("b700000007000000 9500000000000000")
@@ -227,12 +227,12 @@ def test_probe_agrees_with_the_helpers_that_are_there() -> None:
 
 
 def test_probe_finds_an_unknown_flag(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flannel_ebpf.kernel.probe._L2_ETH", 1 << 40)
+    monkeypatch.setattr("flannel_ebpf.kernel.programs.probe._L2_ETH", 1 << 40)
     assert Cap.ENCAP_L2_ETH not in probe()
 
 
 def test_probe_finds_an_unknown_helper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flannel_ebpf.kernel.probe._REDIRECT_PEER", 9999)
+    monkeypatch.setattr("flannel_ebpf.kernel.programs.probe._REDIRECT_PEER", 9999)
     assert Cap.REDIRECT_PEER not in probe()
     assert Cap.REDIRECT_NEIGH in probe()
 

@@ -11,8 +11,8 @@ from kernel_path import KernelNode
 from node import PEER, POD, REDIRECT, VXLAN, Node
 from scapy.packet import Packet
 
-from flannel_ebpf import abi
-from flannel_ebpf.abi import Reason
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import Reason
 
 ETH, OUTER_IP, OUTER_UDP, INNER_IP = 14, slice(14, 34), slice(34, 42), 64
 NodeWith = Callable[[abi.Config], Node]

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flannel_ebpf.etcd import EtcdClient, EtcdOptions, Registry
 from flannel_ebpf.lab import netns
+from flannel_ebpf.leases.etcd import EtcdClient, EtcdOptions, Registry
 
 HOST = "127.0.0.1"
 PORTS = range(24100, 24900)

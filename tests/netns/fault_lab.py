@@ -19,8 +19,8 @@ from typing import Any
 
 from etcd_cluster import Certs, EtcdCluster, Member, eventually
 
-from flannel_ebpf.abi import SubnetKey
-from flannel_ebpf.errors import LabError
+from flannel_ebpf.base.errors import LabError
+from flannel_ebpf.contract.abi import SubnetKey
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Lab, Node, Pod
 from flannel_ebpf.lab.spec import ETCD_IP

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from flannel_ebpf import abi
-from flannel_ebpf.errors import BpfError, LabError
+from flannel_ebpf.base.errors import BpfError, LabError
+from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Node
 

@@ -12,10 +12,19 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
+from flannel_ebpf.base.model import Mac
+from flannel_ebpf.desired.objects import (
+    FdbEntry,
+    LinkAddress,
+    Neighbour,
+    Object,
+    Route,
+    Scope,
+    Sysctl,
+    VxlanLink,
+)
 from flannel_ebpf.kernel.bpf import Program
 from flannel_ebpf.kernel.network import KernelNetwork
-from flannel_ebpf.model import Mac
-from flannel_ebpf.objects import FdbEntry, LinkAddress, Neighbour, Object, Route, Scope, Sysctl, VxlanLink
 
 _CLONE_NEWNET = 0x40000000
 _PASS = {3: 0, 6: 2}  # BPF_PROG_TYPE_SCHED_CLS: TC_ACT_OK; BPF_PROG_TYPE_XDP: XDP_PASS

@@ -8,9 +8,9 @@ from __future__ import annotations
 import socket
 import sys
 
-from flannel_ebpf.kernel import tcx
+from flannel_ebpf.desired.objects import Direction, Filter
 from flannel_ebpf.kernel.bpf import Program
-from flannel_ebpf.objects import Direction, Filter
+from flannel_ebpf.kernel.hooks import tcx
 
 TCX_NEXT = bytes.fromhex("b7000000ffffffff9500000000000000")
 TCX_DROP = bytes.fromhex("b7000000020000009500000000000000")

@@ -12,12 +12,12 @@ from typing import Any
 
 from etcd_cluster import EtcdCluster
 
-from flannel_ebpf.config import NetworkConfig, parse_network_config
-from flannel_ebpf.errors import EtcdError, LeaseLost
-from flannel_ebpf.etcd import EtcdClient, EtcdOptions, Registry, Snapshot, Watch
-from flannel_ebpf.lease_keeper import DAY, HOUR, LeaseKeeper
-from flannel_ebpf.model import Lease
-from flannel_ebpf.snapshot_guard import Seen, SnapshotGuard
+from flannel_ebpf.base.config import NetworkConfig, parse_network_config
+from flannel_ebpf.base.errors import EtcdError, LeaseLost
+from flannel_ebpf.base.model import Lease
+from flannel_ebpf.leases.etcd import EtcdClient, EtcdOptions, Registry, Snapshot, Watch
+from flannel_ebpf.leases.lease_keeper import DAY, HOUR, LeaseKeeper
+from flannel_ebpf.leases.snapshot_guard import Seen, SnapshotGuard
 
 PREFIX = "/coreos.com/network"
 CONFIG = parse_network_config(

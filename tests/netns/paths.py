@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from traffic import eventually
 
-from flannel_ebpf.abi import Hook, Reason
+from flannel_ebpf.contract.abi import Hook, Reason
 from flannel_ebpf.lab.counters import Reasons, device_packets, reasons
 from flannel_ebpf.lab.node import Node
 

@@ -139,7 +139,7 @@ def programs_in(path: Path) -> list[tuple[int, int]]:
 
 def rejected(tmp_path: Path) -> list[str]:
     """An object whose tc programs the verifier cannot accept: every jump target is broken."""
-    source = Path(__file__).parents[2] / "flannel_ebpf/_objects"
+    source = Path(__file__).parents[2] / "flannel_ebpf/_programs"
     for name in ("datapath.bpf.o", "xdp.bpf.o"):
         image = bytearray((source / name).read_bytes())
         if name.startswith("datapath"):

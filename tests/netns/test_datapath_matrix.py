@@ -13,7 +13,7 @@ import kinds
 import pytest
 from kinds import Kind, Pair
 
-from flannel_ebpf.abi import Hook, Reason
+from flannel_ebpf.contract.abi import Hook, Reason
 from flannel_ebpf.lab import Lab
 
 MakeLab = Callable[..., Lab]

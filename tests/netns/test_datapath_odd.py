@@ -14,7 +14,7 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 from traffic import capture, injector
 
-from flannel_ebpf.abi import Reason
+from flannel_ebpf.contract.abi import Reason
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.host import Host
 from flannel_ebpf.lab.node import Node

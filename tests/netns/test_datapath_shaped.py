@@ -11,7 +11,7 @@ import pytest
 from paths import programs, restart, watch
 from traffic import connection, delivered, eventually, pump
 
-from flannel_ebpf.abi import Hook, Reason
+from flannel_ebpf.contract.abi import Hook, Reason
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.host import Host
 from flannel_ebpf.lab.node import Node

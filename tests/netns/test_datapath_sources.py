@@ -16,7 +16,7 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 from traffic import delivered, injector, numbers, send_udp, transfer, udp
 
-from flannel_ebpf.abi import Hook, Reason
+from flannel_ebpf.contract.abi import Hook, Reason
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.host import Host
 from flannel_ebpf.lab.node import Node

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from etcd_cluster import FROZEN, Certs, EtcdCluster, eventually
 
-from flannel_ebpf.errors import ConfigError, EtcdError, EtcdRefused, EtcdUnavailable
-from flannel_ebpf.etcd import EtcdClient, EtcdOptions, Registry, Watch
+from flannel_ebpf.base.errors import ConfigError, EtcdError, EtcdRefused, EtcdUnavailable
+from flannel_ebpf.leases.etcd import EtcdClient, EtcdOptions, Registry, Watch
 
 PREFIX = "/coreos.com/network"
 TOKEN_TTL = 2

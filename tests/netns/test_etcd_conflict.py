@@ -12,9 +12,9 @@ import pytest
 from etcd_cluster import EtcdCluster, eventually
 from lease_node import FAR, KEY, PREFIX, LeaseNode, in_etcd, running, value
 
-from flannel_ebpf.errors import LeaseConflict
-from flannel_ebpf.etcd import EtcdClient, Registry
-from flannel_ebpf.model import Lease
+from flannel_ebpf.base.errors import LeaseConflict
+from flannel_ebpf.base.model import Lease
+from flannel_ebpf.leases.etcd import EtcdClient, Registry
 
 STRANGER = '{"PublicIP":"192.168.9.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:09:09"}}'  # noqa: E501 - one value
 

@@ -12,10 +12,10 @@ import pytest
 from etcd_cluster import EtcdCluster, eventually
 from lease_node import GRACE, LeaseNode, running
 
-from flannel_ebpf.config import NetworkConfig, parse_network_config
-from flannel_ebpf.errors import OutOfSubnets
-from flannel_ebpf.model import Lease
-from flannel_ebpf.snapshot_guard import LINGER
+from flannel_ebpf.base.config import NetworkConfig, parse_network_config
+from flannel_ebpf.base.errors import OutOfSubnets
+from flannel_ebpf.base.model import Lease
+from flannel_ebpf.leases.snapshot_guard import LINGER
 
 NODES = 20
 

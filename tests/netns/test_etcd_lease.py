@@ -11,9 +11,9 @@ import pytest
 from etcd_cluster import EtcdCluster, eventually
 from lease_node import CONFIG, FAR, KEY, PREFIX, SUBNETS, LeaseNode, in_etcd, running, ttl, value, vtep
 
-from flannel_ebpf import lease_keeper
-from flannel_ebpf.errors import ConfigError, LeaseError
-from flannel_ebpf.lease_keeper import DAY, LeaseKeeper
+from flannel_ebpf.base.errors import ConfigError, LeaseError
+from flannel_ebpf.leases import lease_keeper
+from flannel_ebpf.leases.lease_keeper import DAY, LeaseKeeper
 
 
 def test_the_key_is_flanneld_s_byte_for_byte_and_lives_a_day(etcd: EtcdCluster) -> None:

@@ -10,8 +10,8 @@ import pytest
 from etcd_cluster import EtcdCluster, eventually
 from lease_node import CONFIG, FAR, LeaseNode, in_etcd, running, ttl, value, vtep
 
-from flannel_ebpf.errors import LeaseConflict
-from flannel_ebpf.lease_keeper import DAY
+from flannel_ebpf.base.errors import LeaseConflict
+from flannel_ebpf.leases.lease_keeper import DAY
 
 
 def test_a_reservation_is_taken_and_never_gets_a_ttl(etcd: EtcdCluster) -> None:

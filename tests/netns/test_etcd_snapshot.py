@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from etcd_cluster import EtcdCluster
 
-from flannel_ebpf.etcd import Registry, Snapshot
+from flannel_ebpf.leases.etcd import Registry, Snapshot
 
 PREFIX = "/coreos.com/network"
 KEYS = [f"{PREFIX}/subnets/10.1.{n}.0-24" for n in range(5, 9)]

@@ -17,8 +17,8 @@ import pytest
 from etcd_cluster import EtcdCluster, eventually
 from lease_node import PREFIX, LeaseNode, running
 
-from flannel_ebpf.etcd import EtcdClient, Registry
-from flannel_ebpf.model import Lease
+from flannel_ebpf.base.model import Lease
+from flannel_ebpf.leases.etcd import EtcdClient, Registry
 
 log = logging.getLogger("figures")
 

@@ -11,9 +11,9 @@ import pytest
 from etcd_cluster import Certs, EtcdCluster, eventually
 from fault_lab import PREFIX, FaultLab, fault_lab
 
+from flannel_ebpf.desired.objects import ROUTE_PROTOCOL
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.spec import ETCD_IP
-from flannel_ebpf.objects import ROUTE_PROTOCOL
 
 MakeLab = Callable[..., Lab]
 AT_ONCE = 3.0

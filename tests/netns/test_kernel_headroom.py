@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from kernel_space import index_of, kernel, namespace, run, scope
 
-from flannel_ebpf.errors import DeviceMissing
+from flannel_ebpf.base.errors import DeviceMissing
+from flannel_ebpf.desired.objects import HeadroomPort, Object
+from flannel_ebpf.desired.plan import Delete, Put, plan
 from flannel_ebpf.kernel.network import KernelNetwork
-from flannel_ebpf.objects import HeadroomPort, Object
-from flannel_ebpf.plan import Delete, Put, plan
 
 __all__ = ["kernel", "namespace"]
 

@@ -10,13 +10,13 @@ import pytest
 from kernel_space import PUBLIC_IP, SUBNET, TinyProgram, index_of, namespace, run, scope, uplink
 from kernel_tcx import attach, detach
 
-from flannel_ebpf.kernel import ownership
-from flannel_ebpf.kernel.links import Links
-from flannel_ebpf.kernel.netlink import RouteSocket
+from flannel_ebpf.base.model import PathFacts, PodPort
+from flannel_ebpf.desired.objects import Direction, Filter, Route
+from flannel_ebpf.desired.plan import Put
+from flannel_ebpf.kernel.hooks import ownership
+from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.kernel.network import KernelNetwork
-from flannel_ebpf.model import PathFacts, PodPort
-from flannel_ebpf.objects import Direction, Filter, Route
-from flannel_ebpf.plan import Put
+from flannel_ebpf.kernel.pods import Links
 
 __all__ = ["namespace", "uplink"]
 

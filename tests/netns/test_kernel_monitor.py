@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from kernel_space import OVERLAY, TinyProgram, namespace, node, peer, run, scope, until, uplink
 
+from flannel_ebpf.desired.objects import FdbEntry, Filter, LinkAddress, Route
+from flannel_ebpf.desired.plan import Delete, Put, plan
 from flannel_ebpf.kernel.monitor import KernelMonitor
 from flannel_ebpf.kernel.network import KernelNetwork
-from flannel_ebpf.objects import FdbEntry, Filter, LinkAddress, Route
-from flannel_ebpf.plan import Delete, Put, plan
 
 __all__ = ["namespace", "uplink"]
 

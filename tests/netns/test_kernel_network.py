@@ -25,11 +25,11 @@ from kernel_space import (
     vxlan,
 )
 
-from flannel_ebpf.errors import DeviceMissing
+from flannel_ebpf.base.errors import DeviceMissing
+from flannel_ebpf.base.model import Mac
+from flannel_ebpf.desired.objects import LinkAddress, Neighbour, Object, Route, Scope, Sysctl, VxlanLink
+from flannel_ebpf.desired.plan import Delete, Failure, Op, Put, plan
 from flannel_ebpf.kernel.network import KernelNetwork
-from flannel_ebpf.model import Mac
-from flannel_ebpf.objects import LinkAddress, Neighbour, Object, Route, Scope, Sysctl, VxlanLink
-from flannel_ebpf.plan import Delete, Failure, Op, Put, plan
 
 __all__ = ["kernel", "namespace", "uplink"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from kernel_space import NETWORK, SUBNET, namespace, run
 
-from flannel_ebpf.kernel.rules import Rules, supports_random_fully
-from flannel_ebpf.objects import Ruleset
-from flannel_ebpf.plan import Delete, Put, plan
-from flannel_ebpf.rules import TOOLS, Tool, ruleset
+from flannel_ebpf.desired.firewall_rules import TOOLS, Tool, ruleset
+from flannel_ebpf.desired.objects import Ruleset
+from flannel_ebpf.desired.plan import Delete, Put, plan
+from flannel_ebpf.kernel.firewall.rules import Rules, supports_random_fully
 
 __all__ = ["namespace"]
 

@@ -8,11 +8,11 @@ from ipaddress import IPv4Network
 import pytest
 from kernel_space import TinyProgram, index_of, kernel, named, namespace, run, scope, uplink
 
-from flannel_ebpf.errors import DeviceMissing
+from flannel_ebpf.base.errors import DeviceMissing
+from flannel_ebpf.desired.objects import Filter, Object, XdpProgram
+from flannel_ebpf.desired.plan import Delete, Put, plan
 from flannel_ebpf.kernel.bpf import Program
 from flannel_ebpf.kernel.network import KernelNetwork
-from flannel_ebpf.objects import Filter, Object, XdpProgram
-from flannel_ebpf.plan import Delete, Put, plan
 
 __all__ = ["kernel", "namespace", "uplink"]
 

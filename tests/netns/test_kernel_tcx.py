@@ -11,13 +11,13 @@ import pytest
 from kernel_space import TinyProgram, index_of, kernel, named, namespace, run, scope, uplink
 from kernel_tcx import TCX_DROP, attach, detach
 
-from flannel_ebpf.errors import DeviceMissing
-from flannel_ebpf.kernel import tcx
+from flannel_ebpf.base.errors import DeviceMissing
+from flannel_ebpf.desired.objects import Attach, Filter, Object
+from flannel_ebpf.desired.plan import Delete, Op, Put, plan
 from flannel_ebpf.kernel.bpf import Program, call
+from flannel_ebpf.kernel.hooks import tcx
 from flannel_ebpf.kernel.network import KernelNetwork
-from flannel_ebpf.kernel.probe import has_tcx
-from flannel_ebpf.objects import Attach, Filter, Object
-from flannel_ebpf.plan import Delete, Op, Put, plan
+from flannel_ebpf.kernel.programs.probe import has_tcx
 
 __all__ = ["kernel", "namespace", "uplink"]
 

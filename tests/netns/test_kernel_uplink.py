@@ -7,8 +7,8 @@ from ipaddress import IPv4Address
 import pytest
 from kernel_space import namespace, run
 
-from flannel_ebpf.errors import ConfigError
-from flannel_ebpf.kernel.uplink import find_uplink
+from flannel_ebpf.base.errors import ConfigError
+from flannel_ebpf.kernel.netlink.uplink import find_uplink
 
 __all__ = ["namespace"]
 

@@ -6,8 +6,8 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 from kernel_space import namespace, run
 
-from flannel_ebpf.kernel.xfrm import Policy, mark_paths, outbound_policies
-from flannel_ebpf.model import PathFacts
+from flannel_ebpf.base.model import PathFacts
+from flannel_ebpf.kernel.netlink.xfrm import Policy, mark_paths, outbound_policies
 
 __all__ = ["namespace"]
 

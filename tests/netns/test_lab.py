@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_ebpf.errors import LabError
+from flannel_ebpf.base.errors import LabError
 from flannel_ebpf.lab import Lab, LabSpec, netns, teardown
 from flannel_ebpf.lab.cluster import labs
 from flannel_ebpf.lab.drawing import draw

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from life import chat, restart, stream, until
 
-from flannel_ebpf.abi import Hook, Reason
+from flannel_ebpf.contract.abi import Hook, Reason
+from flannel_ebpf.kernel.programs.loader import OBJECTS
 from flannel_ebpf.lab import Lab, Node
 from flannel_ebpf.lab.counters import reasons
-from flannel_ebpf.loader import OBJECTS
 
 log = logging.getLogger(__name__)
 MakeLab = Callable[..., Lab]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from flannel_ebpf.abi import Hook, Reason
+from flannel_ebpf.contract.abi import Hook, Reason
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.counters import device_packets, reasons
 

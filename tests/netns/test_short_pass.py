@@ -11,7 +11,7 @@ import pytest
 from faults import FAULTS, SILENT, filled_in, state
 from life import ready, restart, until
 
-from flannel_ebpf import abi
+from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Lab, Node
 

@@ -21,7 +21,7 @@ from life import chat
 from traffic import eventually, icmp, icmp_error, may_fragment, numbers, receive, send_udp, udp
 from udp_peer import sniffer
 
-from flannel_ebpf.abi import Hook, Reason
+from flannel_ebpf.contract.abi import Hook, Reason
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.node import Node
 from flannel_ebpf.lab.pod import Pod

@@ -16,8 +16,8 @@ import pytest
 import udp_peer as lab
 from relay_node import NODE, app, namespaces, relay, started, stopped_in_the_end, sum_received, wire
 
-from flannel_ebpf.errors import KernelError
-from flannel_ebpf.kernel import tun
+from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.kernel.netlink import tun
 from flannel_ebpf.relay.supervise import Relay
 
 __all__ = ["app", "namespaces", "relay", "stopped_in_the_end", "wire"]

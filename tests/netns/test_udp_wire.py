@@ -17,7 +17,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.packet import Packet, Raw
 from udp_peer import frame_where, inside, sniffer, udp_socket
 
-from flannel_ebpf.abi import Hook, Reason
+from flannel_ebpf.contract.abi import Hook, Reason
 from flannel_ebpf.lab import Lab, Node
 from flannel_ebpf.lab.pod import Pod
 from flannel_ebpf.relay.packet import checksum

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.options import EtcdOptions, Options
 from flannel_ebpf.cli import COMMANDS, main
-from flannel_ebpf.errors import KernelError
-from flannel_ebpf.options import EtcdOptions, Options
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +33,9 @@ class Daemon:
         self.calls: list[Options] = []
         self.status = 0
         self.failure: Exception | None = None
-        module = ModuleType("flannel_ebpf.daemon")
+        module = ModuleType("flannel_ebpf.agent.daemon")
         module.run = self.run  # type: ignore[attr-defined] # a module made by hand
-        monkeypatch.setitem(sys.modules, "flannel_ebpf.daemon", module)
+        monkeypatch.setitem(sys.modules, "flannel_ebpf.agent.daemon", module)
 
     def run(self, options: Options) -> int:
         self.calls.append(options)
@@ -232,10 +232,10 @@ def test_the_daemons_status_is_the_commands(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("arguments", "target", "expected"),
     [
-        (["down"], "teardown:down", {"purge": False, "release": False}),
-        (["down", "--purge", "--release"], "teardown:down", {"purge": True, "release": True}),
-        (["status"], "inspect:status", {"as_json": False}),
-        (["status", "--json"], "inspect:status", {"as_json": True}),
+        (["down"], "commands.down:down", {"purge": False, "release": False}),
+        (["down", "--purge", "--release"], "commands.down:down", {"purge": True, "release": True}),
+        (["status"], "commands.status:status", {"as_json": False}),
+        (["status", "--json"], "commands.status:status", {"as_json": True}),
     ],
 )
 def test_down_and_status_are_about_the_network_that_the_flags_name(

@@ -24,7 +24,7 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/t
 export PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$CHECKOUT
 inside() { chroot "$root" /usr/bin/env --chdir="$CHECKOUT" .venv/bin/python "$@"; }
 
-inside -c 'from flannel_ebpf.kernel.probe import has_tcx, probe; print("kernels: probe:", probe().name, "tcx:", has_tcx())'
+inside -c 'from flannel_ebpf.kernel.programs.probe import has_tcx, probe; print("kernels: probe:", probe().name, "tcx:", has_tcx())'
 inside tools/kernels/two_nodes.py
 inside -m pytest -p no:cacheprovider --fuzz-frames=300 --timeout=900 --tb=short --color=no --quiet $TESTS
 touch "$out/passed"

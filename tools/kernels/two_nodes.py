@@ -10,8 +10,8 @@ import json
 import sys
 import time
 
-from flannel_ebpf.abi import Hook, Reason
-from flannel_ebpf.errors import FlannelError, LabError
+from flannel_ebpf.base.errors import FlannelError, LabError
+from flannel_ebpf.contract.abi import Hook, Reason
 from flannel_ebpf.lab import Host, Lab, LabSpec
 from flannel_ebpf.lab.counters import reasons
 

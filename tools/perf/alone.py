@@ -16,11 +16,11 @@ import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 
-from flannel_ebpf import abi
+from flannel_ebpf.base.model import Mac
+from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map, Program, TestRun
 from flannel_ebpf.lab import Host, Lab
 from flannel_ebpf.lab.node import Node
-from flannel_ebpf.model import Mac
 
 RUNS = 20_000
 PORTS = (40000, 9000)

@@ -11,8 +11,8 @@ from pathlib import Path as File
 from types import TracebackType
 from typing import Self
 
-from flannel_ebpf.abi import Hook
-from flannel_ebpf.errors import LabError
+from flannel_ebpf.base.errors import LabError
+from flannel_ebpf.contract.abi import Hook
 from flannel_ebpf.lab import Host, Lab
 from flannel_ebpf.lab.counters import reasons
 from perf.modes import Mode

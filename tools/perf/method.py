@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flannel_ebpf.errors import LabError
+from flannel_ebpf.base.errors import LabError
 from flannel_ebpf.lab import Lab
 from perf import proof
 from perf.ends import Ends

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flannel_ebpf.errors import LabError
+from flannel_ebpf.base.errors import LabError
 from perf.ends import SERVER_CORE, Ends
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from flannel_ebpf.errors import BpfError
+from flannel_ebpf.base.errors import BpfError
 from flannel_ebpf.kernel.bpf.syscall import Descriptor, RefusedError, c_string, call
 
 _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY = 1, 2, 3, 4

@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from functools import cache
 
-from flannel_ebpf.errors import BpfError, BpfUnavailable, VerifierRejected
+from flannel_ebpf.base.errors import BpfError, BpfUnavailable, VerifierRejected
 from flannel_ebpf.kernel.bpf.syscall import Descriptor, c_string, call
 
 _LOAD, _TEST_RUN, _BY_ID = 5, 10, 13

@@ -13,7 +13,7 @@ import struct
 from pathlib import Path
 from typing import Self
 
-from flannel_ebpf.errors import BpfError, BpfUnavailable
+from flannel_ebpf.base.errors import BpfError, BpfUnavailable
 
 _NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
 _PIN, _GET, _INFO = 6, 7, 15

@@ -1,0 +1,1 @@
+"""The daemon: starts, wakes, does passes over the sides, tells."""

@@ -1,0 +1,84 @@
+"""From the operator's options and this host to the datapath's settings."""
+
+from __future__ import annotations
+
+import logging
+
+from flannel_ebpf.base.config import NetworkConfig
+from flannel_ebpf.base.errors import BpfError, ConfigError
+from flannel_ebpf.base.options import Options
+from flannel_ebpf.contract.abi import Cap, Check, Fastpath
+from flannel_ebpf.desired.bpf.contents import Settings
+from flannel_ebpf.desired.objects import Attach, XdpMode
+from flannel_ebpf.kernel import sysctl
+from flannel_ebpf.kernel.programs import pins
+from flannel_ebpf.kernel.programs.in_use import Datapath
+from flannel_ebpf.kernel.programs.probe import has_tcx, probe
+
+log = logging.getLogger(__name__)
+
+_FASTPATHS = {"flows": Fastpath.FLOWS, "subnets": Fastpath.SUBNETS, "off": Fastpath.OFF}
+_CHECKS = {"drop": Check.DROP, "count": Check.COUNT, "off": Check.OFF}
+_XDP_MODES: dict[str, tuple[XdpMode, ...]] = {
+    "off": (),
+    "generic": ("generic",),
+    "native": ("native",),
+    "auto": ("native", "generic"),
+}
+_DEFAULT_TTL = "64"
+_DEFAULT_PORTS = "32768 60999"
+
+
+def open_datapath(options: Options, config: NetworkConfig) -> tuple[Datapath | None, Cap, str]:
+    """Return the datapath that the options ask for, what the kernel can do, and why there is none.
+
+    Raises BpfUnavailable with `--datapath=ebpf` where this host cannot run programs at all.
+    """
+    if options.datapath == "kernel" or options.fastpath == "off":
+        return None, Cap(0), ""
+    try:
+        pins.require_bpffs(options.bpf_pin_root)
+        caps = probe()
+    except BpfError as error:
+        if options.datapath == "ebpf":
+            raise
+        log.warning("no BPF on this host, packets take the kernel path: %s", error)
+        return None, Cap(0), str(error)
+    log.info("kernel has %s", ", ".join(cap.name or "" for cap in caps) or "none of the optional helpers")
+    bpf = Datapath(
+        config.network,
+        options.bpf_pin_root,
+        options.bpf_objects,
+        options.flow_entries,
+        xdp=options.xdp != "off",
+    )
+    return bpf, caps, ""
+
+
+def choose_attach(options: Options) -> Attach:
+    """Return how programs come onto tc hooks here; raises ConfigError for a way that this kernel has not."""
+    if options.attach == "clsact":
+        return "clsact"
+    if has_tcx():
+        return "tcx"
+    if options.attach == "tcx":
+        raise ConfigError("--attach", "tcx", "auto or clsact, because this kernel has no tcx (Linux 6.6)")
+    return "clsact"
+
+
+def datapath_settings(options: Options, caps: Cap, attach: Attach) -> Settings:
+    """Return what the programs are told of the options and of this host's sysctls; raises KernelError."""
+    ports = (sysctl.read("net/ipv4/ip_local_port_range") or _DEFAULT_PORTS).split()
+    return Settings(
+        fastpath=_FASTPATHS[options.fastpath],
+        source_check=_CHECKS[options.source_check],
+        revalidate_ms=int(options.revalidate * 1000),
+        learn_mark=options.fwmark,
+        caps=caps,
+        sport_min=int(ports[0]),
+        sport_max=int(ports[1]),
+        ttl=int(sysctl.read("net/ipv4/ip_default_ttl") or _DEFAULT_TTL),
+        attach=attach,
+        xdp_modes=_XDP_MODES[options.xdp],
+        headroom=options.pod_headroom,
+    )

@@ -1,0 +1,198 @@
+"""`flannel-ebpf up`: join the network, then keep the kernel in line until told to stop.
+
+Threads: this one reconciles; `Cluster` follows etcd, `LeaseKeeper` renews, `KernelMonitor` hears of changes.
+They carry nothing but a wake-up and its kind: each pass reads what it needs.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from contextlib import ExitStack
+
+from flannel_ebpf.agent.bpf_settings import choose_attach, datapath_settings, open_datapath
+from flannel_ebpf.agent.bpf_side import Acceleration
+from flannel_ebpf.agent.firewall_side import Firewall
+from flannel_ebpf.agent.health import HealthServer
+from flannel_ebpf.agent.join import Stopped, choose_uplink, persist, read_config, take_lease
+from flannel_ebpf.agent.loop import Loop, Parts, Wake
+from flannel_ebpf.agent.reconcile import Reconciler
+from flannel_ebpf.agent.relay_side import RelaySide
+from flannel_ebpf.agent.status_file import Report
+from flannel_ebpf.base.config import NetworkConfig
+from flannel_ebpf.base.errors import LeaseLost, ThreadDied
+from flannel_ebpf.base.options import Options
+from flannel_ebpf.desired.backends import Node, backend_of
+from flannel_ebpf.desired.firewall_rules import Tool
+from flannel_ebpf.host.lock import claim, network_lock
+from flannel_ebpf.host.remembered import remember_sysctl
+from flannel_ebpf.kernel.firewall.monitor import RulesMonitor
+from flannel_ebpf.kernel.monitor import KernelMonitor
+from flannel_ebpf.kernel.network import KernelNetwork
+from flannel_ebpf.leases.cluster import Cluster
+from flannel_ebpf.leases.etcd import EtcdClient, Registry, Watch
+from flannel_ebpf.leases.lease_keeper import LeaseKeeper
+
+log = logging.getLogger(__name__)
+
+
+def run(options: Options) -> int:
+    """Run until SIGTERM or SIGINT (status 0); raises FlannelError for what flanneld would exit on.
+
+    A lost lease is raised too, after the loop has ended: the data path stays as it is.
+    """
+    stop = threading.Event()
+    wake = Wake()
+
+    def end(_signal: int, _frame: object) -> None:
+        stop.set()
+        wake.for_all()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second signal kills, as with flanneld
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)
+    with ExitStack() as stack:
+        try:
+            Daemon(options, stop, wake, stack).run()
+        except Stopped as error:
+            log.info("%s", error)
+    log.info("stopped; the lease, the overlay and its programs stay")
+    return 0
+
+
+class Daemon:
+    """One run of the daemon. What it opens goes onto `stack` and is closed in reverse."""
+
+    def __init__(self, options: Options, stop: threading.Event, wake: Wake, stack: ExitStack) -> None:
+        self._options = options
+        self._stop = stop
+        self._wake = wake
+        self._stack = stack
+        self._fatal: LeaseLost | ThreadDied | None = None
+        self._loop: Loop | None = None
+
+    def run(self) -> None:
+        """Join, then reconcile until stopped.
+
+        Raises LeaseLost when the subnet went to another node, ThreadDied when a helper thread did: half a
+        daemon would look alive and keep nothing right.
+        """
+        options = self._options
+        self._stack.callback(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = self._on_bug
+        if options.healthz_port:
+            server = HealthServer(options.healthz_ip, options.healthz_port, self._is_ready)
+            self._stack.enter_context(server)
+        client = EtcdClient(options.etcd)
+        self._stack.callback(client.close)
+        threading.Thread(target=self._close_at_stop, args=(client,), name="closer", daemon=True).start()
+        registry = Registry(client, options.etcd.prefix)
+        log.info("waiting for etcd at %s", ", ".join(options.etcd.endpoints))
+        config = persist(lambda: read_config(registry), "reading the network config", self._stop)
+        log.info("network %s, backend %s", config.network, config.backend_type)
+        self._lock(config)
+        keeper = LeaseKeeper(registry, self._on_lost, ttl=options.lease_ttl, margin=int(options.renew_margin))
+        uplink, public_ip = choose_uplink(options, config)
+        node = persist(
+            lambda: take_lease(keeper, registry, options, config, uplink, public_ip),
+            "taking a lease",
+            self._stop,
+        )
+        keeper.start()
+        self._stack.callback(keeper.stop)
+        self._keep(node, keeper, registry, client)
+        if self._fatal:
+            raise self._fatal
+
+    def _lock(self, config: NetworkConfig) -> None:
+        """Make sure that nobody else on this host serves this network or uses its device."""
+        enter = self._stack.enter_context
+        enter(network_lock(self._options.state_dir, config.network))
+        enter(claim(f"network {config.network}", "stop that one, or give this one another --etcd-prefix"))
+        overlay = backend_of(config).overlay_name(config)
+        if overlay:
+            enter(claim(f"device {overlay}", "each vxlan network of a host needs a Backend.VNI of its own"))
+
+    def _keep(self, node: Node, keeper: LeaseKeeper, registry: Registry, client: EtcdClient) -> None:
+        """Open the edges, start the threads that wake the loop, and run it."""
+        options, stack = self._options, self._stack
+        kernel = stack.enter_context(KernelNetwork())
+        tool: Tool = "nftables" if node.config.enable_nftables else "iptables"
+        firewall = Firewall(options, tool, self._wake.for_all)
+        reconciler = self._reconciler(node, kernel, firewall)
+        relay = RelaySide(options, self._wake.for_all)
+        report = Report(options.state_dir, options.datapath)
+        programmed = reconciler.programmed(node)
+        cluster = Cluster(registry, keeper, options.wipe_grace, programmed, self._wake.for_leases)
+        stack.callback(cluster.stop)
+        cluster.start()
+        watch = Watch(client, registry.watched, cluster.wake, cluster.wake_after_gap)
+        stack.callback(watch.stop)
+        watch.start()
+        overlay = backend_of(node.config).overlay_name(node.config)
+        stack.enter_context(KernelMonitor(self._wake.for_all, overlay, kernel.ports, kernel.echoes))
+        stack.enter_context(RulesMonitor(firewall.changed))
+        self._loop = Loop(options, node, Parts(kernel, firewall, reconciler, relay, report, cluster, keeper))
+        self._serve_metrics(node.config, self._loop)
+        self._loop.run(self._stop, self._wake)
+
+    def _reconciler(self, node: Node, kernel: KernelNetwork, firewall: Firewall) -> Reconciler:
+        options = self._options
+        bpf, caps, why_not = open_datapath(options, node.config)
+        attach = choose_attach(options) if bpf else "clsact"
+        if bpf:
+            self._stack.enter_context(bpf)
+            log.info("programs are attached by %s", attach)
+        acceleration = Acceleration(
+            bpf,
+            datapath_settings(options, caps, attach),
+            kernel.netlink,
+            options.bpf_pin_root,
+            why_not,
+            required=options.datapath == "ebpf",
+            pod_grace=options.pod_grace if attach == "clsact" else 0.0,
+        )
+        return Reconciler(
+            kernel,
+            firewall,
+            acceleration,
+            lambda old: remember_sysctl(options.state_dir, node.config.network, old.path, old.value),
+            blackhole=options.ip_blackhole_route,
+        )
+
+    def _serve_metrics(self, config: NetworkConfig, loop: Loop) -> None:
+        """Answer /metrics on the address that was asked for, if any."""
+        address, _, port = self._options.metrics_listen.rpartition(":")
+        if not port:
+            return
+        from flannel_ebpf.agent.metrics import NodeCollector, registry  # noqa: PLC0415 - costs memory, rarely asked for
+
+        collector = NodeCollector(config.network, self._options.bpf_pin_root, lambda: loop.last)
+        server = HealthServer(
+            address, int(port), self._is_ready, registry(collector), source="--metrics-listen"
+        )
+        self._stack.enter_context(server)
+
+    def _is_ready(self) -> bool:
+        return self._loop is not None and self._loop.ready
+
+    def _close_at_stop(self, client: EtcdClient) -> None:
+        """End requests that hang in etcd as soon as the daemon is told to stop: all threads wait for them."""
+        self._stop.wait()
+        client.close()
+
+    def _on_lost(self, error: LeaseLost) -> None:
+        self._end(error)
+
+    def _on_bug(self, bug: threading.ExceptHookArgs) -> None:
+        name = bug.thread.name if bug.thread else "unknown"
+        trace = (bug.exc_type, bug.exc_value or bug.exc_type(), bug.exc_traceback)
+        log.critical("thread %s ended with a bug", name, exc_info=trace)
+        self._end(ThreadDied(f"a bug ended thread {name}: {bug.exc_type.__name__}: {bug.exc_value}"))
+
+    def _end(self, error: LeaseLost | ThreadDied) -> None:
+        self._fatal = self._fatal or error
+        self._stop.set()
+        self._wake.for_all()

@@ -1,0 +1,122 @@
+"""Telling others how we are: the health server, and sd_notify(3) for systemd.
+
+Paths and texts are flanneld's (main.go), so that probes written for it work; /metrics is ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from flannel_ebpf.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+log = logging.getLogger(__name__)
+
+_TEXT = "text/plain; charset=utf-8"
+
+
+class HealthServer(ThreadingTCPServer):
+    """Serves /healthz, /readyz and, given a registry, /metrics from threads of its own until closed.
+
+    `ready` is asked at every /readyz and must not block. `source` names, in errors, the flags that chose
+    the address. Port 0 takes a free one. Raises ConfigError when the address cannot be bound.
+    """
+
+    allow_reuse_address = True
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        ready: Callable[[], bool],
+        registry: CollectorRegistry | None = None,
+        source: str = "--healthz-ip and --healthz-port",
+    ) -> None:
+        self.ready = ready
+        self.registry = registry
+        try:
+            super().__init__((address, port), _Handler)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                source, f"{address}:{port}", f"a free address of this host ({error})"
+            ) from error
+        # serve_forever looks for the end of its life so often; the default of 0.5 s would delay every stop.
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="health", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The port that was bound."""
+        return int(self.server_address[1])
+
+    def close(self) -> None:
+        """Stop serving and free the port."""
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Log what went wrong with one client; the base class would print a trace."""
+        log.debug("health request of %s failed: %s", client_address, sys.exception())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: HealthServer
+    timeout = 10  # a client that says nothing keeps its thread no longer
+
+    def do_GET(self) -> None:
+        status, kind, body = self._answer(self.path.partition("?")[0])
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815 - http.server's name
+
+    def _answer(self, path: str) -> tuple[HTTPStatus, str, bytes]:
+        if path == "/healthz":
+            return HTTPStatus.OK, _TEXT, b"flanneld is running"
+        if path == "/readyz":
+            if self.server.ready():
+                return HTTPStatus.OK, _TEXT, b"flanneld is ready"
+            return HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, b"flanneld is not ready yet"
+        if path == "/metrics" and self.server.registry is not None:
+            from prometheus_client import CONTENT_TYPE_LATEST, generate_latest  # noqa: PLC0415 - optional
+
+            return HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self.server.registry)
+        return HTTPStatus.NOT_FOUND, _TEXT, b"404 page not found\n"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        log.debug(format, *args)
+
+
+def notify_ready() -> None:
+    """Send READY=1 to the socket in NOTIFY_SOCKET, if there is one; a supervisor that is gone is no error."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.connect(address.replace("@", "\0", 1) if address.startswith("@") else address)
+        channel.send(b"READY=1")

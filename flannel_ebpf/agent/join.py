@@ -1,0 +1,147 @@
+"""How a node joins its network: config from etcd, uplink, VTEP address, lease."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flannel_ebpf.base.config import NetworkConfig, UdpConfig, VxlanConfig, parse_network_config
+from flannel_ebpf.base.errors import ConfigError, EtcdError, FlannelError, LeaseError, UnknownBackend
+from flannel_ebpf.base.model import Lease, Mac, Uplink
+from flannel_ebpf.base.options import Options
+from flannel_ebpf.desired.backends import Node, backend_of, udp, vxlan
+from flannel_ebpf.host import subnet_env
+from flannel_ebpf.kernel.netlink.links import find_link, vxlan_link
+from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
+from flannel_ebpf.kernel.netlink.uplink import find_uplink
+from flannel_ebpf.kernel.programs import pins
+from flannel_ebpf.leases.etcd import Registry
+from flannel_ebpf.leases.lease_format import config_key
+from flannel_ebpf.leases.lease_keeper import LeaseKeeper
+
+log = logging.getLogger(__name__)
+
+RETRY = 1.0
+"""Seconds between attempts, flanneld's own."""
+
+_T = TypeVar("_T")
+
+
+class Stopped(FlannelError):
+    """The daemon was told to stop while it waited."""
+
+
+def persist(attempt: Callable[[], _T], what: str, stop: threading.Event) -> _T:
+    """Return what `attempt` returns once it succeeds; say each new reason once.
+
+    Raises Stopped, and UnknownBackend at once: waiting will not give us a backend, and flanneld exits too.
+    """
+    said = ""
+    while not stop.is_set():
+        try:
+            return attempt()
+        except UnknownBackend:
+            raise
+        except (ConfigError, EtcdError, LeaseError) as error:
+            if str(error) != said and not stop.is_set():
+                log.warning("%s, trying again every %g s: %s", what, RETRY, error)
+                said = str(error)
+            stop.wait(RETRY)
+    raise Stopped(f"stopped while {what}")
+
+
+def read_config(registry: Registry) -> NetworkConfig:
+    """Return the network config; raises ConfigError also when there is none yet, and EtcdError."""
+    text = registry.network_config()
+    source = f"etcd key {config_key(registry.prefix)}"
+    if text is None:
+        raise ConfigError(source, None, "the network config, such as " + EXAMPLE)
+    return parse_network_config(text, source)
+
+
+EXAMPLE = '{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}'
+
+
+def choose_uplink(options: Options, config: NetworkConfig) -> tuple[Uplink, IPv4Address]:
+    """Return the uplink and the address that peers use; raises ConfigError.
+
+    host-gw refuses a public address that is not the uplink's own, as flannel does: peers route to it.
+    """
+    uplink = find_uplink(options.iface, options.iface_regex, options.iface_can_reach, options.public_ip)
+    public_ip = options.public_ip or uplink.ip
+    if config.backend_type == "host-gw" and public_ip != uplink.ip:
+        raise ConfigError(
+            "--public-ip",
+            str(public_ip),
+            f"{uplink.name}'s own address {uplink.ip}: host-gw cannot cross NAT",
+        )
+    return uplink, public_ip
+
+
+def vtep_mac(config: NetworkConfig, public_ip: IPv4Address, leases: tuple[Lease, ...]) -> Mac | None:
+    """Return our VTEP's address: the one our lease has, else the device's, else one derived from this host.
+
+    So it survives restarts, a device deleted or altered while no daemon ran, and reboots, and peers never
+    need to hear of a new one.
+    """
+    if not isinstance(config.backend, VxlanConfig):
+        return None
+    for lease in leases:
+        if lease.public_ip == public_ip and lease.backend_type == vxlan.BACKEND_TYPE:
+            try:
+                return vxlan.vtep_mac_of(lease)
+            except ConfigError as error:
+                log.warning("our own lease is not used for the VTEP address: %s", error)
+    with RouteSocket() as netlink:
+        link = find_link(netlink, vxlan.overlay_name(config))
+    device = vxlan_link(link) if link else None
+    return device.mac if device else _derived_mac(config, public_ip)
+
+
+def _derived_mac(config: NetworkConfig, public_ip: IPv4Address) -> Mac:
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        machine = ""
+    seed = f"{machine} {config.network} {vxlan.overlay_name(config)} {public_ip}"
+    octets = bytearray(hashlib.blake2b(seed.encode(), digest_size=6).digest())
+    octets[0] = octets[0] & 0xFE | 0x02  # unicast, locally administered, as flannel's random ones
+    return Mac(bytes(octets))
+
+
+def take_lease(
+    keeper: LeaseKeeper,
+    registry: Registry,
+    options: Options,
+    config: NetworkConfig,
+    uplink: Uplink,
+    public_ip: IPv4Address,
+) -> Node:
+    """Take a lease and return this node as it then stands; raises LeaseError, EtcdError."""
+    mac = vtep_mac(config, public_ip, registry.snapshot().leases)
+    backend_type, data = lease_data(config, mac)
+    if isinstance(config.backend, UdpConfig) and _programs_stay(options, config):
+        data = udp.BPF_DATA
+    previous = subnet_env.read(options.subnet_file)
+    if previous.warning:
+        log.warning("%s", previous.warning)
+    lease = keeper.acquire(config, public_ip, backend_type, data, previous.subnet)
+    how = "kept" if keeper.reused else "acquired"
+    log.info("subnet %s %s for public IP %s on %s", lease.subnet, how, public_ip, uplink.name)
+    return Node(config, uplink, public_ip, lease.subnet, mac)
+
+
+def _programs_stay(options: Options, config: NetworkConfig) -> bool:
+    """Say whether the programs of a former daemon are attached and will be used."""
+    wanted = options.datapath != "kernel" and options.fastpath != "off"
+    return wanted and config.network in pins.networks(options.bpf_pin_root)
+
+
+def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
+    """Return BackendType and BackendData of our own lease."""
+    return backend_of(config).lease_data(config, mac)

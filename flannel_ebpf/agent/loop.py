@@ -1,0 +1,223 @@
+"""The control loop: a pass on every event, after every failure, and as often as it is cheap.
+
+A whole pass reads everything from the kernel. Where nothing but leases changed since one that left all
+right, a short pass carries out what they alter; whatever speaks against it brings a whole one at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, replace
+
+from flannel_ebpf.agent import health
+from flannel_ebpf.agent.firewall_side import Firewall
+from flannel_ebpf.agent.join import choose_uplink, lease_data
+from flannel_ebpf.agent.reconcile import Outcome, Reconciler
+from flannel_ebpf.agent.relay_side import RelaySide
+from flannel_ebpf.agent.status_file import Report
+from flannel_ebpf.base.config import NetworkConfig, UdpConfig
+from flannel_ebpf.base.errors import ConfigError, DeviceUnsupported, KernelError
+from flannel_ebpf.base.options import Options
+from flannel_ebpf.desired.backends import Node, backend_of, udp
+from flannel_ebpf.host import subnet_env
+from flannel_ebpf.kernel.network import KernelNetwork
+from flannel_ebpf.leases.cluster import Cluster, View
+from flannel_ebpf.leases.lease_keeper import LeaseKeeper
+
+log = logging.getLogger(__name__)
+
+SHORTEST = 1.0
+"""Seconds at least between whole passes that nothing asked for; they find what makes no event."""
+SHARE = 0.003
+"""Part of one CPU that such passes may take: the larger the cluster, the rarer they are (60 s at most)."""
+FIRST_RETRY, LONGEST_RETRY = 0.2, 10.0
+"""Seconds after a pass with failures, doubling."""
+
+
+class Wake:
+    """Set from any thread, waited for by the loop's."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._whole = False
+
+    def for_leases(self) -> None:
+        """Start a pass: the leases are others, and as far as the caller knows nothing else changed."""
+        self._event.set()
+
+    def for_all(self) -> None:
+        """Start a pass that looks at everything."""
+        self._whole = True  # before the other: whoever is woken by that must find this
+        self._event.set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until a pass is asked for, at most so long."""
+        self._event.wait(seconds)
+
+    def take(self) -> bool:
+        """Say whether everything must be looked at; whatever was asked for before this call is answered."""
+        self._event.clear()
+        if not self._whole:
+            return False
+        self._whole = False  # only now: one that was set since the look above must not be lost
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a pass works with; each is opened and closed by the daemon."""
+
+    kernel: KernelNetwork
+    firewall: Firewall
+    reconciler: Reconciler
+    relay: RelaySide
+    report: Report
+    cluster: Cluster
+    keeper: LeaseKeeper
+
+
+class Loop:
+    """Runs passes until `stop`; `wake` starts one at once.
+
+    `ready` is true once a pass has left nothing to do, `last` what the latest pass found.
+    """
+
+    def __init__(self, options: Options, node: Node, parts: Parts) -> None:
+        self._options = options
+        self._node = node
+        self._parts = parts
+        self._announced: object = None
+        self._retry = FIRST_RETRY
+        self._problems: set[str] = set()
+        self._said: frozenset[str] = frozenset()
+        self._view = View()
+        self._due = 0.0
+        self.ready = False
+        self.last: Outcome | None = None
+
+    def run(self, stop: threading.Event, wake: Wake) -> None:
+        """Reconcile until stopped."""
+        while not stop.is_set():
+            whole = wake.take()
+            view = self._parts.cluster.view
+            if not view.leases:
+                self._due = time.monotonic() + self._parts.firewall.lifetime
+            elif whole or not self._follow(view):
+                self._due = self._attend(view) + time.monotonic()
+            wake.wait(max(self._due - time.monotonic(), 0.0))
+
+    def _follow(self, view: View) -> bool:
+        """Do a short pass, if that is enough: neither due for a whole one, nor in doubt, nor failing."""
+        if time.monotonic() >= self._due or not view.may_remove or view.skipped != self._view.skipped:
+            return False
+        parts = self._parts
+        try:
+            parts.relay.run(self._node, view.leases, accelerated=parts.reconciler.accelerates)
+            outcome = parts.reconciler.follow(view.leases)
+        except KernelError as error:
+            log.debug("a whole pass instead of a short one: %s", error)
+            return False
+        if outcome is None:
+            return False
+        self._settle(outcome)
+        self._close(view, outcome)
+        return True
+
+    def _attend(self, view: View) -> float:
+        """Do one whole pass with all that belongs to it; return the seconds until the next."""
+        begun = time.thread_time()
+        self._problems = set()
+        self._follow_uplink()
+        outcome = self._pass(view)
+        cost = time.thread_time() - begun
+        unasked = min(max(cost / SHARE, SHORTEST), self._parts.firewall.lifetime)
+        delay = self._settle(outcome) or unasked
+        self._announce(outcome)
+        self._close(view, outcome)
+        return min(delay, outcome.again or delay)
+
+    def _close(self, view: View, outcome: Outcome) -> None:
+        self.last, self._view = outcome, view
+        self._parts.report.write(self._node, self._parts.keeper.lease, view, outcome)
+
+    def _pass(self, view: View) -> Outcome:
+        node, parts = self._node, self._parts
+        try:
+            subnet_env.update(self._options.subnet_file, _environment(node, self._options))
+        except ConfigError as error:
+            self._problems.add(str(error))  # flanneld, too, goes on without its file
+        try:
+            parts.relay.run(node, view.leases, accelerated=parts.reconciler.accelerates)
+            return parts.reconciler.run(node, view.leases, may_delete=view.may_remove)
+        except KernelError as error:
+            return Outcome(errors=[error])
+
+    def _follow_uplink(self) -> None:
+        """Take the uplink as it is now; a new address is published under the same subnet.
+
+        An uplink that the options no longer find, because it was renamed, is followed by its index.
+        """
+        node = self._node
+        try:
+            uplink, public_ip = choose_uplink(self._options, node.config)
+        except ConfigError as error:
+            renamed = self._parts.kernel.links.uplink_by_index(node.uplink.ifindex, node.uplink.ip)
+            self._problems.add(f"uplink {(renamed or node.uplink).name} is kept: {error}")
+            self._node = replace(node, uplink=renamed or node.uplink)
+            return
+        if public_ip != node.public_ip:
+            log.warning("public IP changes from %s to %s", node.public_ip, public_ip)
+            self._parts.keeper.update(public_ip, lease_data(node.config, node.vtep_mac)[1])
+            self._announced = None
+        self._node = replace(node, uplink=uplink, public_ip=public_ip)
+
+    def _announce(self, outcome: Outcome) -> None:
+        """Say in the lease what programs stand here, as soon as they do: udp peers must know."""
+        if outcome.errors or not isinstance(self._node.config.backend, UdpConfig):
+            return
+        data = udp.BPF_DATA if outcome.accelerated else None
+        if data != self._announced:
+            self._parts.keeper.update(self._node.public_ip, data)
+            self._announced = data
+
+    def _settle(self, outcome: Outcome) -> float:
+        """Log what a pass did; return the seconds until it must be tried again, 0 when all is right."""
+        if outcome.writes:
+            log.info(
+                "%d changes made: %d peers, %d pods, %s",
+                outcome.writes,
+                len(outcome.peers),
+                outcome.pods,
+                "BPF" if outcome.accelerated else "kernel path",
+            )
+        problems = self._problems | {_worded(error, self._node.config) for error in outcome.errors}
+        problems |= {f"lease {one.key} is skipped: {one.why}" for one in outcome.skipped}
+        if outcome.why_not:
+            problems.add(f"no BPF on this host, packets take the kernel path: {outcome.why_not}")
+        self._say(problems)
+        if outcome.errors:
+            delay, self._retry = self._retry, min(self._retry * 2, LONGEST_RETRY)
+            return delay
+        self._retry = FIRST_RETRY
+        if not self.ready:
+            self.ready = True
+            health.notify_ready()
+            log.info("ready: subnet %s, MTU in %s", self._node.subnet, self._options.subnet_file)
+        return 0.0
+
+    def _say(self, problems: set[str]) -> None:
+        """Log each problem when it appears, not on every pass."""
+        for problem in sorted(problems - self._said):
+            log.warning("%s", problem)
+        self._said = frozenset(problems)
+
+
+def _worded(error: KernelError, config: NetworkConfig) -> str:
+    return f"{error}; {udp.advice(config)}" if isinstance(error, DeviceUnsupported) else str(error)
+
+
+def _environment(node: Node, options: Options) -> subnet_env.SubnetEnv:
+    mtu = backend_of(node.config).mtu(node.config, node.uplink)
+    return subnet_env.SubnetEnv(node.config.network, node.subnet, mtu, options.ip_masq)

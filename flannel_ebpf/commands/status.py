@@ -1,0 +1,93 @@
+"""`flannel-ebpf status`: what this node's overlay is made of, from the kernel and the daemon's report."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flannel_ebpf.agent import relay_side
+from flannel_ebpf.agent.status_file import read_all
+from flannel_ebpf.base.errors import BpfError, ConfigError, KernelError
+from flannel_ebpf.base.options import Options
+from flannel_ebpf.host.lock import holder, lock_path
+from flannel_ebpf.kernel.hooks.standing import standing
+from flannel_ebpf.kernel.programs.readout import read_pinned
+
+SHOWN = 4
+"""Devices named of all those that a program stands on."""
+
+
+def status(options: Options, *, as_json: bool) -> int:
+    """Print the state of every network that a daemon serves or has served here.
+
+    Returns 0 when a daemon runs for each of them, 3 otherwise (as `systemctl status` does). Raises
+    ConfigError when no daemon has ever written its state into `--state-dir`.
+    """
+    reports = read_all(options.state_dir)
+    if not reports:
+        raise ConfigError("--state-dir", str(options.state_dir), "the folder of a daemon that has run")
+    for one in reports:
+        network = IPv4Network(one["network"])
+        one["running"] = holder(lock_path(options.state_dir, network)) == one["pid"]
+        one["kernel"] = kernel_side(network, options.bpf_pin_root)
+        if one["backend"] == "udp":
+            one["relay"] = relay_side.state(options.state_dir)
+    click.echo(json.dumps(reports, indent=2) if as_json else "\n\n".join(_text(one) for one in reports))
+    return 0 if all(one["running"] for one in reports) else 3
+
+
+def kernel_side(network: IPv4Network, root: Path) -> dict[str, Any]:
+    """Return what the pinned maps hold and where programs stand, or why that cannot be read."""
+    try:
+        hooks = [asdict(hook) for hook in standing(network)]
+        return {**read_pinned(network, root), "hooks": hooks}
+    except (BpfError, KernelError) as error:
+        return {"error": str(error)}
+
+
+def _text(one: dict[str, Any]) -> str:
+    datapath = one["datapath"]
+    kernel = one["kernel"]
+    lines = [
+        f"network   {one['network']}, {one['backend']}",
+        f"node      {one['public_ip']} on {one['uplink']}, subnet {one['subnet']}",
+        f"daemon    {'running, process ' + str(one['pid']) if one['running'] else 'NOT running'}",
+        f"datapath  {'BPF by ' + datapath.get('attach', 'clsact') if datapath['accelerated'] else 'kernel'}"
+        + (f": {datapath['why_not']}" if datapath["why_not"] else ""),
+        f"peers     {one['peers']['wanted']}, pods {one['pods']}",
+    ]
+    relay = one.get("relay", {})
+    if relay:
+        counted = ", ".join(f"{name} {count}" for name, count in relay["counters"].items() if count)
+        running = f"running, process {relay['pid']}" if relay["pid"] else "NOT running"
+        lines.append(f"relay     {running}: {counted}")
+    lines += [f"held      {one['peers']['held']}"] if one["peers"]["held"] else []
+    lines += [f"skipped   {text}" for text in one["skipped"]]
+    lines += [f"FAILED    {text}" for text in one["failures"]]
+    lines += _hook_lines(kernel.get("hooks", ()))
+    for peer in kernel.get("peers", ()):
+        lines.append(
+            f"peer      {peer['subnet']} via {peer['public_ip']} ({peer['mode']}): "
+            f"{peer['tx_packets']} packets sent by BPF, {peer['rx_packets']} received"
+        )
+    for reason, hooks in kernel.get("reasons", {}).items():
+        counts = ", ".join(f"{hook} {packets}" for hook, packets in hooks.items())
+        lines.append(f"packets   {reason:<18} {counts}")
+    return "\n".join(lines)
+
+
+def _hook_lines(hooks: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Say on which devices each program stands; of many, the first few."""
+    places = defaultdict(list)
+    for hook in hooks:
+        places[hook["program"], hook["via"], hook["direction"]].append(hook["device"])
+    for (program, via, direction), devices in sorted(places.items()):
+        more = f" and {len(devices) - SHOWN} more" if len(devices) > SHOWN else ""
+        yield f"hooks     {program:<18} {via} {direction} of {', '.join(devices[:SHOWN])}{more}"

@@ -1,0 +1,357 @@
+"""bpf/flannel.h in Python: every map key, map value and constant that both sides share.
+
+The header is the contract; `btf.check` compares STRUCTS and ENUMS with the compiled object at every load.
+Addresses are in wire order; counters and ports are host byte order unless a field says otherwise.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address
+from typing import Any, ClassVar, Self, TypeVar, get_type_hints
+
+from flannel_ebpf.base.errors import AbiMismatch
+from flannel_ebpf.base.model import Mac
+
+NO_MAC = Mac(bytes(6))
+"""Peer.vtep_mac of a peer that has none."""
+
+
+def pack_u32(number: int) -> bytes:
+    """Return a bare __u32, the key of fl_ports (ifindex), fl_reasons (Reason) and fl_peer_stats (slot)."""
+    return struct.pack("=I", number)
+
+
+def unpack_u32(data: bytes) -> int:
+    """Read a bare __u32; AbiMismatch when it is not four bytes."""
+    if len(data) != 4:
+        raise AbiMismatch(f"__u32: {data.hex()} is not four bytes")
+    return int.from_bytes(data, sys.byteorder)
+
+
+class Mode(IntEnum):
+    """How packets reach a peer."""
+
+    NONE = 0
+    VXLAN = 1
+    DIRECT = 2
+    UDP = 3
+
+
+class Fastpath(IntEnum):
+    """Which packets may leave the kernel's path."""
+
+    OFF = 0
+    SUBNETS = 1
+    FLOWS = 2
+
+
+class Check(IntEnum):
+    """What to do with packets whose source is not who may send it."""
+
+    OFF = 0
+    COUNT = 1
+    DROP = 2
+
+
+class Cap(IntFlag):
+    """Building blocks that the running kernel has (`kernel.probe`)."""
+
+    REDIRECT_NEIGH = 1
+    REDIRECT_PEER = 2
+    ENCAP_L2_ETH = 4
+    DECAP_L4_UDP = 8
+    CSUM_LEVEL = 16
+    COARSE_CLOCK = 32
+
+
+class PeerFlag(IntFlag):
+    """What is special about the way to a peer."""
+
+    ON_LINK = 1
+    BPF = 2
+
+
+class PodFlag(IntFlag):
+    """What is special about a pod's veth."""
+
+    SHAPED = 1
+
+
+class FlowBit(IntFlag):
+    """Where the kernel has carried a flow unchanged."""
+
+    TX_ENTERED = 1
+    TX_LEFT = 2
+    RX_ARRIVED = 4
+    RX_DELIVERED = 8
+
+
+class Hook(IntEnum):
+    """Where a packet was when its reason was counted; also the order of Count's fields."""
+
+    FROM_POD = 0
+    TO_PEER = 1
+    FROM_PEER = 2
+    TO_POD = 3
+    XDP = 4
+
+
+Reason = IntEnum(
+    "Reason",
+    "UNKNOWN FAST_VXLAN FAST_DIRECT FAST_UDP LEARN_NEW LEARN_REVALIDATE LEARN_LEFT LEARN_DELIVERED "
+    "LEARN_YOUNG LEARN_CHANGED TCP_STATE MEMBER NOT_OVERLAY NOT_IPV4 NOT_UNICAST TRUNCATED BAD_HEADER "
+    "IP_OPTIONS FRAGMENT TTL TOO_BIG PROTOCOL GSO CHECKSUM ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD "
+    "SHAPED NOT_GATEWAY POD_SOURCE HELPER DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_BROKEN",
+    start=0,
+)
+"""In what each packet ended; bpf/flannel.h says what each one means."""
+
+
+def _constants(enum: type[IntEnum] | type[IntFlag], prefix: str, count: str = "") -> dict[str, int]:
+    names = {f"{prefix}{one.name}": int(one) for one in enum}
+    return {**names, count: len(names)} if count else names
+
+
+ENUMS: dict[str, dict[str, int]] = {
+    "fl_mode": _constants(Mode, "FL_MODE_"),
+    "fl_fastpath": _constants(Fastpath, "FL_FASTPATH_"),
+    "fl_check": _constants(Check, "FL_CHECK_"),
+    "fl_cap": _constants(Cap, "FL_CAP_"),
+    "fl_peer_flag": _constants(PeerFlag, "FL_PEER_"),
+    "fl_pod_flag": _constants(PodFlag, "FL_POD_"),
+    "fl_flow_bit": _constants(FlowBit, "FL_"),
+    "fl_hook": _constants(Hook, "FL_HOOK_", "FL_HOOKS"),
+    "fl_reason": _constants(Reason, "FL_", "FL_REASONS"),
+}
+"""Enum name in C -> constant -> value."""
+
+STRUCTS: dict[str, tuple[int, dict[str, tuple[int, int]]]] = {}
+"""Struct name in C -> (size, {field: (offset, size)}), bytes; padding left out. Filled by `_mirrors`."""
+
+
+class Record:
+    """A struct of bpf/flannel.h, there called `c_name`: `pack` gives its bytes, `unpack` reads them."""
+
+    __slots__ = ()
+    _format: ClassVar[struct.Struct]
+    _decode: ClassVar[tuple[Callable[[Any], Any], ...]]
+    _encode: ClassVar[tuple[Callable[[Any], Any], ...]]
+    c_name: ClassVar[str]
+
+    def pack(self) -> bytes:
+        """Return the struct's bytes, padding zero; AbiMismatch when a value does not fit its field."""
+        values = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]  # dataclasses
+        try:
+            return self._format.pack(*(put(one) for put, one in zip(self._encode, values, strict=True)))
+        except (struct.error, OverflowError) as error:
+            raise AbiMismatch(f"struct {self.c_name}: {self} does not fit: {error}") from error
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """Read the struct from exactly its size of bytes; AbiMismatch when they cannot be one."""
+        try:
+            values = cls._format.unpack(data)
+            return cls(*(get(one) for get, one in zip(cls._decode, values, strict=True)))
+        except (struct.error, ValueError) as error:
+            raise AbiMismatch(f"struct {cls.c_name}: {data.hex()} cannot be one: {error}") from error
+
+
+_R = TypeVar("_R", bound=Record)
+
+
+def _mirrors(c_name: str, layout: str) -> Callable[[type[_R]], type[_R]]:
+    """Tie a dataclass to its C struct.
+
+    `layout` holds one `struct` code per field, in order, padding as "x". The field's type says how bytes
+    become a value; an int of several bytes ("2s") is in network byte order.
+    """
+
+    def tie(cls: type[_R]) -> type[_R]:
+        hints = get_type_hints(cls)
+        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # Record's children are dataclasses
+        codes = layout.split()
+        used = [code for code in codes if not code.endswith("x")]
+        encode, decode = zip(
+            *(_converters(hints[name], code) for name, code in zip(names, used, strict=True)), strict=True
+        )
+        cls._format, cls.c_name = struct.Struct("=" + layout), c_name
+        cls._encode, cls._decode = encode, decode
+        STRUCTS[c_name] = (cls._format.size, dict(zip(names, _places(codes), strict=True)))
+        return cls
+
+    return tie
+
+
+def _places(codes: Iterable[str]) -> list[tuple[int, int]]:
+    places, at = [], 0
+    for code in codes:
+        size = struct.calcsize("=" + code)
+        if not code.endswith("x"):
+            places.append((at, size))
+        at += size
+    return places
+
+
+def _converters(kind: Any, code: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    if kind is IPv4Address:
+        return (lambda address: address.packed), IPv4Address
+    if kind is Mac:
+        return (lambda mac: mac.octets), Mac
+    if code.endswith("s"):
+        width = struct.calcsize(code)
+        return (lambda number: number.to_bytes(width, "big")), (lambda raw: int.from_bytes(raw, "big"))
+    return int, kind
+
+
+@_mirrors("fl_config", "4s 4s 4s 4s 4s 6s H H H I I I I I I I I I B B B x I")
+@dataclass(frozen=True, slots=True)
+class Config(Record):
+    """What a program knows when it is loaded; constant afterwards, so the verifier removes dead branches.
+
+    `port` is the tunnel's, `sport_min` to `sport_max` the kernel's local port range; `uplink` an ifindex;
+    `peer_len` the prefix length shared by every lease (fl_peers is a hash), or 0 (it is an LPM trie).
+    `direct_routing`: some peers of a vxlan network are Mode.DIRECT; `ttl` is for outer headers.
+    `uplink_finishes`: what leaves the uplink is cut to size and has its checksums; only then may all packets
+    take the udp format, because a peer's relay reads datagrams. `tun`: ifindex of the udp backend's device.
+    """
+
+    public_ip: IPv4Address
+    network: IPv4Address
+    network_mask: IPv4Address
+    subnet: IPv4Address
+    subnet_mask: IPv4Address
+    vtep_mac: Mac
+    port: int
+    sport_min: int
+    sport_max: int
+    vni: int
+    uplink: int
+    learn_mark: int
+    peer_len: int
+    revalidate_ms: int
+    caps: Cap
+    backend: Mode
+    fastpath: Fastpath
+    source_check: Check
+    direct_routing: bool
+    ttl: int
+    uplink_finishes: bool = False
+    tun: int = 0
+
+
+@_mirrors("fl_subnet_v4", "I 4s")
+@dataclass(frozen=True, slots=True)
+class SubnetKey(Record):
+    """Key of fl_peers: prefix length in bits, then the address, as the kernel's LPM trie wants it."""
+
+    len: int
+    addr: IPv4Address
+
+
+@_mirrors("fl_peer_v4", "4s 6s B B H H")
+@dataclass(frozen=True, slots=True)
+class Peer(Record):
+    """Value of fl_peers. `mtu` is the largest outer packet; `slot` indexes fl_peer_stats."""
+
+    public_ip: IPv4Address
+    vtep_mac: Mac
+    mode: Mode
+    flags: PeerFlag
+    mtu: int
+    slot: int
+
+
+@_mirrors("fl_addr_v4", "4s")
+@dataclass(frozen=True, slots=True)
+class AddrKey(Record):
+    """Key of fl_vteps and fl_pods."""
+
+    addr: IPv4Address
+
+
+@_mirrors("fl_pod_v4", "I I 6s 6s B 3x")
+@dataclass(frozen=True, slots=True)
+class Pod(Record):
+    """Value of fl_pods: host side of the veth, and the MACs of frames that the kernel delivers there.
+
+    `ifindex` is 0 while unknown (a bridge flooded the packet); `lesson` tells teaching packets apart.
+    """
+
+    ifindex: int
+    lesson: int
+    mac: Mac
+    gateway_mac: Mac
+    flags: PodFlag
+
+
+@_mirrors("fl_port", "I")
+@dataclass(frozen=True, slots=True)
+class Port(Record):
+    """Value of fl_ports, by ifindex."""
+
+    flags: PodFlag
+
+
+@_mirrors("fl_flow_key_v4", "4s 4s 2s 2s B 3x")
+@dataclass(frozen=True, slots=True)
+class FlowKey(Record):
+    """Key of fl_flows: one connection seen from the pod; the ports lie there in network byte order."""
+
+    pod: IPv4Address
+    remote: IPv4Address
+    pod_port: int
+    remote_port: int
+    proto: int
+
+
+@_mirrors("fl_flow", "Q Q I I")
+@dataclass(frozen=True, slots=True)
+class Flow(Record):
+    """Value of fl_flows: when the kernel last carried each direction (ns, CLOCK_MONOTONIC)."""
+
+    tx_since: int
+    rx_since: int
+    ifindex: int
+    bits: FlowBit
+
+
+@_mirrors("fl_cell", "B B B B")
+@dataclass(frozen=True, slots=True)
+class Cell(Record):
+    """Value of fl_sketch: packets that flows with this hash sent lately, and when one touched fl_flows.
+
+    Epochs of 2**33 ns, modulo 256; `packets` halves every epoch; `ended` counts ends of these flows.
+    """
+
+    epoch: int
+    packets: int
+    learned: int
+    ended: int = 0
+
+
+@_mirrors("fl_count", "Q Q Q Q Q")
+@dataclass(frozen=True, slots=True)
+class Count(Record):
+    """Value of fl_reasons: packets by hook."""
+
+    from_pod: int
+    to_peer: int
+    from_peer: int
+    to_pod: int
+    xdp: int
+
+
+@_mirrors("fl_traffic", "Q Q Q Q")
+@dataclass(frozen=True, slots=True)
+class Traffic(Record):
+    """Value of fl_peer_stats: traffic carried by BPF; bytes are of inner IPv4 packets."""
+
+    tx_packets: int
+    tx_bytes: int
+    rx_packets: int
+    rx_bytes: int

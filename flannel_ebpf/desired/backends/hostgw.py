@@ -1,0 +1,54 @@
+"""The host-gw backend (flannel pkg/backend/hostgw): one plain route per peer on the uplink, no device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address
+from typing import Any
+
+from flannel_ebpf.base.config import NetworkConfig
+from flannel_ebpf.base.model import Lease, Mac, PathFacts, Skipped, Uplink
+from flannel_ebpf.contract.abi import Mode
+from flannel_ebpf.desired.backends.peer import Node, Peer, path_to, remote
+from flannel_ebpf.desired.objects import Object, Route
+
+BACKEND_TYPE = "host-gw"
+
+
+def overlay_name(config: NetworkConfig) -> str:
+    """Return "": packets leave by the uplink as they are."""
+    return ""
+
+
+def mtu(config: NetworkConfig, uplink: Uplink) -> int:
+    """Return the uplink's MTU: nothing is added to a packet."""
+    return uplink.mtu
+
+
+def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
+    """Return `host-gw`; flanneld writes no BackendData."""
+    return BACKEND_TYPE, None
+
+
+def peers(
+    node: Node, leases: Sequence[Lease], paths: Mapping[IPv4Address, PathFacts]
+) -> tuple[list[Peer], list[Skipped]]:
+    """Return the host-gw leases of other nodes.
+
+    A peer that is not on the uplink's link stays a peer: its route fails, is reported and tried again,
+    because the link may come.
+    """
+    found: list[Peer] = []
+    skipped: list[Skipped] = []
+    for lease in remote(node, leases):
+        if lease.backend_type != BACKEND_TYPE:
+            skipped.append(Skipped(str(lease.subnet), f"BackendType {lease.backend_type!r} is not host-gw"))
+            continue
+        path = path_to(node, lease, paths)
+        found.append(Peer(lease.subnet, lease.public_ip, Mode.DIRECT, path.mtu, path.on_link))
+    return found, skipped
+
+
+def objects(node: Node, peers: Sequence[Peer]) -> list[Object]:
+    """Return one route per peer: `subnet via PublicIP dev uplink`."""
+    return [Route(peer.subnet, peer.public_ip, node.uplink.name) for peer in peers]

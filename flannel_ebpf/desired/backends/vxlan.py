@@ -1,0 +1,123 @@
+"""The vxlan backend (flannel pkg/backend/vxlan): one device, and per peer a neighbour, an FDB entry, a route.
+
+With DirectRouting a peer on the uplink's own link gets a plain route instead, as in host-gw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
+
+from flannel_ebpf.base.config import NetworkConfig, VxlanConfig
+from flannel_ebpf.base.errors import ConfigError
+from flannel_ebpf.base.model import Lease, Mac, PathFacts, Skipped, Uplink
+from flannel_ebpf.contract.abi import Mode
+from flannel_ebpf.desired.backends.peer import Node, Peer, path_to, remote
+from flannel_ebpf.desired.objects import FdbEntry, LinkAddress, Neighbour, Object, Route, Sysctl, VxlanLink
+
+BACKEND_TYPE = "vxlan"
+OVERHEAD = 50
+"""Outer IPv4 20, UDP 8, VXLAN 8 and inner Ethernet 14 octets (RFC 7348)."""
+
+
+def settings(config: NetworkConfig) -> VxlanConfig:
+    """Return the vxlan settings of a network whose backend is vxlan."""
+    if not isinstance(config.backend, VxlanConfig):
+        raise ConfigError("Backend.Type", config.backend_type, "vxlan")
+    return config.backend
+
+
+def overlay_name(config: NetworkConfig) -> str:
+    """Return `flannel.<VNI>`."""
+    return f"flannel.{settings(config).vni}"
+
+
+def mtu(config: NetworkConfig, uplink: Uplink) -> int:
+    """Return the configured or the uplink's MTU, less the overhead."""
+    return (settings(config).mtu or uplink.mtu) - OVERHEAD
+
+
+def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
+    """Return `vxlan` and the VNI and VTEP MAC, in flanneld's field order."""
+    return BACKEND_TYPE, {"VNI": settings(config).vni, "VtepMAC": str(mac)}
+
+
+def vtep_mac_of(lease: Lease) -> Mac:
+    """Read the VTEP MAC of a vxlan lease; raises ConfigError saying what is wrong with it."""
+    data = lease.backend_data
+    fields = {key.lower(): value for key, value in data.items()} if isinstance(data, dict) else {}
+    text = fields.get("vtepmac")
+    if not isinstance(text, str):
+        raise ConfigError(f"lease {lease.subnet} BackendData", data, "an object with a VtepMAC string")
+    mac = Mac.parse(text)
+    if mac.octets[0] & 1 or not any(mac.octets):
+        raise ConfigError(f"lease {lease.subnet} VtepMAC", text, "the address of one device")
+    return mac
+
+
+def peers(
+    node: Node, leases: Sequence[Lease], paths: Mapping[IPv4Address, PathFacts]
+) -> tuple[list[Peer], list[Skipped]]:
+    """Return the vxlan leases of other nodes; a lease of another type or without a VTEP MAC is skipped."""
+    found: list[Peer] = []
+    skipped: list[Skipped] = []
+    direct_routing = settings(node.config).direct_routing
+    # With GBP the kernel's device writes a packet's mark, which netfilter sets, into the VXLAN header.
+    gbp = settings(node.config).gbp
+    for lease in remote(node, leases):
+        if lease.backend_type != BACKEND_TYPE:
+            skipped.append(Skipped(str(lease.subnet), f"BackendType {lease.backend_type!r} is not vxlan"))
+            continue
+        try:
+            mac = vtep_mac_of(lease)
+        except ConfigError as error:
+            skipped.append(Skipped(str(lease.subnet), str(error)))
+            continue
+        path = path_to(node, lease, paths)
+        direct = direct_routing and path.on_link
+        mode = Mode.DIRECT if direct else Mode.NONE if gbp or path.ipsec else Mode.VXLAN
+        found.append(
+            Peer(
+                subnet=lease.subnet,
+                public_ip=lease.public_ip,
+                mode=mode,
+                mtu=path.mtu,
+                on_link=path.on_link,
+                vtep_mac=None if direct else mac,
+            )
+        )
+    return found, skipped
+
+
+def objects(node: Node, peers: Sequence[Peer]) -> list[Object]:
+    """Return the device with its address, and what leads to each peer."""
+    vxlan = settings(node.config)
+    name = overlay_name(node.config)
+    if node.vtep_mac is None:
+        raise ConfigError("VTEP MAC", None, "an address for the vxlan device")
+    found: list[Object] = [
+        VxlanLink(
+            name=name,
+            vni=vxlan.vni,
+            port=vxlan.port,
+            local=node.public_ip,
+            parent=node.uplink.ifindex,
+            mtu=mtu(node.config, node.uplink),
+            mac=node.vtep_mac,
+            learning=vxlan.learning,
+            gbp=vxlan.gbp,
+        ),
+        LinkAddress(name, IPv4Interface((node.subnet.network_address, 32))),
+        Sysctl(f"net/ipv6/conf/{name}/accept_ra", "0"),
+    ]
+    stations: dict[Mac, FdbEntry] = {}  # two leases may claim one MAC; the kernel holds one entry, the last
+    for peer in peers:
+        if peer.vtep_mac is None:
+            found.append(Route(peer.subnet, peer.public_ip, node.uplink.name))
+            continue
+        far = peer.subnet.network_address
+        stations[peer.vtep_mac] = FdbEntry(name, peer.vtep_mac, peer.public_ip)
+        found.append(Neighbour(name, far, peer.vtep_mac))
+        found.append(Route(peer.subnet, far, name, onlink=True))
+    return [*found, *stations.values()]

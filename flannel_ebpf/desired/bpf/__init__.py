@@ -1,0 +1,1 @@
+"""What the BPF side's maps and hooks should hold: pure."""

@@ -1,0 +1,211 @@
+"""What the BPF side should hold: map entries, constants and the hooks that programs stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network
+
+from flannel_ebpf.base.config import HostGwConfig, VxlanConfig
+from flannel_ebpf.base.model import Mac, PodPort
+from flannel_ebpf.contract import abi
+from flannel_ebpf.desired.backends.peer import Node, Peer
+from flannel_ebpf.desired.objects import Attach, Direction, Filter, HeadroomPort, MapEntry, XdpMode
+
+_LARGEST = 0xFFFF
+"""No IPv4 packet is larger (RFC 791), although a device's MTU may be: lo has 65536."""
+
+Slots = Mapping[IPv4Network, int]
+
+CACHED = 8192
+"""Peers whose packed form is kept from pass to pass: packing 5,000 anew takes 75 ms, finding them 10."""
+
+
+def peer_len(peers: Iterable[Peer], subnet_len: int) -> int:
+    """Return the prefix length that all peers share (fl_peers is a hash), 0 when they differ (an LPM trie).
+
+    Without peers it is the network's SubnetLen, which the first peer will have.
+    """
+    lengths = {peer.subnet.prefixlen for peer in peers} or {subnet_len}
+    return lengths.pop() if len(lengths) == 1 else 0
+
+
+def together(peers: Collection[Peer], subnet_len: int) -> tuple[int, bool]:
+    """Return all that constants and hooks depend on of the peers: see `peer_len` and `filters`."""
+    return peer_len(peers, subnet_len), _any_direct(peers)
+
+
+def _any_direct(peers: Iterable[Peer]) -> bool:
+    return any(peer.mode == abi.Mode.DIRECT for peer in peers)
+
+
+def assign_slots(
+    peers: Sequence[Peer], taken: Slots, size: int, others: Iterable[int] = ()
+) -> dict[IPv4Network, int]:
+    """Return each peer's index in fl_peer_stats: the one it has, else the lowest free; 0 when none is left.
+
+    `others` are indexes that peers beside these have. Slot 0 is nobody's: traffic of peers past `size` is
+    carried but not told apart.
+    """
+    slots = {peer.subnet: taken[peer.subnet] for peer in peers if taken.get(peer.subnet)}
+    used = {*slots.values(), *others}
+    free = (slot for slot in range(1, size) if slot not in used)
+    for peer in peers:
+        if peer.subnet not in slots:
+            slots[peer.subnet] = next(free, 0)
+    return slots
+
+
+def peer_entries(peers: Sequence[Peer], slots: Slots) -> list[MapEntry]:
+    """Return fl_peers and fl_vteps for these peers; of a member's several subnets, fl_vteps has the last."""
+    pairs = [_peer_entries(peer, slots[peer.subnet]) for peer in peers]
+    members = {vtep.map_key: vtep for _, vtep in pairs}
+    return [*(entry for entry, _ in pairs), *members.values()]
+
+
+@lru_cache(CACHED)
+def _peer_entries(peer: Peer, slot: int) -> tuple[MapEntry, MapEntry]:
+    subnet = abi.SubnetKey(len=peer.subnet.prefixlen, addr=peer.subnet.network_address).pack()
+    flags = abi.PeerFlag(abi.PeerFlag.ON_LINK * peer.on_link | abi.PeerFlag.BPF * peer.bpf)
+    value = abi.Peer(
+        public_ip=peer.public_ip,
+        vtep_mac=peer.vtep_mac or abi.NO_MAC,
+        mode=peer.mode,
+        flags=flags,
+        mtu=min(peer.mtu, _LARGEST),
+        slot=slot,
+    )
+    member = abi.AddrKey(addr=peer.public_ip).pack()
+    return MapEntry("fl_peers", subnet, value.pack()), MapEntry("fl_vteps", member, subnet)
+
+
+def slots_in(entries: Iterable[MapEntry]) -> dict[IPv4Network, int]:
+    """Return the counters' slots that peers have in fl_peers now: they outlive the daemon."""
+    return dict(_slot_in(entry.map_key, entry.value) for entry in entries if entry.map == "fl_peers")
+
+
+@lru_cache(CACHED)
+def _slot_in(map_key: bytes, value: bytes) -> tuple[IPv4Network, int]:
+    key = abi.SubnetKey.unpack(map_key)
+    return IPv4Network((key.addr, key.len)), abi.Peer.unpack(value).slot
+
+
+def port_entries(ports: Sequence[PodPort]) -> list[MapEntry]:
+    """Return fl_ports: what the programs must know of each pod's veth."""
+    return [MapEntry("fl_ports", abi.pack_u32(port.ifindex), _flags(port).pack()) for port in ports]
+
+
+def pod_entries(
+    learned: Iterable[MapEntry], ports: Sequence[PodPort], macs: Mapping[IPv4Address, Mac | None]
+) -> list[MapEntry]:
+    """Return which learned entries of fl_pods stay: those whose veth lives, with the veth's present flags.
+
+    `macs` is what ARP says of addresses. An entry that it contradicts goes: the address has moved to another
+    pod, whose announcement came before our program stood on its veth.
+    """
+    by_index = {port.ifindex: port for port in ports}
+    kept = []
+    for entry in learned:
+        if entry.map != "fl_pods":
+            continue
+        pod = abi.Pod.unpack(entry.value)
+        address = abi.AddrKey.unpack(entry.map_key).addr
+        port = by_index.get(pod.ifindex)
+        if port and macs.get(address, pod.mac) == pod.mac:
+            kept.append(MapEntry("fl_pods", entry.map_key, replace(pod, flags=_flags(port).flags).pack()))
+    return kept
+
+
+def _flags(port: PodPort) -> abi.Port:
+    return abi.Port(flags=abi.PodFlag.SHAPED if port.shaped else abi.PodFlag(0))
+
+
+def filters(
+    ports: Sequence[PodPort],
+    uplink: int,
+    overlay: int,
+    peers: Sequence[Peer],
+    programs: Mapping[str, int],
+    via: Attach,
+) -> list[Filter]:
+    """Return which program stands on which hook.
+
+    `uplink` and `overlay` are ifindexes (`overlay` 0: no such device), `programs` the ids of the pinned
+    programs by name. A shaped pod gets none: its packets must meet the qdisc.
+    """
+
+    def stand(ifindex: int, direction: Direction, program: str) -> Filter:
+        return Filter(ifindex, direction, program, programs[program], via)
+
+    found = [stand(uplink, "ingress", "fl_from_peer")]
+    if overlay:
+        found.append(stand(overlay, "egress", "fl_to_peer"))
+    if not overlay or _any_direct(peers):
+        found.append(stand(uplink, "egress", "fl_to_peer"))
+    for port in ports:
+        if not port.shaped:
+            found.append(stand(port.ifindex, "ingress", "fl_from_pod"))
+            found.append(stand(port.ifindex, "egress", "fl_to_pod"))
+    return found
+
+
+def headroom_ports(node: Node, ports: Sequence[PodPort]) -> list[HeadroomPort]:
+    """Return one port for each of the pods' bridges; none for host-gw, which adds no header."""
+    if isinstance(node.config.backend, HostGwConfig):
+        return []
+    return [HeadroomPort(f"flannel-h{bridge}", bridge) for bridge in {port.bridge for port in ports} - {0}]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator chose about the datapath, and what this host can do.
+
+    `sport_min`, `sport_max` and `ttl` are the kernel's net.ipv4.ip_local_port_range and ip_default_ttl: the
+    outer headers must not tell our packets from the kernel's. `attach` is how programs come onto tc hooks,
+    `xdp_modes` are tried in order. `headroom`: the pods' bridges get a port that gives packets room for those
+    headers.
+    """
+
+    fastpath: abi.Fastpath
+    source_check: abi.Check
+    revalidate_ms: int
+    learn_mark: int
+    caps: abi.Cap
+    sport_min: int
+    sport_max: int
+    ttl: int
+    attach: Attach
+    xdp_modes: tuple[XdpMode, ...] = ()
+    headroom: bool = False
+
+
+def constants(node: Node, peers: Sequence[Peer], settings: Settings) -> abi.Config:
+    """Return fl_config: all that the programs know of this node, fixed when they are loaded."""
+    network = node.config.network
+    backend = node.config.backend
+    return abi.Config(
+        public_ip=node.public_ip,
+        network=network.network_address,
+        network_mask=network.netmask,
+        subnet=node.subnet.network_address,
+        subnet_mask=node.subnet.netmask,
+        vtep_mac=node.vtep_mac or abi.NO_MAC,
+        port=0 if isinstance(backend, HostGwConfig) else backend.port,
+        sport_min=settings.sport_min,
+        sport_max=settings.sport_max,
+        vni=backend.vni if isinstance(backend, VxlanConfig) else 0,
+        uplink=node.uplink.ifindex,
+        learn_mark=settings.learn_mark,
+        peer_len=peer_len(peers, node.config.subnet_len),
+        revalidate_ms=settings.revalidate_ms,
+        caps=settings.caps,
+        backend=_MODES[node.config.backend_type],
+        fastpath=settings.fastpath,
+        source_check=settings.source_check,
+        direct_routing=isinstance(backend, VxlanConfig) and backend.direct_routing,
+        ttl=settings.ttl,
+    )
+
+
+_MODES = {"vxlan": abi.Mode.VXLAN, "host-gw": abi.Mode.DIRECT, "udp": abi.Mode.UDP}

@@ -1,0 +1,191 @@
+"""Flannel's firewall rules as text, exactly as `iptables-save` and `nft list` show them.
+
+Rules and their order are flannel's (pkg/trafficmngr/iptables, pkg/trafficmngr/nftables), quirks included,
+so that a flanneld started later finds its own. Each rule here is "<place> <rule>": the place is table and
+chain. The chains are flannel's too, and so shared by all networks of a host: a rule is one network's when
+it names an address range inside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import IPv4Network
+from typing import Literal
+
+from flannel_ebpf.desired.objects import Ruleset
+
+Tool = Literal["iptables", "nftables"]
+TOOLS: tuple[Tool, ...] = ("iptables", "nftables")
+
+_MARK = "0x4000"  # kube-proxy masquerades what carries it, so we must not (flannel PR #1681)
+_MULTICAST = "224.0.0.0/4"
+_RANGE = re.compile(r"\b(\d+\.\d+\.\d+\.\d+(?:/\d+)?)(?=\s|$)")
+
+NFT_TABLE = "flannel-ipv4"
+NFT_CHAINS = {
+    "postrtg": "type nat hook postrouting priority srcnat; policy accept;",
+    "forward": "type filter hook forward priority filter; policy accept;",
+}
+"""flannel's chains in the table and their declarations, in the order in which we name their rules."""
+
+
+@dataclass(frozen=True, slots=True)
+class IptablesChain:
+    """A chain of flannel's: its table, the built-in chain that jumps to it, and its rules' comment."""
+
+    table: str
+    name: str
+    parent: str
+    comment: str
+
+    @property
+    def jump(self) -> str:
+        """The rule that leads into the chain."""
+        return f'-A {self.parent} -m comment --comment "{self.comment}" -j {self.name}'
+
+
+IPTABLES_CHAINS = (
+    IptablesChain("nat", "FLANNEL-POSTRTG", "POSTROUTING", "flanneld masq"),
+    IptablesChain("filter", "FLANNEL-FWD", "FORWARD", "flanneld forward"),
+)
+
+
+def ruleset(
+    tool: Tool,
+    network: IPv4Network,
+    subnet: IPv4Network,
+    *,
+    masquerade: bool,
+    forward: bool,
+    random_fully: bool,
+) -> Ruleset | None:
+    """Return the rules of one network, None when neither kind is wanted.
+
+    `random_fully`: give masqueraded connections random source ports (the tool must support it).
+    """
+    make_masquerade, make_forward = (
+        (_iptables_masquerade, _iptables_forward) if tool == "iptables" else (_nft_masquerade, _nft_forward)
+    )
+    rules: list[str] = []
+    if masquerade:
+        rules += make_masquerade(str(network), str(subnet), random_fully)
+    if forward:
+        rules += make_forward(str(network))
+    return Ruleset(tool, str(network), tuple(rules)) if rules else None
+
+
+def _iptables_masquerade(network: str, subnet: str, random_fully: bool) -> list[str]:
+    nat, _ = IPTABLES_CHAINS
+    leave = f'-m comment --comment "{nat.comment}" -j RETURN'
+    hide = f'-m comment --comment "{nat.comment}" -j MASQUERADE' + (" --random-fully" if random_fully else "")
+    return [
+        f"nat {nat.jump}",
+        *(
+            f"nat -A {nat.name} {rule}"
+            for rule in (
+                f"-m mark --mark {_MARK}/{_MARK} {leave}",
+                f"-s {subnet} -d {network} {leave}",
+                f"-s {network} -d {subnet} {leave}",
+                f"! -s {network} -d {subnet} {leave}",
+                f"-s {network} ! -d {_MULTICAST} {hide}",
+                f"! -s {network} -d {network} {hide}",
+            )
+        ),
+    ]
+
+
+def _iptables_forward(network: str) -> list[str]:
+    _, fwd = IPTABLES_CHAINS
+    accept = f'-m comment --comment "{fwd.comment}" -j ACCEPT'
+    return [
+        f"filter {fwd.jump}",
+        f"filter -A {fwd.name} -s {network} {accept}",
+        f"filter -A {fwd.name} -d {network} {accept}",
+    ]
+
+
+def _nft_masquerade(network: str, subnet: str, random_fully: bool) -> list[str]:
+    hide = "masquerade fully-random" if random_fully else "masquerade"
+    # The fourth rule shadows the last one; that is flannel's own text and its nodes behave so.
+    return [
+        f"postrtg {rule}"
+        for rule in (
+            "meta mark 0x00004000 return",
+            f"ip saddr {subnet} ip daddr {network} return",
+            f"ip saddr {network} ip daddr {subnet} return",
+            f"ip saddr != {subnet} ip daddr {network} return",
+            f"ip saddr {network} ip daddr != {_MULTICAST} {hide}",
+            f"ip saddr != {network} ip daddr {network} {hide}",
+        )
+    ]
+
+
+def _nft_forward(network: str) -> list[str]:
+    return [f"forward ip saddr {network} accept", f"forward ip daddr {network} accept"]
+
+
+def belongs(rule: str, network: IPv4Network) -> bool:
+    """Say whether a rule of flannel's chains names a range inside `network`."""
+    return any(found.subnet_of(network) for found in _ranges(rule))
+
+
+def is_shared(rule: str) -> bool:
+    """Say whether a rule is one of flannel's that name no range: they serve every network."""
+    return rule in _shared()
+
+
+@cache
+def _shared() -> frozenset[str]:
+    """Return the jumps and the marks' rules of either tool."""
+    network = IPv4Network("10.1.0.0/16")
+    sets = (
+        ruleset(tool, network, network, masquerade=True, forward=True, random_fully=False) for tool in TOOLS
+    )
+    return frozenset(rule for one in sets if one for rule in one.rules if not _ranges(rule))
+
+
+def owned(rules: Iterable[str], network: IPv4Network) -> tuple[str, ...]:
+    """Return one network's rules out of all in flannel's chains, in order, shared ones included.
+
+    Rules without a range count in a place only where the network has rules of its own: a jump to a chain that
+    serves others only is not ours. A stranger's rule among them counts too, so that it is seen and goes.
+    """
+    present = list(rules)
+    own = {_place(rule) for rule in present if belongs(rule, network)}
+    return tuple(
+        rule for rule in present if belongs(rule, network) or (not _ranges(rule) and _place(rule) in own)
+    )
+
+
+def merged(present: Iterable[str], network: IPv4Network, wanted: Iterable[str]) -> list[str]:
+    """Return what flannel's chains should hold: the other networks' rules as they are, and `wanted`.
+
+    In each place the shared rules come first, once, and go when no network is left that needs them.
+    """
+    present, wanted = list(present), list(wanted)
+    others = [rule for rule in present if _ranges(rule) and not belongs(rule, network)]
+    body = [rule for rule in [*others, *wanted] if not is_shared(rule)]
+    shared = [rule for rule in dict.fromkeys([*wanted, *present]) if is_shared(rule)]
+    result: list[str] = []
+    for place in dict.fromkeys(_place(rule) for rule in [*wanted, *present]):
+        own = [rule for rule in body if _place(rule) == place]
+        if own:
+            result += [rule for rule in shared if _place(rule) == place] + own
+    return result
+
+
+def _ranges(rule: str) -> list[IPv4Network]:
+    found = []
+    for text in _RANGE.findall(rule):
+        try:
+            found.append(IPv4Network(text, strict=False))
+        except ValueError:  # digits and dots in somebody's comment
+            continue
+    return found
+
+
+def _place(rule: str) -> str:
+    return rule.split(" ", 1)[0]

@@ -1,0 +1,279 @@
+"""Every kind of kernel object we own, as comparable values.
+
+Reconciliation reads what is there as a set of these, computes what should be there as another, and
+`plan` turns the difference into operations. `key` says which object it is, equality whether it is right.
+Names of devices, not indexes, wherever the device is ours or the uplink; indexes for pod veths, because a
+new veth may reuse an old one's name.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Hashable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Literal
+
+from flannel_ebpf.base.model import Mac
+
+ROUTE_PROTOCOL = 251
+"""rtm_protocol of every route we make: the mark that a fresh process recognises."""
+
+LAST_METRIC = 0xFFFFFFFF
+"""Metric of a route that counts only when no other has its destination."""
+
+FILTER_PRIORITY = 251
+"""tc priority of every filter we attach."""
+
+FILTER_MARK = 0xFB000000
+"""Top octet of the handle of every filter we attach; the rest names the network."""
+
+Direction = Literal["ingress", "egress"]
+XdpMode = Literal["generic", "native"]
+Attach = Literal["tcx", "clsact"]
+
+
+def filter_handle(network: IPv4Network) -> int:
+    """Return the tc handle of one network's filters, so that networks on one device stay apart."""
+    return FILTER_MARK | zlib.crc32(str(network).encode()) & 0xFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What belongs to one network on this node: enough for a fresh process to tell its own objects.
+
+    `overlay` is the overlay device ("flannel.1", "flannel0"), "" for host-gw. `uplink` is an ifindex.
+    `sysctls` are the paths whose values count.
+    """
+
+    network: IPv4Network
+    subnet: IPv4Network
+    overlay: str
+    uplink: int
+    sysctls: tuple[str, ...] = ()
+
+    @property
+    def filter_handle(self) -> int:
+        """The tc handle of this network's filters."""
+        return filter_handle(self.network)
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanLink:
+    """`flannel.<VNI>` with the attributes flannel gives it (pkg/backend/vxlan/device.go).
+
+    `up` is false only in what was read: a device that is down has lost its routes and is not right.
+    """
+
+    name: str
+    vni: int
+    port: int
+    local: IPv4Address
+    parent: int
+    mtu: int
+    mac: Mac
+    learning: bool = False
+    gbp: bool = False
+    up: bool = True
+
+    @property
+    def key(self) -> Hashable:
+        """One device per name."""
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAddress:
+    """An address on a device of ours; flannel puts `<subnet>/32` on flannel.<VNI>."""
+
+    ifname: str
+    address: IPv4Interface
+
+    @property
+    def key(self) -> Hashable:
+        """A device may carry several addresses."""
+        return (self.ifname, self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """A value under /proc/sys; `path` is relative to it ("net/ipv6/conf/flannel.1/accept_ra")."""
+
+    path: str
+    value: str
+
+    @property
+    def key(self) -> Hashable:
+        """One value per path."""
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A permanent neighbour on our device: remote subnet's network address -> peer's VTEP MAC."""
+
+    ifname: str
+    ip: IPv4Address
+    mac: Mac
+
+    @property
+    def key(self) -> Hashable:
+        """One neighbour per device and address."""
+        return (self.ifname, self.ip)
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    """A permanent NTF_SELF entry of our vxlan device: peer's VTEP MAC -> peer's public address."""
+
+    ifname: str
+    mac: Mac
+    dst: IPv4Address
+
+    @property
+    def key(self) -> Hashable:
+        """The kernel replaces the destination of a unicast MAC."""
+        return (self.ifname, self.mac)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of the main table to a remote subnet.
+
+    vxlan: via the subnet's own network address, on our device, onlink. direct: via the peer's public
+    address on the uplink. blackhole: no gateway, no device (own subnet, `--ip-blackhole-route`); its `metric`
+    is LAST_METRIC, so that it takes only what the pods' bridge, with the same destination, does not.
+    `protocol` tells a route to adopt (flanneld's are RTPROT_BOOT) from one of ours.
+    """
+
+    dst: IPv4Network
+    gateway: IPv4Address | None
+    ifname: str
+    onlink: bool = False
+    blackhole: bool = False
+    protocol: int = ROUTE_PROTOCOL
+    metric: int = 0
+
+    @property
+    def key(self) -> Hashable:
+        """The main table holds one route per destination and metric."""
+        return (self.dst, self.metric)
+
+
+@dataclass(frozen=True, slots=True)
+class MapEntry:
+    """One entry of a pinned BPF map, in the byte layout of bpf/flannel.h."""
+
+    map: str
+    map_key: bytes
+    value: bytes
+
+    @property
+    def key(self) -> Hashable:
+        """One value per map and key."""
+        return (self.map, self.map_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One of our programs at a device's tc hook.
+
+    `prog_id` is the kernel's id of the pinned program that should run there. `via` "tcx": attached to the
+    device and recognised by the program itself; "clsact": a filter on that qdisc, recognised by its handle
+    and priority.
+    """
+
+    ifindex: int
+    direction: Direction
+    program: str
+    prog_id: int
+    via: Attach
+
+    @property
+    def key(self) -> Hashable:
+        """One program of ours per device and direction; `via` may change as part of one Put."""
+        return (self.ifindex, self.direction)
+
+
+@dataclass(frozen=True, slots=True)
+class XdpProgram:
+    """`fl_xdp` on the uplink."""
+
+    ifindex: int
+    mode: XdpMode
+    prog_id: int
+
+    @property
+    def key(self) -> Hashable:
+        """A device has one XDP program."""
+        return self.ifindex
+
+
+@dataclass(frozen=True, slots=True)
+class HeadroomPort:
+    """A device that is never up, one more port of a pods' bridge, so that packets come with headroom.
+
+    A bridge has the veths in it ask for the headroom that any of its ports needs (net/bridge/br_if.c,
+    update_headroom). A vxlan device needs enough for our headers; without one the kernel allocates every UDP
+    packet of a pod anew when it is encapsulated. `bridge` is an ifindex, `up` true only in what was read.
+    """
+
+    name: str
+    bridge: int
+    up: bool = False
+
+    @property
+    def key(self) -> Hashable:
+        """One device per name, which is made from the bridge's ifindex."""
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """All our firewall rules of one network, applied as one transaction.
+
+    `backend` is "iptables" or "nftables", `rules` what `iptables-save`/`nft` would show of them.
+    """
+
+    backend: str
+    name: str
+    rules: tuple[str, ...]
+
+    @property
+    def key(self) -> Hashable:
+        """One rule set per tool and network."""
+        return (self.backend, self.name)
+
+
+Object = (
+    VxlanLink
+    | LinkAddress
+    | Sysctl
+    | Neighbour
+    | FdbEntry
+    | Route
+    | MapEntry
+    | Filter
+    | XdpProgram
+    | HeadroomPort
+    | Ruleset
+)
+
+ORDER: tuple[type, ...] = (
+    VxlanLink,
+    LinkAddress,
+    Sysctl,
+    Ruleset,
+    Neighbour,
+    FdbEntry,
+    MapEntry,
+    Route,
+    Filter,
+    XdpProgram,
+    HeadroomPort,
+)
+"""Order of creation: device, what packets need on their way, then what sends packets there, then what only
+makes that cheaper.
+
+Deletion runs the other way round, so that no program or route ever points at something already gone.
+"""

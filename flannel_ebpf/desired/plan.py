@@ -1,0 +1,61 @@
+"""The whole control plane in one function: what should be there, what is there, what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+
+from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.desired.objects import ORDER, Object, VxlanLink
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Create `obj`, or change `old` (what is there now under the same key) into it."""
+
+    obj: Object
+    old: Object | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove `obj`, exactly as it was read."""
+
+    obj: Object
+
+
+Op = Put | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An operation that the edge it belongs to refused, and why."""
+
+    op: Op
+    error: KernelError
+
+
+def plan(desired: Iterable[Object], actual: Iterable[Object], *, may_delete: bool = True) -> list[Op]:
+    """Return the operations that turn `actual` into `desired`, in the order in which they are safe.
+
+    Both hold at most one object per kind and key. Additions and changes come first in ORDER, deletions last
+    in reverse. `may_delete` is false until the first complete snapshot of etcd has been read. A device that
+    must be made or changed is returned alone: with it the kernel may drop its addresses, routes and
+    neighbours, so what was read of them no longer counts and the caller reads again.
+    """
+    wanted, present = set(desired), set(actual)
+    if wanted == present:  # as nearly always; to take thousands from each other twice takes twice as long
+        return []
+    stale = {_identity(obj): obj for obj in present - wanted}
+    puts = [Put(obj, stale.pop(_identity(obj), None)) for obj in wanted - present]
+    links: list[Op] = [put for put in puts if isinstance(put.obj, VxlanLink)]
+    if links:
+        return links
+    deletes = [Delete(obj) for obj in stale.values()] if may_delete else []
+    puts.sort(key=lambda op: ORDER.index(type(op.obj)))
+    deletes.sort(key=lambda op: -ORDER.index(type(op.obj)))
+    return [*puts, *deletes]
+
+
+def _identity(obj: Object) -> tuple[type, Hashable]:
+    return (type(obj), obj.key)

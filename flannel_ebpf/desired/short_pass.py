@@ -1,0 +1,99 @@
+"""What a change of leases alters: the few objects that differ, among thousands that stay.
+
+After a pass without failure the kernel holds what that pass wanted, until somebody changes it. Where nobody
+did, the next pass's operations are `plan(wanted after, wanted before)`, and a peer whose lease is the same
+adds nothing to either side. All but the peers that share an object with a changed one can be left out of
+both: several leases with one VTEP MAC share an FDB entry, those with one public address an entry of fl_vteps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
+from typing import NamedTuple
+
+from flannel_ebpf.base.model import Lease, Skipped, in_order
+from flannel_ebpf.desired.backends import Node, Paths, Peer, backend_of, part
+from flannel_ebpf.desired.bpf import contents
+from flannel_ebpf.desired.objects import Object
+from flannel_ebpf.desired.plan import Op, plan
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a pass without failure or doubt left: every object of these peers stands, and no other peer's.
+
+    `slots` are the peers' indexes below `size` in fl_peer_stats, None without programs.
+    """
+
+    node: Node
+    leases: Sequence[Lease]
+    peers: Mapping[IPv4Network, Peer]
+    skipped: Sequence[Skipped]
+    slots: Mapping[IPv4Network, int] | None
+    size: int
+
+
+class Change(NamedTuple):
+    """The leases that count no longer, and those that count from now on; an altered one is in both."""
+
+    gone: list[Lease]
+    come: list[Lease]
+
+
+def change(before: Sequence[Lease], after: Sequence[Lease]) -> Change:
+    """Return how two lists differ. A lease that was not written in between is one and the same object."""
+    had, has = set(map(id, before)), set(map(id, after))
+    gone = [lease for lease in before if id(lease) not in has]
+    return Change(gone, [lease for lease in after if id(lease) not in had])
+
+
+def follow(
+    settled: Settled, leases: Sequence[Lease], changed: Change, paths: Paths
+) -> tuple[Settled, list[Op]] | None:
+    """Return the state with `leases`, and the operations that lead there from `settled`.
+
+    `changed` is how they differ from settled.leases, `paths` the ways to the leases that have come. None when
+    that takes a whole pass: a lease is or was skipped, or other constants or hooks are needed.
+    """
+    node = settled.node
+    usable, strange = part(node.config.network, changed.come)
+    new, unusable = backend_of(node.config).peers(node, usable, paths)
+    touched = {lease.subnet for lease in (*changed.gone, *changed.come)}
+    if strange or unusable or any(one.key in map(str, touched) for one in settled.skipped):
+        return None
+    peers = dict(settled.peers)
+    old = [peers.pop(subnet) for subnet in touched if subnet in peers]
+    sharing = _sharing(peers.values(), [*old, *new])
+    peers.update((peer.subnet, peer) for peer in new)
+    length = node.config.subnet_len
+    if contents.together(peers.values(), length) != contents.together(settled.peers.values(), length):
+        return None
+    after = replace(settled, leases=leases, peers=peers, slots=_slots(settled, touched, new))
+    return after, plan(_objects(after, [*sharing, *new]), _objects(settled, [*sharing, *old]))
+
+
+def _sharing(peers: Collection[Peer], with_these: Sequence[Peer]) -> list[Peer]:
+    addresses = {peer.public_ip for peer in with_these}
+    macs = {peer.vtep_mac for peer in with_these} - {None}
+    return [peer for peer in peers if peer.public_ip in addresses or peer.vtep_mac in macs]
+
+
+def _slots(
+    settled: Settled, touched: Collection[IPv4Network], new: Sequence[Peer]
+) -> Mapping[IPv4Network, int] | None:
+    if settled.slots is None:
+        return None
+    slots = dict(settled.slots)
+    taken = {subnet: slots.pop(subnet) for subnet in touched if subnet in slots}
+    return slots | contents.assign_slots(new, taken, settled.size, slots.values())
+
+
+def _objects(state: Settled, peers: Sequence[Peer]) -> list[Object]:
+    """Return the objects of a few of the peers: where they share one, the last in order of subnets has it."""
+    peers = sorted(peers, key=lambda peer: in_order(peer.subnet))
+    found = backend_of(state.node.config).objects(state.node, peers)
+    if state.slots is not None:
+        found += contents.peer_entries(peers, state.slots)
+    return found

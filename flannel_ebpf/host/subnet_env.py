@@ -1,0 +1,129 @@
+"""`subnet.env`, through which container runtimes learn this node's subnet and MTU.
+
+Format and permissions: flannel pkg/subnet/subnet.go. The CNI plugin's parser knows neither quotes nor
+spaces, so the file is written without any; it is read back as tolerantly as flanneld does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
+
+from flannel_ebpf.base.errors import ConfigError
+
+_ASSIGNMENT = re.compile(
+    r"""\s* (?:export\s+)? (?P<key>[A-Za-z_][\w.]*) \s*[=:]\s*
+        (?: "(?P<double>[^"]*)" | '(?P<single>[^']*)' | (?P<bare>.*?) ) \s* (?:(?<!\S)\#.*)?""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetEnv:
+    """What the file says of a node."""
+
+    network: IPv4Network
+    subnet: IPv4Network
+    mtu: int
+    ip_masq: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """What an earlier daemon left in the file; None where it said nothing usable.
+
+    `warning` says why something in the file could not be used, and is "" otherwise. A missing file is
+    no reason to warn.
+    """
+
+    network: IPv4Network | None = None
+    subnet: IPv4Network | None = None
+    warning: str = ""
+
+
+def render(env: SubnetEnv) -> str:
+    """Return the file's text; FLANNEL_SUBNET is the subnet's first host address, the bridge's."""
+    return (
+        f"FLANNEL_NETWORK={env.network}\n"
+        f"FLANNEL_SUBNET={env.subnet.network_address + 1}/{env.subnet.prefixlen}\n"
+        f"FLANNEL_MTU={env.mtu}\n"
+        f"FLANNEL_IPMASQ={'true' if env.ip_masq else 'false'}\n"
+    )
+
+
+def write(path: Path, env: SubnetEnv) -> None:
+    """Replace the file in one step, so that a reader sees the old text or the new one.
+
+    Folder 0755, file 0644. Raises ConfigError when the place cannot be written.
+    """
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(render(env))
+                os.fchmod(file.fileno(), 0o644)  # mkstemp makes 0600, and a umask must not matter
+            Path(temporary).rename(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ConfigError(
+            "--subnet-file", str(path), f"a file that can be written ({error.strerror})"
+        ) from error
+
+
+def update(path: Path, env: SubnetEnv) -> None:
+    """Write the file unless it says just this already; raises ConfigError."""
+    try:
+        if path.read_text(encoding="ascii") == render(env):
+            return
+    except (OSError, UnicodeDecodeError):
+        pass  # missing or unreadable: writing replaces it
+    write(path, env)
+
+
+def read(path: Path) -> Previous:
+    """Read what an earlier daemon wrote: quotes, comments, spaces and `export` do not matter.
+
+    Never raises: an unusable file is a file that says nothing, with a warning.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Previous()
+    except (OSError, UnicodeDecodeError) as error:
+        return Previous(warning=f"{path} cannot be read and is ignored: {error}")
+    values = dict(_assignments(text))
+    try:
+        return Previous(_network(values, "FLANNEL_NETWORK"), _network(values, "FLANNEL_SUBNET"))
+    except ConfigError as error:
+        return Previous(warning=f"{path} is ignored: {error}")
+
+
+def previous_subnet(path: Path) -> IPv4Network | None:
+    """Return the subnet that the file names, masked to its network, or None."""
+    return read(path).subnet
+
+
+def _assignments(text: str) -> list[tuple[str, str]]:
+    found = (_ASSIGNMENT.fullmatch(line) for line in text.splitlines())
+    return [
+        (match["key"], match["double"] or match["single"] or match["bare"] or "") for match in found if match
+    ]
+
+
+def _network(values: dict[str, str], key: str) -> IPv4Network | None:
+    text = values.get(key, "")
+    if not text:
+        return None
+    try:
+        if "/" not in text:
+            raise ValueError  # one address is no network, though Python would take it
+        return IPv4Interface(text).network
+    except ValueError as error:
+        raise ConfigError(key, text, "an address with its prefix length such as 10.1.74.1/24") from error

@@ -1,0 +1,1 @@
+"""iptables and nftables rules: read, written, watched."""

@@ -1,0 +1,1 @@
+"""Programs on their hooks: clsact, tcx, and whose they are."""

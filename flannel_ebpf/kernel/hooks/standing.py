@@ -1,0 +1,43 @@
+"""Which of our programs stand on which tc hooks, for people and for the lab."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Network
+
+from flannel_ebpf.desired.objects import Attach, Direction, filter_handle
+from flannel_ebpf.kernel.hooks import clsact, tcx
+from flannel_ebpf.kernel.hooks.ownership import name_in, name_of
+from flannel_ebpf.kernel.netlink.links import read_links
+from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Hook:
+    """A hook of a device, how our program there is attached, its name and the kernel's id of it."""
+
+    device: str
+    direction: Direction
+    via: Attach
+    program: str
+    prog_id: int
+
+
+def standing(network: IPv4Network | None = None) -> list[Hook]:
+    """Return the programs of one network, or of all of ours, in the present namespace; sorted.
+
+    Raises KernelError.
+    """
+    with RouteSocket() as netlink:
+        names = {index: link.name for index, link in read_links(netlink).items()}
+        handle = filter_handle(network) if network else None
+        found = [
+            *clsact.read_filters(netlink, handle),
+            *tcx.read_filters(names, partial(name_in, network) if network else name_of),
+        ]
+    return sorted(
+        Hook(names[one.ifindex], one.direction, one.via, one.program, one.prog_id)
+        for one in found
+        if one.ifindex in names
+    )

@@ -1,0 +1,104 @@
+"""Our programs on tcx hooks (Linux 6.6), which belong to the device itself and need no qdisc.
+
+The device holds a program as it holds a filter: without link or pin, whatever becomes of the daemon. Ours is
+attached behind all others, which so see a packet before a redirect. Layout: union bpf_attr of linux/bpf.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+from collections.abc import Callable, Iterable, Iterator
+
+from flannel_ebpf.base.errors import BpfError, BpfUnavailable, KernelError
+from flannel_ebpf.desired.objects import Direction, Filter
+from flannel_ebpf.kernel.bpf import Program, call
+from flannel_ebpf.kernel.hooks import ownership
+
+_ATTACH, _DETACH, _QUERY, _LINK_CREATE = 8, 9, 16, 28
+_HOOKS: dict[Direction, int] = {"ingress": 46, "egress": 47}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS
+_REPLACE = 1 << 2
+_MOST = 64  # BPF_MPROG_MAX
+_GONE = {errno.ENOENT, errno.ENODEV}
+
+
+def attached(ifindex: int, direction: Direction) -> tuple[int, ...]:
+    """Return the ids of the programs on a hook in the order in which they run.
+
+    Raises BpfError: ENODEV without the device, EINVAL on a kernel without tcx.
+    """
+    ids = ctypes.create_string_buffer(_MOST * 4)
+    attr = struct.pack(
+        "=IIIIQIIQQQQ", ifindex, _HOOKS[direction], 0, 0, ctypes.addressof(ids), _MOST, 0, 0, 0, 0, 0
+    )
+    _, out = call(_QUERY, attr, f"ask about tcx of device {ifindex}")
+    count = struct.unpack_from("=I", out, 24)[0]
+    return struct.unpack_from(f"={count}I", ids.raw)
+
+
+def read_filters(devices: Iterable[int], name_of: Callable[[int], str]) -> Iterator[Filter]:
+    """Yield our programs on these devices; `name_of` gives a program's name by its id, "" for a stranger's.
+
+    A kernel without tcx has none. Raises KernelError.
+    """
+    for ifindex, direction, program in _read(devices):
+        name = name_of(program)
+        if name:
+            yield Filter(ifindex, direction, name, program, "tcx")
+
+
+def shaped_devices(devices: Iterable[int]) -> set[int]:
+    """Return those of `devices` with a program that is not ours, which a redirect would pass by."""
+    return {ifindex for ifindex, _, program in _read(devices) if ownership.is_foreign(program)}
+
+
+def _read(devices: Iterable[int]) -> Iterator[tuple[int, Direction, int]]:
+    for ifindex in devices:
+        for direction in _HOOKS:
+            try:
+                found = attached(ifindex, direction)
+            except BpfError as error:
+                if error.code in _GONE:
+                    continue
+                if error.code == errno.EINVAL or isinstance(error, BpfUnavailable):
+                    return  # no tcx in this kernel, or no BPF at all for us
+                raise KernelError(str(error), error.code) from error
+            for program in found:
+                yield ifindex, direction, program
+
+
+def put_filter(want: Filter, old: Filter | None, program: int) -> None:
+    """Run the program with descriptor `program` at the hook: in `old`'s place, or behind all others.
+
+    Raises BpfError.
+    """
+    if old is None:
+        _change(_ATTACH, want, program)
+        return
+    with Program.by_id(old.prog_id) as before:
+        _change(_ATTACH, want, program, _REPLACE, before.fd)
+
+
+def delete_filter(there: Filter) -> None:
+    """Take our program off the hook; one that is not there, or a device that is gone, is fine.
+
+    Raises BpfError.
+    """
+    try:
+        with Program.by_id(there.prog_id) as program:
+            _change(_DETACH, there, program.fd)
+    except BpfError as error:
+        if error.code not in _GONE:
+            raise
+
+
+def _change(command: int, at: Filter, program: int, flags: int = 0, replaced: int = 0) -> None:
+    attr = struct.pack("=IIIIIIQ", at.ifindex, program, _HOOKS[at.direction], flags, replaced, 0, 0)
+    call(command, attr, f"tcx {at.direction} of device {at.ifindex}")
+
+
+def attach_for_now(ifindex: int, direction: Direction, program: int) -> int:
+    """Attach by a link and return its descriptor: the program leaves with it, even of a killed process."""
+    attr = struct.pack("=IIIIQQ", program, ifindex, _HOOKS[direction], 0, 0, 0)
+    return call(_LINK_CREATE, attr, f"link to tcx {direction} of device {ifindex}")[0]

@@ -1,0 +1,102 @@
+"""IPsec's outbound policies: what the kernel must encrypt, or stop, once it has built the outer packet.
+
+Layouts: linux/xfrm.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+
+from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.model import PathFacts
+from flannel_ebpf.kernel.netlink.route_socket import (
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    attributes,
+    messages,
+)
+
+_NETLINK_XFRM = 6
+_XFRM_MSG_NEWPOLICY, _XFRM_MSG_GETPOLICY = 0x13, 0x15
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_POLICY_ID = bytes(64)  # xfrm_userpolicy_id: any
+_SELECTOR = struct.Struct(
+    "=4s12x4s12x8xHBBB"
+)  # xfrm_selector: daddr, saddr, family, prefix lengths, protocol
+_DIRECTION = struct.Struct("=BB")  # of xfrm_userpolicy_info, behind selector, lifetimes, priority and index
+_DIRECTION_AT, _POLICY_SIZE = 160, 168
+_XFRM_POLICY_OUT, _XFRM_POLICY_BLOCK = 1, 1
+_XFRMA_TMPL = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What an outbound policy is for: IPv4 packets from `source` to `target`, `protocol` 0 for all."""
+
+    source: IPv4Network
+    target: IPv4Network
+    protocol: int
+
+
+def outbound_policies() -> list[Policy]:
+    """Return the policies that change or stop IPv4 packets on their way out; none without IPsec.
+
+    Of the network namespace of the calling thread. Raises KernelError.
+    """
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_XFRM) as sock:
+            sock.settimeout(10)
+            size = _HEADER.size + len(_POLICY_ID)
+            sock.send(_HEADER.pack(size, _XFRM_MSG_GETPOLICY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + _POLICY_ID)
+            return list(_policies(sock))
+    except OSError as error:
+        if error.errno == errno.EPROTONOSUPPORT:
+            return []
+        raise KernelError(f"reading IPsec policies: {error.strerror or error}", error.errno or 0) from error
+
+
+def _policies(sock: socket.socket) -> Iterable[Policy]:
+    while True:
+        for kind, _, body in messages(sock.recv(1 << 16)):
+            if kind == NLMSG_DONE:
+                return
+            if kind == NLMSG_ERROR:
+                code = -struct.unpack_from("=i", body)[0]
+                raise OSError(code, os.strerror(code))
+            policy = _parse(body) if kind == _XFRM_MSG_NEWPOLICY else None
+            if policy:
+                yield policy
+
+
+def _parse(body: bytes) -> Policy | None:
+    target, source, family, target_len, source_len, protocol = _SELECTOR.unpack_from(body)
+    direction, action = _DIRECTION.unpack_from(body, _DIRECTION_AT)
+    changes = action == _XFRM_POLICY_BLOCK or _XFRMA_TMPL in attributes(body, _POLICY_SIZE)
+    if direction != _XFRM_POLICY_OUT or family not in {socket.AF_UNSPEC, socket.AF_INET} or not changes:
+        return None
+    return Policy(
+        IPv4Network((source, source_len), False), IPv4Network((target, target_len), False), protocol
+    )
+
+
+def mark_paths(
+    paths: Mapping[IPv4Address, PathFacts], public_ip: IPv4Address, policies: Iterable[Policy]
+) -> dict[IPv4Address, PathFacts]:
+    """Return `paths` with `ipsec` set where one of the policies is for our tunnel packets."""
+    ours = [
+        policy
+        for policy in policies
+        if public_ip in policy.source and policy.protocol in {0, socket.IPPROTO_UDP}
+    ]
+    return {
+        address: replace(path, ipsec=True) if any(address in policy.target for policy in ours) else path
+        for address, path in paths.items()
+    }

@@ -1,0 +1,1 @@
+"""Compiled programs: loaded, pinned, in use, read out."""

@@ -1,0 +1,167 @@
+"""The BPF side of one network on this node: its programs and maps, through their pins."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Network
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from flannel_ebpf.base.errors import BpfError, KernelError
+from flannel_ebpf.contract import abi
+from flannel_ebpf.desired.objects import MapEntry
+from flannel_ebpf.desired.plan import Failure, Op, Put
+from flannel_ebpf.kernel.bpf import Map, Program, possible_cpus
+from flannel_ebpf.kernel.programs import pins
+from flannel_ebpf.kernel.programs.loader import Loaded, LoadRequest, ensure_loaded
+
+log = logging.getLogger(__name__)
+
+MAINTAINED = ("fl_peers", "fl_vteps", "fl_ports", "fl_pods")
+"""The maps whose entries are planned. fl_pods is learned by the programs; the daemon only takes away."""
+
+
+class Datapath:
+    """Loads programs when their constants change and keeps the maps' entries.
+
+    The programs in use, their maps and what is attached all live in the kernel: closing this object, or the
+    process dying, changes nothing for packets. Every method but `load` comes after a `load`.
+    """
+
+    def __init__(
+        self, network: IPv4Network, root: Path, objects: Path, flow_entries: int, *, xdp: bool
+    ) -> None:
+        self._network = network
+        self._root = root
+        self._objects = objects
+        self._entries = {"fl_flows": flow_entries}
+        self._xdp = xdp
+        self._loaded: Loaded | None = None
+        self._config: abi.Config | None = None
+        self._maps: dict[str, Map] = {}
+        self._programs: dict[str, Program] = {}
+        self._pinned: dict[Path, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back every descriptor."""
+        for one in (*self._maps.values(), *self._programs.values()):
+            one.close()
+        self._maps, self._programs, self._pinned, self._loaded = {}, {}, {}, None
+
+    def load(self, config: abi.Config) -> Loaded:
+        """Have programs with these constants pinned, loading them if they are not.
+
+        Programs in use whose pins somebody removed are pinned again, and nothing attached is touched.
+        Raises BpfUnavailable, VerifierRejected, AbiMismatch.
+        """
+        if self._loaded and self._config == config:
+            return replace(self._loaded, changed=self._pin_again())
+        request = LoadRequest(
+            self._network, config, self._entries, xdp=self._xdp, root=self._root, objects=self._objects
+        )
+        loaded = ensure_loaded(request)
+        self.close()
+        self._maps = {path.name: Map.open(path) for path in loaded.maps.iterdir()}
+        self._programs = {
+            path.name: Program.open(path) for folder in loaded.folders for path in folder.iterdir()
+        }
+        self._loaded, self._config = loaded, config
+        self._pinned = {path: path.stat().st_ino for path in self._held()}
+        log.info("programs of %s are in use, on the maps of %s", _names(loaded.folders), loaded.maps)
+        return loaded
+
+    def _held(self) -> dict[Path, Map | Program]:
+        """Return every object by the path where it is pinned, or should be."""
+        every: list[Map | Program] = [*self._maps.values(), *self._programs.values()]
+        return {Path(one.name): one for one in every}
+
+    def _pin_again(self) -> bool:
+        lost = [(path, one) for path, one in self._held().items() if self._pinned[path] != _inode(path)]
+        for path, one in lost:
+            log.warning("%s was unpinned by somebody, pinning it again", path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            one.pin(path)
+            self._pinned[path] = _inode(path)
+        return bool(lost)
+
+    def read(self) -> list[MapEntry]:
+        """Return every entry of the maintained maps."""
+        return [
+            MapEntry(name, key, value)
+            for name in MAINTAINED
+            for key, value in self._maps[name].items().items()
+        ]
+
+    def program_fds(self) -> dict[str, int]:
+        """Return a descriptor of every program by name, for attaching; they stay this object's."""
+        return {name: program.fd for name, program in self._programs.items()}
+
+    def apply(self, ops: Sequence[Op]) -> list[Failure]:
+        """Carry out operations on map entries, a whole map at a time where possible; return the failed."""
+        failures: list[Failure] = []
+        for name in MAINTAINED:
+            mine = [(op, op.obj) for op in ops if isinstance(op.obj, MapEntry) and op.obj.map == name]
+            puts = [(op, entry) for op, entry in mine if isinstance(op, Put)]
+            try:
+                if name == "fl_peers":
+                    self._clear_counters(puts)
+                self._maps[name].update_many((entry.map_key, entry.value) for _, entry in puts)
+            except BpfError as error:
+                failures += [Failure(op, KernelError(f"{name}: {error}")) for op, _ in puts]
+            for op, entry in mine:
+                if not isinstance(op, Put):
+                    failures += self._delete(op, entry)
+        return failures
+
+    def _delete(self, op: Op, entry: MapEntry) -> list[Failure]:
+        try:
+            self._maps[entry.map].delete(entry.map_key)
+        except BpfError as error:
+            return [Failure(op, KernelError(f"{entry.map}: {error}"))]
+        return []
+
+    def _clear_counters(self, puts: Sequence[tuple[Op, MapEntry]]) -> None:
+        """Zero the traffic counters that a new peer takes over from one that is gone."""
+        stats = self._maps["fl_peer_stats"]
+        for op, entry in puts:
+            if isinstance(op, Put) and op.old is None:
+                slot = abi.Peer.unpack(entry.value).slot
+                stats.update(abi.pack_u32(slot), bytes(stats.info.value_size * possible_cpus()))
+
+    def slots(self) -> int:
+        """Return how many peers' traffic can be told apart."""
+        return self._maps["fl_peer_stats"].info.max_entries
+
+    def sweep(self) -> None:
+        """Unpin generations that are not in use; the kernel frees them once nothing is attached from them."""
+        if self._loaded is None:
+            return
+        used = {self._loaded.maps, *self._loaded.folders}
+        for generation in pins.Pins.of(self._network, self._root).generations():
+            if generation.path not in used:
+                log.info("dropping %s, which is not in use any more", generation.path)
+                pins.remove(generation.path)
+
+
+def _names(folders: Iterable[Path]) -> str:
+    return " and ".join(str(folder) for folder in folders)
+
+
+def _inode(path: Path) -> int:
+    """Return what tells a pin from another one under its name, 0 when there is none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,228 @@
+"""Getting the programs into the kernel: nothing when they are there already, else by a short-lived process.
+
+`ensure_loaded` is the daemon's side. `python -m flannel_ebpf.kernel.programs.loader [JOBS.json]` is the
+process: it reads a list of jobs (file or standard input), loads each object and prints one line of JSON, a
+list with an empty object for each success and {kind, message, log} for each failure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from flannel_ebpf.base.errors import AbiMismatch, BpfError, BpfUnavailable, VerifierRejected
+from flannel_ebpf.base.options import BPF_PIN_ROOT
+from flannel_ebpf.contract import abi, btf, elf
+from flannel_ebpf.kernel.bpf import Map
+from flannel_ebpf.kernel.programs import libbpf, pins
+
+OBJECTS = Path(__file__).parents[2] / "_programs"
+_TC_OBJECT, _XDP_OBJECT, _CONSTANTS = "datapath.bpf.o", "xdp.bpf.o", "fl_cfg"
+_TIMEOUT_S = 60
+_DIGEST_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """What should be in the kernel.
+
+    `entries` overrides the size of maps by name. fl_peers becomes an LPM trie when `config.peer_len` is 0.
+    `objects` is the folder of datapath.bpf.o and xdp.bpf.o.
+    """
+
+    network: IPv4Network
+    config: abi.Config
+    entries: Mapping[str, int] = field(default_factory=dict)
+    xdp: bool = False
+    root: Path = BPF_PIN_ROOT
+    objects: Path = OBJECTS
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What is in the kernel now.
+
+    `maps` is the folder of pinned maps, `folders` those of the programs, `programs` the kernel's id of each
+    program by name. `changed` is false when everything was there before. `xdp_error` says why fl_xdp is not
+    among the programs although it was asked for.
+    """
+
+    maps: Path
+    folders: tuple[Path, ...]
+    programs: Mapping[str, int]
+    changed: bool
+    xdp_error: str = ""
+
+
+class _Object:
+    """A compiled object, parsed and compared with the contract."""
+
+    def __init__(self, path: Path, *, complete: bool) -> None:
+        self.path = path
+        try:
+            self.image = path.read_bytes()
+        except OSError as error:
+            raise BpfUnavailable(f"{path}: {error.strerror}; build it with make -C bpf") from error
+        self.elf = elf.parse(self.image, str(path))
+        if ".BTF" not in self.elf.sections:
+            raise BpfUnavailable(f"{path}: no .BTF section; compile it with clang -g")
+        self.btf = btf.Btf(self.elf.sections[".BTF"])
+        btf.check(self.btf, abi.STRUCTS, abi.ENUMS, complete=complete)
+
+    def constants(self, config: abi.Config) -> tuple[str, bytes]:
+        """Return the section that holds fl_cfg, and its bytes with `config` in place."""
+        place, value = self.elf.symbols.get(_CONSTANTS), config.pack()
+        if place is None or place.size != len(value):
+            raise AbiMismatch(
+                f"{self.path}: {_CONSTANTS} is {place}, expected a variable of {len(value)} bytes"
+            )
+        section = bytearray(self.elf.sections[place.section])
+        section[place.offset : place.offset + place.size] = value
+        return place.section, bytes(section)
+
+
+def ensure_loaded(request: LoadRequest) -> Loaded:
+    """Have the requested programs and maps pinned; without a change, start no process and write nothing.
+
+    Raises VerifierRejected, AbiMismatch, or BpfUnavailable (rights, bpffs, object, python3-bpfcc) for the tc
+    programs. What fails about fl_xdp ends in `Loaded.xdp_error` instead. Old generations stay: the caller
+    removes them when nothing is attached from them any more.
+    """
+    pins.require_bpffs(request.root)
+    where = pins.Pins.of(request.network, request.root)
+    tc = _Object(request.objects / _TC_OBJECT, complete=True)
+    xdp, xdp_error = _optional_xdp(request)
+    maps = where.generation("maps", _layout_digest([tc, xdp] if xdp else [tc], request)).path
+    wanted: dict[pins.Kind, _Object] = {"progs": tc}
+    if request.xdp and xdp:
+        wanted["xdp"] = xdp
+    jobs: dict[pins.Kind, libbpf.Job] = {}
+    folders: dict[pins.Kind, Path] = {}
+    for kind, one in wanted.items():
+        job = _job(request, one, maps, where, kind)
+        folders[kind] = Path(job.programs)
+        if not _intact(folders[kind], maps, one):
+            jobs[kind] = job
+    failures = _run(jobs) if jobs else {}
+    if "progs" in failures:
+        raise failures["progs"]
+    if "xdp" in failures:
+        xdp_error = str(failures["xdp"])
+        del folders["xdp"]
+    changed = bool(jobs.keys() - failures.keys())
+    programs = {name: info.id for folder in folders.values() for name, info in pins.programs(folder).items()}
+    return Loaded(maps, tuple(folders.values()), programs, changed, xdp_error if request.xdp else "")
+
+
+def _optional_xdp(request: LoadRequest) -> tuple[_Object | None, str]:
+    # Read even when not asked for: the maps' digest must not depend on whether XDP is switched on.
+    try:
+        return _Object(request.objects / _XDP_OBJECT, complete=False), ""
+    except BpfError as error:
+        return None, str(error)
+
+
+def _types(request: LoadRequest) -> dict[str, int]:
+    return {} if request.config.peer_len else {"fl_peers": libbpf.LPM_TRIE}
+
+
+def _layout_digest(objects: list[_Object], request: LoadRequest) -> str:
+    types = _types(request)
+    shapes = []
+    every = [item for one in objects for item in one.btf.maps.items()]
+    for name, shape in sorted(every, key=lambda item: item[0]):
+        numbers = dict(shape.numbers)
+        numbers["type"] = types.get(name, numbers.get("type", 0))
+        numbers["max_entries"] = request.entries.get(name, numbers.get("max_entries", 0))
+        shapes.append((name, sorted(numbers.items()), shape.key, shape.value))
+    return _digest(repr(shapes).encode())
+
+
+def _job(request: LoadRequest, one: _Object, maps: Path, where: pins.Pins, kind: pins.Kind) -> libbpf.Job:
+    section, rodata = one.constants(request.config)
+    digest = _digest(one.image, rodata, maps.name.encode())
+    return libbpf.Job(
+        object=str(one.path),
+        rodata_section=section,
+        rodata=rodata.hex(),
+        types=_types(request),
+        entries=dict(request.entries),
+        maps=str(maps),
+        programs=str(where.generation(kind, digest).path),
+    )
+
+
+def _digest(*parts: bytes) -> str:
+    whole = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for part in parts:
+        whole.update(len(part).to_bytes(8, "little") + part)
+    return whole.hexdigest()
+
+
+def _intact(programs: Path, maps: Path, one: _Object) -> bool:
+    """Whether the programs are pinned and use the maps that are pinned: somebody may have unpinned one."""
+    if not programs.is_dir():
+        return False
+    pinned = {name: info.id for name, info in pins.maps(maps).items()}
+    if not pinned.keys() >= one.btf.maps.keys():
+        return False
+    used = {map_id for info in pins.programs(programs).values() for map_id in info.map_ids}
+    short_names = {name[:15] for name in pinned}
+    for map_id in used - set(pinned.values()):
+        with Map.by_id(map_id) as stray:
+            if stray.info.name in short_names:
+                return False
+    return bool(used)
+
+
+def _run(jobs: Mapping[pins.Kind, libbpf.Job]) -> dict[pins.Kind, BpfError]:
+    """Run the loader process; return the failures."""
+    command = [sys.executable, "-m", "flannel_ebpf.kernel.programs.loader"]
+    text = json.dumps([asdict(job) for job in jobs.values()])
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+        answers = json.loads(done.stdout)
+    except subprocess.TimeoutExpired as error:
+        raise BpfUnavailable(f"loader process gave no answer within {_TIMEOUT_S} s") from error
+    except ValueError as error:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise BpfUnavailable(f"loader process failed: {last}") from error
+    return {kind: _failure(answer) for kind, answer in zip(jobs, answers, strict=True) if answer}
+
+
+def _failure(answer: Mapping[str, str]) -> BpfError:
+    if answer["kind"] == "verifier":
+        return VerifierRejected(answer["message"], answer["log"])
+    return BpfUnavailable(answer["message"])
+
+
+def main(arguments: list[str]) -> int:
+    """Run the jobs of a file or of standard input; return 0 when all succeeded."""
+    text = Path(arguments[0]).read_text() if arguments else sys.stdin.read()
+    answers = [_attempt(libbpf.Job(**job)) for job in json.loads(text)]
+    sys.stdout.write(json.dumps(answers) + "\n")
+    return 1 if any(answers) else 0
+
+
+def _attempt(job: libbpf.Job) -> dict[str, str]:
+    try:
+        libbpf.load(job)
+    except VerifierRejected as error:
+        return {"kind": "verifier", "message": str(error), "log": error.log}
+    except BpfError as error:
+        return {"kind": "unavailable", "message": str(error), "log": ""}
+    except OSError as error:
+        return {"kind": "unavailable", "message": f"{error.filename}: {error.strerror}", "log": ""}
+    return {}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

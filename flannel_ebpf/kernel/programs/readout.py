@@ -1,0 +1,60 @@
+"""What the pinned maps hold, in plain values for people and for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+from flannel_ebpf.contract import abi
+from flannel_ebpf.kernel.bpf import Map
+from flannel_ebpf.kernel.programs.pins import Pins
+
+
+def read_pinned(network: IPv4Network, root: Path) -> dict[str, Any]:
+    """Return what the pinned maps hold: peers with their traffic, pods, reasons by hook; {} without maps.
+
+    Raises BpfError.
+    """
+    folders = [one.path for one in Pins.of(network, root).generations() if one.kind == "maps"]
+    if not folders:
+        return {}
+    newest = max(folders, key=lambda folder: folder.stat().st_mtime_ns)
+    return {"peers": list(_peers(newest)), "pods": list(_pods(newest)), "reasons": reasons(newest)}
+
+
+def _peers(folder: Path) -> Iterator[dict[str, Any]]:
+    with Map.open(folder / "fl_peers") as peers, Map.open(folder / "fl_peer_stats") as stats:
+        traffic = stats.sums()
+        for key, value in sorted(peers.items().items(), key=lambda item: item[0][4:]):
+            subnet, peer = abi.SubnetKey.unpack(key), abi.Peer.unpack(value)
+            carried = abi.Traffic.unpack(traffic[abi.pack_u32(peer.slot)])
+            yield {
+                "subnet": f"{subnet.addr}/{subnet.len}",
+                "public_ip": str(peer.public_ip),
+                "mode": peer.mode.name.lower(),
+                "tx_packets": carried.tx_packets,
+                "tx_bytes": carried.tx_bytes,
+                "rx_packets": carried.rx_packets,
+                "rx_bytes": carried.rx_bytes,
+            }
+
+
+def _pods(folder: Path) -> Iterator[dict[str, Any]]:
+    with Map.open(folder / "fl_pods") as pods:
+        for key, value in sorted(pods.items().items()):
+            pod = abi.Pod.unpack(value)
+            yield {"ip": str(abi.AddrKey.unpack(key).addr), "ifindex": pod.ifindex, "mac": str(pod.mac)}
+
+
+def reasons(folder: Path) -> dict[str, dict[str, int]]:
+    """Return reason -> hook -> packets, summed over the CPUs, without zeros."""
+    found = {}
+    with Map.open(folder / "fl_reasons") as counters:
+        for key, value in counters.sums().items():
+            count = abi.Count.unpack(value)
+            hooks = {hook.name.lower(): getattr(count, hook.name.lower()) for hook in abi.Hook}
+            if any(hooks.values()):
+                found[abi.Reason(abi.unpack_u32(key)).name] = {k: v for k, v in hooks.items() if v}
+    return found

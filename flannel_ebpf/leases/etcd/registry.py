@@ -1,0 +1,199 @@
+"""The keys of one flannel network in etcd: read as one snapshot, written only while still ours to write."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from flannel_ebpf.base.errors import EtcdError, EtcdRefused, LeaseConflict
+from flannel_ebpf.base.model import Lease, Skipped
+from flannel_ebpf.leases import lease_format
+from flannel_ebpf.leases.etcd import messages
+from flannel_ebpf.leases.etcd.client import EtcdClient
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Every lease at one revision, and what stood among them without being one."""
+
+    revision: int
+    cluster_id: int
+    leases: tuple[Lease, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """Return etcd's range_end for all keys that start with `prefix`, whose last byte is not 0xff."""
+    return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+class Registry:
+    """Reads and writes below `prefix` (flannel's `--etcd-prefix`).
+
+    All methods raise EtcdUnavailable and EtcdRefused. Each write may reach etcd twice (see EtcdClient.ask);
+    the grant id in the key tells our own first attempt from a stranger's.
+    """
+
+    def __init__(self, client: EtcdClient, prefix: str) -> None:
+        self._client = client
+        self.prefix = prefix
+
+    @property
+    def watched(self) -> str:
+        """The prefix to watch for lease changes."""
+        return lease_format.subnets_prefix(self.prefix)
+
+    def reconnect(self) -> None:
+        """Ask from now on over a new connection; what is under way is asked again."""
+        self._client.reconnect()
+
+    def network_config(self) -> str | None:
+        """Return the network config's text, or None while there is none."""
+        response = self._client.ask("KV/Range", messages.RangeRequest(key=self._config_key))
+        return response.kvs[0].value.decode(errors="replace") if response.kvs else None
+
+    def set_network_config(self, text: str) -> None:
+        """Write the network config; its check is the caller's."""
+        self._client.ask("KV/Put", messages.PutRequest(key=self._config_key, value=text.encode()))
+
+    def snapshot(self) -> Snapshot:
+        """Return all leases, in one linearizable read."""
+        prefix = self.watched.encode()
+        response = self._client.ask(
+            "KV/Range", messages.RangeRequest(key=prefix, range_end=prefix_end(prefix))
+        )
+        leases, skipped = lease_format.parse_snapshot(_item(kv) for kv in response.kvs)
+        return Snapshot(response.header.revision, response.header.cluster_id, leases, skipped)
+
+    def snapshot_since(self, before: Snapshot) -> Snapshot:
+        """Return all leases, in one linearizable read of those keys that were written after `before`.
+
+        The number of keys, which etcd tells as well, shows whether any was deleted. Then, and whenever the
+        answer does not continue `before`, everything is read. A restored etcd may continue it by chance: the
+        caller takes a whole `snapshot` after every interruption and now and then.
+        """
+        prefix = self.watched.encode()
+        request = messages.RangeRequest(
+            key=prefix, range_end=prefix_end(prefix), min_mod_revision=before.revision + 1
+        )
+        response = self._client.ask("KV/Range", request)
+        header = response.header
+        leases = lease_format.merge(before.leases, map(_item, response.kvs))
+        continues = header.cluster_id == before.cluster_id and header.revision >= before.revision
+        if not continues or leases is None or response.count != len(leases) + len(before.skipped):
+            return self.snapshot()
+        return Snapshot(header.revision, header.cluster_id, leases, before.skipped)
+
+    def read(self, key: str) -> lease_format.Item | None:
+        """Return what is under `key` now, lease or not."""
+        response = self._client.ask("KV/Range", messages.RangeRequest(key=key.encode()))
+        return _item(response.kvs[0]) if response.kvs else None
+
+    def create(self, lease: Lease, ttl: int) -> Lease:
+        """Write a new key that lives `ttl` seconds (0: a reservation), if there is none (key version 0).
+
+        `lease.key` is made from the subnet when empty. Returns the lease as it stands in etcd. Raises
+        LeaseConflict when the key exists.
+        """
+        key = lease.key or lease_format.subnet_key(self.prefix, lease.subnet)
+        absent = messages.Compare(key=key.encode(), target=messages.Compare.VERSION, version=0)
+        return self._write(replace(lease, key=key, create_revision=0), ttl, absent)
+
+    def rewrite(self, lease: Lease, ttl: int) -> Lease:
+        """Replace the key's value and TTL, if it still is at `lease.mod_revision`.
+
+        A `ttl` of 0 makes or keeps it a reservation. Raises LeaseConflict when anybody has written it since.
+        """
+        return self._write(lease, ttl, _unchanged(lease))
+
+    def delete(self, lease: Lease) -> None:
+        """Remove the key, if it still is at `lease.mod_revision`; raises LeaseConflict otherwise."""
+        key = lease.key.encode()
+        request = messages.TxnRequest(compare=[_unchanged(lease)], failure=[_get(key)])
+        request.success.add().request_delete_range.key = key
+        response = self._client.ask("KV/Txn", request)
+        if not response.succeeded and response.responses[0].response_range.kvs:
+            raise LeaseConflict(f"{lease.key} was changed by somebody else and was not deleted")
+        self._revoke(lease.etcd_lease)
+
+    def reserve(self, subnet: IPv4Network, public_ip: IPv4Address) -> Lease:
+        """Keep `subnet` for the node with `public_ip` for ever: a key without TTL.
+
+        A lease that this node holds there already becomes the reservation, so a running node keeps its
+        value. Raises LeaseConflict when another node holds the subnet.
+        """
+        held = self._held(subnet)
+        if held is None:
+            return self.create(Lease(subnet, public_ip), ttl=0)
+        if held.public_ip != public_ip:
+            raise LeaseConflict(f"{held.key} is held by the node with public IP {held.public_ip}")
+        return self.rewrite(held, ttl=0)
+
+    def unreserve(self, subnet: IPv4Network, ttl: int) -> bool:
+        """Make a reservation an ordinary lease again; return False when there is none.
+
+        A key that no node has filled in is deleted. One in use gets `ttl` seconds, because flanneld shuts
+        down when its key is deleted.
+        """
+        held = self._held(subnet)
+        if held is None or held.etcd_lease:
+            return False
+        if held.backend_type or held.backend_data is not None:
+            self.rewrite(held, ttl)
+        else:
+            self.delete(held)
+        return True
+
+    def _held(self, subnet: IPv4Network) -> Lease | None:
+        item = self.read(lease_format.subnet_key(self.prefix, subnet))
+        return lease_format.parse_item(item) if item else None
+
+    def _write(self, lease: Lease, ttl: int, condition: Any) -> Lease:
+        key, value = lease.key.encode(), lease_format.encode_lease(lease)
+        grant = self._client.ask("Lease/LeaseGrant", messages.LeaseGrantRequest(TTL=ttl)).ID if ttl else 0
+        request = messages.TxnRequest(compare=[condition], failure=[_get(key)])
+        put = request.success.add().request_put
+        put.key, put.value, put.lease = key, value, grant
+        try:
+            response = self._client.ask("KV/Txn", request)
+        except EtcdRefused:
+            self._revoke(grant)
+            raise  # after EtcdUnavailable the grant may hold the key already: revoking would delete it
+        if response.succeeded:
+            revision = response.header.revision
+            created = lease.create_revision or revision
+            return replace(lease, etcd_lease=grant, mod_revision=revision, create_revision=created)
+        for kv in response.responses[0].response_range.kvs:
+            # our first attempt got through, only its answer was lost
+            if kv.lease == grant and kv.value == value:
+                return lease_format.parse_item(_item(kv))
+        self._revoke(grant)
+        raise LeaseConflict(f"{lease.key} was written by somebody else at the same time")
+
+    def _revoke(self, grant: int) -> None:
+        """Give back a grant that holds no key. If that fails it expires by itself."""
+        if grant:
+            with suppress(EtcdError):
+                self._client.ask("Lease/LeaseRevoke", messages.LeaseRevokeRequest(ID=grant))
+
+    @property
+    def _config_key(self) -> bytes:
+        return lease_format.config_key(self.prefix).encode()
+
+
+def _item(kv: Any) -> lease_format.Item:
+    return lease_format.Item(
+        kv.key.decode(errors="replace"), kv.value, kv.lease, kv.mod_revision, kv.create_revision
+    )
+
+
+def _get(key: bytes) -> Any:
+    return messages.RequestOp(request_range=messages.RangeRequest(key=key))
+
+
+def _unchanged(lease: Lease) -> Any:
+    return messages.Compare(
+        key=lease.key.encode(), target=messages.Compare.MOD, mod_revision=lease.mod_revision
+    )

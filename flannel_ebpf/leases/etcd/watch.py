@@ -1,0 +1,116 @@
+"""A watch that wakes and carries nothing but that.
+
+Each stream starts at etcd's present and wakes its listener once it stands, so whatever happened while there
+was none is found by the listener's next snapshot. No revision is remembered: compaction, a restored etcd
+and a restarted cluster are all just a new stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from flannel_ebpf.base.errors import EtcdClosed, EtcdError, EtcdRefused
+from flannel_ebpf.leases.etcd import messages
+from flannel_ebpf.leases.etcd.client import EtcdClient
+from flannel_ebpf.leases.etcd.registry import prefix_end
+from flannel_ebpf.leases.etcd.session import Session, translate
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+"""Seconds between attempts, doubling from the first to the longest, as flannel does; then they are silent."""
+
+
+class Watch:
+    """A thread that calls `on_change` after changes under `prefix`, and `on_stream` after every new stream.
+
+    Both run on the watch's thread and must return at once. Before a new stream anything may have happened.
+    """
+
+    def __init__(
+        self,
+        client: EtcdClient,
+        prefix: str,
+        on_change: Callable[[], None],
+        on_stream: Callable[[], None] | None = None,
+    ) -> None:
+        self._client = client
+        self._prefix = prefix.encode()
+        self._on_change = on_change
+        self._on_stream = on_stream or on_change
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._call: Any = None
+        self._pause = FIRST_PAUSE
+        self._thread = threading.Thread(target=self._run, name="etcd-watch", daemon=True)
+        self.connected = False
+
+    def start(self) -> None:
+        """Start watching."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the stream and the thread."""
+        self._stopped.set()
+        with self._lock:
+            if self._call is not None:
+                self._call.cancel()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                session = self._client.session()
+            except EtcdClosed:
+                return
+            try:
+                self._follow(session)
+            except EtcdError as error:
+                if self._stopped.is_set() or self._client.closed:
+                    return
+                level = logging.WARNING if self._pause < LONGEST_PAUSE else logging.DEBUG
+                log.log(level, "watch of etcd ended, next try in %g s: %s", self._pause, error)
+                if isinstance(error, EtcdRefused):
+                    session.forget_token()
+                else:
+                    self._client.drop(session)
+            self.connected = False
+            self._stopped.wait(self._pause)
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    def _follow(self, session: Session) -> None:
+        """Read one stream until it ends; raises EtcdUnavailable or EtcdRefused when it ends badly."""
+        ended = threading.Event()
+        call = session.watch(self._requests(ended))
+        call.add_callback(ended.set)
+        with self._lock:
+            self._call = call
+        if self._stopped.is_set():
+            call.cancel()
+        try:
+            for response in call:
+                if response.canceled:
+                    raise EtcdRefused(f"{session.target}: watch cancelled: {response.cancel_reason}")
+                if response.created:
+                    log.info("watching etcd at %s", session.target)
+                    self.connected, self._pause = True, FIRST_PAUSE
+                    self._on_stream()
+                if response.events:
+                    self._on_change()
+        except grpc.RpcError as error:
+            raise translate(session.target, error) from None
+        finally:
+            call.cancel()
+
+    def _requests(self, ended: threading.Event) -> Iterator[Any]:
+        request = messages.WatchRequest()
+        request.create_request.key = self._prefix
+        request.create_request.range_end = prefix_end(self._prefix)
+        yield request
+        ended.wait()  # a client that has no more to say would close its half of the stream

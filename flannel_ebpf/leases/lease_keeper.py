@@ -1,0 +1,268 @@
+"""Takes this node's subnet lease and keeps it.
+
+Keeping is level-triggered like everything else: whatever the reason to look (renewal due, something changed
+in etcd, a new public address), one function reads the key and makes it what it should be. It never
+writes over another node, and it gives up only when the key carries another node's address.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from random import SystemRandom
+from typing import Any
+
+from flannel_ebpf.base.config import NetworkConfig
+from flannel_ebpf.base.errors import (
+    ConfigError,
+    EtcdClosed,
+    EtcdError,
+    InvalidLease,
+    LeaseConflict,
+    LeaseError,
+    LeaseLost,
+)
+from flannel_ebpf.base.model import Lease
+from flannel_ebpf.leases.allocate import Reuse, Try, choose
+from flannel_ebpf.leases.etcd.registry import Registry, Snapshot
+from flannel_ebpf.leases.lease_format import Item, parse_item
+
+log = logging.getLogger(__name__)
+
+DAY = 86400
+HOUR = 3600
+TRIES = 10
+"""Times to choose another subnet after a conflict, flannel's own number."""
+CONTESTS, CONTEST_WINDOW = 20, 5.0
+"""So many foreign writes to our key under our address in so many seconds: a second node has the address.
+
+That many, because a supervisor may start the second node over and over, and the first must outlast it.
+"""
+CONTESTS_OF_NEWCOMER, NEWCOMER = 2, 60.0
+"""A node that found the lease there and has had it for less than those seconds gives way at once."""
+LONGEST_WAIT = 60.0
+"""Seconds between looks at the clock: a timed wait does not count the time a machine is suspended."""
+
+
+class LeaseKeeper:
+    """One node's lease. `acquire` first, then `start`; `stop` leaves the lease in etcd, as flannel does.
+
+    `ttl`, `margin` (renewal before expiry) and `retry` (after a failed renewal) are seconds. `on_lost` is
+    called once, on the keeper's thread, when another node owns the subnet.
+    Raises ConfigError unless 0 < margin < ttl.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        on_lost: Callable[[LeaseLost], None],
+        *,
+        ttl: int = DAY,
+        margin: int = HOUR,
+        retry: float = 60.0,
+    ) -> None:
+        if not 0 < margin < ttl:
+            raise ConfigError(
+                "lease renewal margin", f"{margin} s", f"more than 0 and less than the TTL of {ttl} s"
+            )
+        self._registry, self._on_lost = registry, on_lost
+        self._ttl, self._margin, self._retry = ttl, margin, retry
+        self._rng = SystemRandom()
+        self._lease: Lease | None = None
+        self._wanted: Lease | None = None
+        self._renew_at = self._look_at = 0.0
+        self._contests: deque[float] = deque(maxlen=CONTESTS)
+        self._settled_at = 0.0
+        self._unanswered = False
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
+        self.reused = False
+
+    @property
+    def lease(self) -> Lease:
+        """The lease as last written; only after `acquire`."""
+        if self._lease is None:
+            raise LeaseError("no lease has been acquired yet")
+        return self._lease
+
+    def acquire(
+        self,
+        config: NetworkConfig,
+        public_ip: IPv4Address,
+        backend_type: str,
+        backend_data: Any,
+        previous_subnet: IPv4Network | None,
+    ) -> Lease:
+        """Take a lease by flannel's rules and return it; `reused` then says if it was ours before.
+
+        `backend_data` is decoded JSON, or None where the backend has none.
+        Raises OutOfSubnets, LeaseConflict when ten subnets in a row were taken by others at the same
+        moment, EtcdUnavailable, EtcdRefused.
+        """
+        for _ in range(TRIES):
+            leases = self._registry.snapshot().leases
+            choice = choose(config, leases, public_ip, previous_subnet, self._rng)
+            try:
+                lease = self._take(choice, public_ip, backend_type, backend_data)
+            except LeaseConflict as error:
+                log.info("%s; choosing again", error)
+                if isinstance(choice, Try) and choice.subnet == previous_subnet:
+                    previous_subnet = None
+                continue
+            self.reused = isinstance(choice, Reuse)
+            self._settled_at = _now() + NEWCOMER if self.reused else 0.0
+            self._wrote(lease)
+            return lease
+        raise LeaseConflict(f"{TRIES} subnets in a row were taken by other nodes while we asked for them")
+
+    def start(self) -> None:
+        """Start keeping the lease."""
+        self._thread.start()
+
+    def update(self, public_ip: IPv4Address, backend_data: Any) -> None:
+        """Publish another address or other backend data under the same key, as soon as etcd answers."""
+        if public_ip != self.lease.public_ip:
+            self._registry.reconnect()
+        self._wanted = replace(self.lease, public_ip=public_ip, backend_data=backend_data)
+        self._wake.set()
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """Look after the key when `snapshot` shows it gone or changed; returns at once.
+
+        A write that failed is tried again too: a snapshot means that etcd answers.
+        """
+        mine = self.lease
+        failed = self._look_at < self._renew_at
+        if failed or not any(it.mod_revision == mine.mod_revision and it == mine for it in snapshot.leases):
+            self._wake.set()
+
+    def stop(self) -> None:
+        """Stop keeping the lease, which stays in etcd until it expires."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def release(self) -> None:
+        """Stop, and free the subnet now; a reservation stays. Raises EtcdError, LeaseConflict."""
+        self.stop()
+        if self.lease.etcd_lease:
+            self._registry.delete(self.lease)
+
+    def _take(
+        self, choice: Reuse | Try, public_ip: IPv4Address, backend_type: str, backend_data: Any
+    ) -> Lease:
+        if isinstance(choice, Reuse):
+            ours = replace(
+                choice.lease, public_ip=public_ip, backend_type=backend_type, backend_data=backend_data
+            )
+            if ours == choice.lease and not ours.etcd_lease:
+                return ours
+            return self._registry.rewrite(ours, self._ttl if ours.etcd_lease else 0)
+        for lease in choice.stale:
+            log.info("deleting our old lease %s, which the network config no longer allows", lease.key)
+            self._registry.delete(lease)
+        return self._registry.create(Lease(choice.subnet, public_ip, backend_type, backend_data), self._ttl)
+
+    def _run(self) -> None:
+        while True:
+            woken = self._wake.wait(min(max(self._look_at - _now(), 0.0), LONGEST_WAIT))
+            self._wake.clear()
+            if self._stopping:
+                return
+            if not woken and _now() < self._look_at:
+                continue
+            try:
+                self._keep()
+            except LeaseLost as error:
+                log.error("%s", error)
+                self._on_lost(error)
+                return
+            except LeaseConflict:
+                self._wake.set()  # the key changed between our read and our write: look again
+            except EtcdClosed:
+                return
+            except EtcdError as error:
+                self._unanswered = True
+                self._look_at = _now() + self._retry
+                log.warning(
+                    "lease %s not looked after, next try in %g s: %s", self.lease.key, self._retry, error
+                )
+
+    def _keep(self) -> None:
+        """Make our key what it should be; raises LeaseLost, LeaseConflict, EtcdUnavailable, EtcdRefused."""
+        mine = self.lease
+        wanted = replace(self._wanted or mine, extra=mine.extra, etcd_lease=mine.etcd_lease)
+        item = self._registry.read(mine.key)
+        if item is None:
+            log.warning("our lease %s is gone from etcd; writing it again", mine.key)
+            self._wrote(self._registry.create(wanted, self._ttl))
+            return
+        held = _parse(item)
+        if held is not None:
+            self._check_owner(held, wanted)
+            wanted = replace(wanted, extra=held.extra, etcd_lease=held.etcd_lease)
+        wanted = replace(wanted, mod_revision=item.mod_revision, create_revision=item.create_revision)
+        permanent = wanted.etcd_lease == 0
+        renewal = not permanent and (_now() >= self._renew_at or wanted.etcd_lease != mine.etcd_lease)
+        if wanted == held and not renewal:
+            self._wrote(held, renewed=False)
+            return
+        self._wrote(self._registry.rewrite(wanted, 0 if permanent else self._ttl))
+
+    def _check_owner(self, held: Lease, wanted: Lease) -> None:
+        """Raise LeaseLost when the key is another node's, by its address or by its stubbornness."""
+        mine = self.lease
+        if held.public_ip not in (mine.public_ip, wanted.public_ip):
+            raise LeaseLost(
+                f"subnet {mine.subnet} belongs to the node with public IP {held.public_ip} now "
+                f"({mine.key}); ours was {mine.public_ip}"
+            )
+        if held.mod_revision == mine.mod_revision:
+            return
+        if _published(held) in (_published(mine), _published(wanted)):
+            by_operator = 0 in (held.etcd_lease, mine.etcd_lease)  # reserve and unreserve
+            if held.etcd_lease == mine.etcd_lease or by_operator or self._unanswered:
+                return
+        self._contests.append(_now())
+        limit, window = CONTESTS, CONTEST_WINDOW
+        if _now() < self._settled_at:
+            limit, window = CONTESTS_OF_NEWCOMER, NEWCOMER
+        if len(self._contests) >= limit and _now() - self._contests[-limit] < window:
+            raise LeaseLost(
+                f"another node keeps writing {mine.key} with our public IP {held.public_ip} and backend data "
+                f"{held.backend_data!r}; every node needs a --public-ip of its own"
+            )
+        log.warning("%s was written by another, backend data %r; writing ours", mine.key, held.backend_data)
+
+    def _wrote(self, lease: Lease, *, renewed: bool = True) -> None:
+        """Remember `lease` as what etcd holds; `renewed`: its TTL has just begun."""
+        self._lease, self._unanswered = lease, False
+        if not lease.etcd_lease:
+            self._renew_at = float("inf")
+        elif renewed:
+            self._renew_at = _now() + self._ttl - self._margin
+        self._look_at = self._renew_at
+
+
+def _now() -> float:
+    """Seconds on the clock that no one can set and that counts suspended time: a TTL runs on meanwhile."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _parse(item: Item) -> Lease | None:
+    try:
+        return parse_item(item)
+    except InvalidLease as error:
+        log.warning("our own lease was overwritten, writing ours again: %s", error)
+        return None
+
+
+def _published(lease: Lease) -> tuple[IPv4Address, str, Any]:
+    return (lease.public_ip, lease.backend_type, lease.backend_data)

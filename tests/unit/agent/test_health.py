@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from flannel_ebpf.agent.health import HealthServer
+from flannel_ebpf.base.errors import ConfigError
+
+READY = [False]
+
+
+@pytest.fixture
+def server() -> Iterator[HealthServer]:
+    READY[0] = False
+    registry = CollectorRegistry()
+    Counter("renewals", "lease renewals", registry=registry).inc(3)
+    with HealthServer("127.0.0.1", 0, lambda: READY[0], registry) as running:
+        yield running
+
+
+def ask(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def test_health_is_always_good(server: HealthServer) -> None:
+    assert ask(server.port, "/healthz") == (200, "flanneld is running")
+    assert ask(server.port, "/healthz?verbose=1") == (200, "flanneld is running")
+    assert ask(server.port, "/healthz", "HEAD") == (200, "")
+
+
+def test_readiness_follows_the_daemon(server: HealthServer) -> None:
+    assert ask(server.port, "/readyz") == (503, "flanneld is not ready yet")
+    READY[0] = True
+    assert ask(server.port, "/readyz") == (200, "flanneld is ready")
+
+
+def test_metrics_are_those_of_the_registry(server: HealthServer) -> None:
+    status, text = ask(server.port, "/metrics")
+    assert status == 200
+    assert "renewals_total 3.0" in text
+
+
+def test_without_a_registry_there_are_no_metrics() -> None:
+    with HealthServer("127.0.0.1", 0, lambda: True) as server:
+        assert ask(server.port, "/metrics")[0] == 404
+        assert ask(server.port, "/elsewhere")[0] == 404
+
+
+def test_a_silent_client_does_not_keep_others_waiting(server: HealthServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)):
+        assert ask(server.port, "/healthz")[0] == 200
+
+
+def test_a_rude_client_leaves_no_trace_on_stderr(
+    server: HealthServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close sends RST
+        client.sendall(b"GET /metrics HTTP/1.1\r\n\r\nrubbish \xff\r\n\r\n")
+    assert ask(server.port, "/healthz")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_taken_address_is_a_config_error(server: HealthServer) -> None:
+    with pytest.raises(ConfigError, match=rf"--metrics-listen: '127\.0\.0\.1:{server.port}'.*in use"):
+        HealthServer("127.0.0.1", server.port, lambda: True, source="--metrics-listen")
+
+
+def test_a_foreign_address_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match=r"--healthz-ip and --healthz-port: '192\.0\.2\.1:0'"):
+        HealthServer("192.0.2.1", 0, lambda: True)
+
+
+def test_closing_frees_the_port(server: HealthServer) -> None:
+    with HealthServer("127.0.0.1", 0, lambda: True) as first:
+        port = first.port
+    with HealthServer("127.0.0.1", port, lambda: True):
+        assert ask(port, "/readyz")[0] == 200

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+import pytest
+
+import flannel_ebpf.leases.etcd
+from flannel_ebpf.base.errors import EtcdUnavailable
+from flannel_ebpf.base.model import Lease, Skipped
+from flannel_ebpf.base.options import EtcdOptions
+from flannel_ebpf.cli import main
+
+GOOD = '{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}'
+SUBNET, NODE = IPv4Network("10.1.5.0/24"), IPv4Address("192.0.2.1")
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+class Etcd:
+    """Keys of one network in memory, behind the names of the real client and registry."""
+
+    def __init__(self) -> None:
+        self.config: str | None = GOOD
+        self.leases: dict[IPv4Network, Lease] = {}
+        self.options: EtcdOptions | None = None
+        self.open = 0
+        self.down = False
+
+    def client(self, options: EtcdOptions) -> Etcd:
+        self.options = options
+        self.open += 1
+        return self
+
+    def close(self) -> None:
+        self.open -= 1
+
+    def registry(self, client: Etcd, prefix: str) -> Etcd:
+        assert client is self
+        self.prefix = prefix
+        return self
+
+    def network_config(self) -> str | None:
+        if self.down:
+            raise EtcdUnavailable("no etcd endpoint answers: 127.0.0.1:2379: connection refused")
+        return self.config
+
+    def set_network_config(self, text: str) -> None:
+        self.config = text
+
+    def snapshot(self) -> Any:
+        skipped = (Skipped("/coreos.com/network/subnets/junk", "no subnet"),)
+        return flannel_ebpf.leases.etcd.Snapshot(7, 1, tuple(self.leases.values()), skipped)
+
+    def create(self, lease: Lease, ttl: int) -> None:
+        assert lease.subnet not in self.leases
+        self.leases[lease.subnet] = replace(lease, etcd_lease=ttl)
+
+    def rewrite(self, lease: Lease, ttl: int) -> None:
+        assert self.leases[lease.subnet] == lease
+        self.leases[lease.subnet] = replace(lease, etcd_lease=ttl)
+
+    def delete(self, lease: Lease) -> None:
+        del self.leases[lease.subnet]
+
+
+@pytest.fixture
+def etcd(monkeypatch: pytest.MonkeyPatch) -> Etcd:
+    fake = Etcd()
+    monkeypatch.setattr(flannel_ebpf.leases.etcd, "EtcdClient", fake.client)
+    monkeypatch.setattr(flannel_ebpf.leases.etcd, "Registry", fake.registry)
+    return fake
+
+
+@pytest.fixture
+def run(etcd: Etcd, capfd: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        status = main(arguments)
+        assert etcd.open == 0, "the client was left open"
+        out, err = capfd.readouterr()
+        assert err.count("\n") == (status != 0)
+        return status, out, err
+
+    return call
+
+
+def test_get_prints_the_config_as_it_stands(run: Run) -> None:
+    assert run("config", "get") == (0, f"{GOOD}\n", "")
+
+
+def test_get_says_that_there_is_none(run: Run, etcd: Etcd) -> None:
+    etcd.config = None
+    status, out, err = run("config", "get", "--etcd-prefix=/net/a")
+    assert (status, out) == (1, "")
+    assert "/net/a/config" in err
+    assert "config set" in err
+
+
+def test_get_prints_a_bad_config_and_what_is_wrong(run: Run, etcd: Etcd) -> None:
+    etcd.config = '{"Network": "10.1.0.0/30"}'
+    status, out, err = run("config", "get")
+    assert (status, out) == (1, etcd.config + "\n")
+    assert "10.1.0.0/30" in err
+
+
+def test_set_writes_a_good_config_as_given(run: Run, etcd: Etcd) -> None:
+    text = ' {"Network":"10.2.0.0/16", "Comment":"kept"}\n'
+    assert run("config", "set", text) == (0, "", "")
+    assert etcd.config == text.strip()
+
+
+def test_set_reads_standard_input(run: Run, etcd: Etcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"Network":"10.3.0.0/16"}')))
+    assert run("config", "set", "-")[0] == 0
+    assert etcd.config == '{"Network":"10.3.0.0/16"}'
+
+
+def test_set_refuses_a_bad_config(run: Run, etcd: Etcd) -> None:
+    status, _, err = run("config", "set", '{"Network":"10.2.0.0/16","Backend":{"Type":"gre"}}')
+    assert status == 1
+    assert "command line, key Backend.Type: 'gre'" in err
+    assert etcd.config == GOOD
+
+
+def test_etcd_flags_reach_the_client(run: Run, etcd: Etcd) -> None:
+    run("config", "get", "-etcd-endpoints=https://a:1,https://b:2", "--etcd-cafile=/ca", "--etcd-prefix=/p/")
+    assert etcd.options == EtcdOptions(("https://a:1", "https://b:2"), cafile="/ca", prefix="/p")
+    assert etcd.prefix == "/p"
+
+
+def test_an_etcd_that_is_away_is_one_line(run: Run, etcd: Etcd) -> None:
+    etcd.down = True
+    status, _, err = run("reserve", str(SUBNET), "--public-ip", str(NODE))
+    assert status == 1
+    assert "connection refused" in err
+
+
+def test_reserve_makes_a_key_that_lives_for_ever(run: Run, etcd: Etcd) -> None:
+    assert run("reserve", "10.1.5.0/24", "--public-ip=192.0.2.1") == (
+        0, "10.1.5.0/24 is reserved for 192.0.2.1\n", "",
+    )  # fmt: skip
+    assert etcd.leases == {SUBNET: Lease(SUBNET, NODE)}
+    assert run("reserve", "10.1.5.0/24", "--public-ip=192.0.2.1")[0] == 0
+
+
+def test_reserve_makes_a_held_lease_permanent_and_keeps_its_data(run: Run, etcd: Etcd) -> None:
+    held = Lease(SUBNET, NODE, "vxlan", {"VNI": 1, "VtepMAC": "02:00:00:00:00:01"}, etcd_lease=99)
+    etcd.leases[SUBNET] = held
+    assert run("reserve", str(SUBNET), "--public-ip", str(NODE))[0] == 0
+    assert etcd.leases[SUBNET] == replace(held, etcd_lease=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["10.1.5.0/24", "--public-ip=192.0.2.2"], ["10.1.5.0/24", "belongs to 192.0.2.1"]),
+        (["10.1.6.0/24", "--public-ip=192.0.2.1"], ["192.0.2.1 holds 10.1.5.0/24"]),
+        (["10.1.0.0/24", "--public-ip=192.0.2.3"], ["10.1.0.0/24", "from 10.1.1.0 to 10.1.255.0"]),
+        (["10.2.0.0/24", "--public-ip=192.0.2.3"], ["10.2.0.0/24"]),
+        (["10.1.8.0/25", "--public-ip=192.0.2.3"], ["10.1.8.0/25", "a /24"]),
+        (["10.1.8.1/24", "--public-ip=192.0.2.3"], ["'10.1.8.1/24'", "10.1.5.0/24"]),
+        (["10.1.8.0", "--public-ip=192.0.2.3"], ["'10.1.8.0'"]),
+        (["10.1.8.0/24"], ["--public-ip"]),
+        (["10.1.8.0/24", "--public-ip="], ["--public-ip"]),
+        (["--public-ip=192.0.2.3"], ["SUBNET"]),
+    ],
+)
+def test_reserve_refuses_what_no_node_would_take(
+    run: Run, etcd: Etcd, arguments: list[str], parts: list[str]
+) -> None:
+    before = {SUBNET: Lease(SUBNET, NODE, etcd_lease=99)}
+    etcd.leases.update(before)
+    status, _, err = run("reserve", *arguments)
+    assert status == 1
+    assert [part for part in parts if part not in err] == []
+    assert etcd.leases == before
+
+
+def test_unreserve_gives_the_key_a_life_so_that_its_node_goes_on(run: Run, etcd: Etcd) -> None:
+    etcd.leases[SUBNET] = Lease(SUBNET, NODE, "host-gw")
+    assert run("unreserve", str(SUBNET))[0] == 0
+    assert etcd.leases == {SUBNET: Lease(SUBNET, NODE, "host-gw", etcd_lease=86_400)}
+
+
+def test_unreserve_now_removes_the_key(run: Run, etcd: Etcd) -> None:
+    etcd.leases[SUBNET] = Lease(SUBNET, NODE)
+    assert run("unreserve", "--now", str(SUBNET)) == (0, "10.1.5.0/24 is free\n", "")
+    assert etcd.leases == {}
+
+
+@pytest.mark.parametrize("held", [None, Lease(SUBNET, NODE, etcd_lease=99)])
+def test_unreserve_leaves_what_is_not_reserved(run: Run, etcd: Etcd, held: Lease | None) -> None:
+    etcd.leases = {} if held is None else {SUBNET: held}
+    status, _, err = run("unreserve", "--now", str(SUBNET))
+    assert status == 1
+    assert ("this one is free" if held is None else "an ordinary lease of 192.0.2.1") in err
+    assert etcd.leases == ({} if held is None else {SUBNET: held})

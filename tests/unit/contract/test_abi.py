@@ -1,0 +1,140 @@
+"""The mirror of bpf/flannel.h: its constants against the header's text, its records as bytes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, is_dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flannel_ebpf.base.errors import AbiMismatch
+from flannel_ebpf.base.model import Mac
+from flannel_ebpf.contract import abi
+
+HEADER = (Path(__file__).parents[3] / "bpf" / "flannel.h").read_text()
+RECORDS = [
+    one
+    for one in vars(abi).values()
+    if isinstance(one, type) and issubclass(one, abi.Record) and is_dataclass(one)
+]
+ADDRESS = IPv4Address("10.1.5.2")
+
+
+def header_enums() -> dict[str, dict[str, int]]:
+    """Every enum of the header, evaluated as C does."""
+    text = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.S)
+    enums: dict[str, dict[str, int]] = {}
+    for name, body in re.findall(r"enum (\w+) \{(.*?)\};", text, flags=re.S):
+        value = -1
+        enums[name] = {}
+        for constant, right in re.findall(r"(\w+)(?:\s*=\s*([^,]+))?,", body):
+            one, _, shift = right.partition("<<")
+            value = int(one) << int(shift or 0) if right else value + 1
+            enums[name][constant] = value
+    return enums
+
+
+def test_every_enum_equals_the_header() -> None:
+    assert header_enums() == abi.ENUMS
+
+
+def test_every_struct_of_the_header_has_a_mirror() -> None:
+    assert set(re.findall(r"^struct (\w+) \{", HEADER, flags=re.M)) == set(abi.STRUCTS)
+
+
+def test_every_struct_is_tried_here() -> None:
+    assert {kind.c_name for kind in RECORDS} == set(abi.STRUCTS)
+
+
+def test_count_has_a_field_per_hook() -> None:
+    assert [field.name.upper() for field in fields(abi.Count)] == [hook.name for hook in abi.Hook]
+
+
+def a_record(kind: type[abi.Record]) -> st.SearchStrategy[abi.Record]:
+    """Any instance of a record."""
+    _, places = abi.STRUCTS[kind.c_name]
+    hints = get_type_hints(kind)
+    return st.builds(kind, **{name: _values(hints[name], places[name][1]) for name in places})
+
+
+def _values(kind: Any, size: int) -> st.SearchStrategy[Any]:
+    if kind is IPv4Address:
+        return st.ip_addresses(v=4)
+    if kind is Mac:
+        return st.binary(min_size=6, max_size=6).map(Mac)
+    if kind is bool:
+        return st.booleans()
+    if kind is int:
+        return st.integers(0, 256**size - 1)
+    return st.sampled_from(list(kind))
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_bytes_and_values_are_each_others_inverse(kind: type[abi.Record]) -> None:
+    @given(a_record(kind))
+    def check(record: abi.Record) -> None:
+        data = record.pack()
+        assert len(data) == abi.STRUCTS[kind.c_name][0]
+        assert kind.unpack(data) == record
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (abi.SubnetKey(24, IPv4Address("10.1.5.0")), "18000000 0a010500"),
+        (abi.AddrKey(ADDRESS), "0a010502"),
+        (
+            abi.Peer(
+                IPv4Address("192.0.2.7"),
+                Mac.parse("c6:d2:32:6f:8f:44"),
+                abi.Mode.VXLAN,
+                abi.PeerFlag.ON_LINK,
+                1500,
+                3,
+            ),
+            "c0000207 c6d2326f8f44 01 01 dc05 0300",
+        ),
+        # ports alone are in network byte order: 0x1f90 is 8080
+        (
+            abi.FlowKey(ADDRESS, IPv4Address("10.1.6.9"), 8080, 443, 6),
+            "0a010502 0a010609 1f90 01bb 06 000000",
+        ),
+        (abi.Port(abi.PodFlag.SHAPED), "01000000"),
+        (abi.Traffic(1, 2, 3, 4), "0100000000000000 0200000000000000 0300000000000000 0400000000000000"),
+    ],
+    ids=lambda one: type(one).__name__ if isinstance(one, abi.Record) else "",
+)
+def test_bytes_on_a_little_endian_machine(record: abi.Record, expected: str) -> None:
+    assert record.pack() == bytes.fromhex(expected)
+
+
+def test_value_too_large_for_its_field_is_named() -> None:
+    with pytest.raises(AbiMismatch, match=r"struct fl_peer_v4: .*mtu=65536"):
+        abi.Peer(ADDRESS, abi.NO_MAC, abi.Mode.UDP, abi.PeerFlag(0), 65536, 0).pack()
+    with pytest.raises(AbiMismatch, match="struct fl_flow_key_v4"):
+        abi.FlowKey(ADDRESS, ADDRESS, 65536, 0, 6).pack()
+
+
+def test_bytes_of_another_size_or_mode_are_refused() -> None:
+    with pytest.raises(AbiMismatch, match="struct fl_addr_v4: 0a0105 cannot be one"):
+        abi.AddrKey.unpack(b"\x0a\x01\x05")
+    peer = abi.Peer(ADDRESS, abi.NO_MAC, abi.Mode.UDP, abi.PeerFlag(0), 1500, 0).pack()
+    with pytest.raises(AbiMismatch, match="9 is not a valid Mode"):
+        abi.Peer.unpack(peer[:10] + b"\x09" + peer[11:])
+
+
+def test_bits_of_a_newer_object_survive() -> None:
+    assert abi.Port.unpack(b"\x81\x00\x00\x00").pack() == b"\x81\x00\x00\x00"
+
+
+def test_bare_numbers() -> None:
+    assert abi.unpack_u32(abi.pack_u32(0xDEADBEEF)) == 0xDEADBEEF
+    with pytest.raises(AbiMismatch):
+        abi.unpack_u32(b"\x01\x02")

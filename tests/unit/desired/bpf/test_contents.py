@@ -1,0 +1,107 @@
+"""What the BPF maps should hold of peers and pods."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flannel_ebpf.base.config import parse_network_config
+from flannel_ebpf.base.model import Mac, PodPort, Uplink
+from flannel_ebpf.contract import abi
+from flannel_ebpf.desired.backends.peer import Node, Peer
+from flannel_ebpf.desired.bpf import contents
+from flannel_ebpf.desired.objects import MapEntry
+
+POD, HERE, THERE = (
+    IPv4Address("10.1.5.2"),
+    Mac(bytes.fromhex("020000000001")),
+    Mac(bytes.fromhex("020000000002")),
+)
+
+
+def learned(ifindex: int = 7, shaped: bool = False) -> MapEntry:
+    flags = abi.PodFlag.SHAPED if shaped else abi.PodFlag(0)
+    pod = abi.Pod(ifindex=ifindex, lesson=9, mac=HERE, gateway_mac=THERE, flags=flags)
+    return MapEntry("fl_pods", abi.AddrKey(addr=POD).pack(), pod.pack())
+
+
+@pytest.mark.parametrize(
+    ("ports", "macs", "stays"),
+    [
+        ([PodPort(7, "veth7")], {}, True),
+        ([PodPort(7, "veth7")], {POD: HERE}, True),
+        ([PodPort(7, "veth7")], {POD: THERE}, False),
+        ([PodPort(7, "veth7")], {POD: None}, False),
+        ([PodPort(8, "veth8")], {POD: HERE}, False),
+        ([], {}, False),
+    ],
+)
+def test_a_learned_pod_stays_while_its_veth_lives_and_arp_agrees(
+    ports: list[PodPort], macs: dict[IPv4Address, Mac | None], stays: bool
+) -> None:
+    assert contents.pod_entries([learned()], ports, macs) == ([learned()] if stays else [])
+
+
+def test_a_pod_that_is_shaped_now_is_marked() -> None:
+    found = contents.pod_entries([learned()], [PodPort(7, "veth7", shaped=True)], {})
+    assert found == [learned(shaped=True)]
+
+
+def peers(numbers: list[int]) -> list[Peer]:
+    return [
+        Peer(
+            IPv4Network((0x0A010000 + (n << 8), 24)),
+            IPv4Address(0xC0A84000 + n),
+            abi.Mode.VXLAN,
+            1500,
+            True,
+            HERE,
+        )
+        for n in numbers
+    ]
+
+
+@given(
+    st.lists(st.integers(1, 200), unique=True, max_size=20),
+    st.lists(st.integers(1, 200), unique=True, max_size=20),
+    st.integers(1, 30),
+)
+def test_slots_stay_with_their_peers_and_are_never_shared(
+    before: list[int], after: list[int], size: int
+) -> None:
+    first = contents.assign_slots(peers(before), {}, size)
+    second = contents.assign_slots(peers(after), first, size)
+    used = [slot for slot in second.values() if slot]
+    assert len(used) == len(set(used))
+    assert all(slot < size for slot in used)
+    assert all(second[subnet] == slot for subnet, slot in first.items() if slot and subnet in second)
+    assert contents.slots_in(contents.peer_entries(peers(after), second)) == second
+
+
+def test_a_path_larger_than_any_packet_fits_the_contract() -> None:
+    """lo's MTU is 65536: a lease whose public IP leads there must not end the daemon."""
+    [peer] = peers([7])
+    [entry, _] = contents.peer_entries([replace(peer, mtu=65536)], {peer.subnet: 1})
+    assert abi.Peer.unpack(entry.value).mtu == 65535
+
+
+@pytest.mark.parametrize(
+    ("backend", "bridges"), [("vxlan", [3, 4]), ("udp", [3, 4]), ("host-gw", [])], ids=str
+)
+def test_every_bridge_with_pods_gets_headroom_where_headers_are_added(
+    backend: str, bridges: list[int]
+) -> None:
+    config = parse_network_config(
+        json.dumps({"Network": "10.1.0.0/16", "Backend": {"Type": backend}}), "a test"
+    )
+    uplink = Uplink(2, "eth0", IPv4Address("192.168.64.1"), 24, 1500, HERE)
+    node = Node(config, uplink, uplink.ip, IPv4Network("10.1.5.0/24"), HERE)
+    ports = [PodPort(7, "a", bridge=3), PodPort(8, "b", bridge=4), PodPort(9, "c", 4), PodPort(10, "ptp")]
+    found = contents.headroom_ports(node, ports)
+    assert sorted(port.bridge for port in found) == bridges
+    assert len({port.name for port in found}) == len(found)

@@ -1,0 +1,191 @@
+"""A short pass does what a whole one would, or says that it takes a whole one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flannel_ebpf.base.config import parse_network_config
+from flannel_ebpf.base.model import Lease, Mac, PathFacts, Skipped, Uplink
+from flannel_ebpf.desired.backends import Node, backend_of, part
+from flannel_ebpf.desired.bpf import contents
+from flannel_ebpf.desired.objects import MapEntry, Object
+from flannel_ebpf.desired.plan import Op, Put, plan
+from flannel_ebpf.desired.short_pass import Settled, change, follow
+
+SIZE = 64
+MAC = Mac(bytes.fromhex("020000000001"))
+UPLINK = Uplink(3, "eth0", IPv4Address("192.168.64.1"), 24, 1500, MAC)
+NETWORKS = {
+    "vxlan": '{"Type": "vxlan"}',
+    "direct routing": '{"Type": "vxlan", "DirectRouting": true}',
+    "host-gw": '{"Type": "host-gw"}',
+    "udp": '{"Type": "udp"}',
+}
+ADDRESSES = [IPv4Address(f"192.168.64.{n}") for n in range(1, 6)]  # ours among them
+PATHS = {ip: PathFacts(1500 - int(ip) % 2, on_link=int(ip) % 4 != 3) for ip in ADDRESSES}
+State = Mapping[object, Object]
+Leases = dict[IPv4Network, Lease]
+
+
+def node(kind: str) -> Node:
+    config = parse_network_config(f'{{"Network": "10.1.0.0/16", "Backend": {NETWORKS[kind]}}}', "test")
+    return Node(config, UPLINK, UPLINK.ip, IPv4Network("10.1.5.0/24"), MAC)
+
+
+def lease(subnet: str, ip: str, mac: int = 1, kind: str = "vxlan") -> Lease:
+    data = {"VNI": 1, "VtepMAC": f"02:00:00:00:01:{mac:02x}"}
+    return Lease(IPv4Network(subnet), IPv4Address(ip), kind, data)
+
+
+def key(obj: Object) -> object:
+    return type(obj), obj.key
+
+
+def carry_out(ops: Sequence[Op], state: State) -> State:
+    after = dict(state)
+    for op in ops:
+        if isinstance(op, Put):
+            assert after.get(key(op.obj)) == op.old
+            after[key(op.obj)] = op.obj
+        else:
+            assert after.pop(key(op.obj)) == op.obj
+    return after
+
+
+def whole(here: Node, leases: Leases, state: State) -> tuple[State, Settled]:
+    """Return what a whole pass makes of `state`, and what it leaves."""
+    usable, strange = part(here.config.network, list(leases.values()))
+    peers, unusable = backend_of(here.config).peers(here, usable, PATHS)
+    entries = [obj for obj in state.values() if isinstance(obj, MapEntry)]
+    slots = contents.assign_slots(peers, contents.slots_in(entries), SIZE)
+    wanted = [*backend_of(here.config).objects(here, peers), *contents.peer_entries(peers, slots)]
+    after = state
+    while ops := plan(wanted, after.values()):
+        after = carry_out(ops, after)
+    by_subnet = {peer.subnet: peer for peer in peers}
+    return after, Settled(here, [*leases.values()], by_subnet, [*strange, *unusable], slots, SIZE)
+
+
+subnets = st.integers(3, 10).map(lambda n: IPv4Network((0x0A010000 + (n << 8), 24)))  # ours among them
+leases = st.builds(
+    Lease,
+    subnets,
+    st.sampled_from(ADDRESSES),
+    st.sampled_from(["vxlan", "vxlan", "vxlan", "host-gw"]),
+    st.integers(1, 3).map(lambda n: {"VNI": 1, "VtepMAC": f"02:00:00:00:01:{n:02x}"}),
+)
+steps = st.lists(st.lists(leases | subnets, min_size=1, max_size=3), max_size=6)
+
+
+def written(before: Leases, step: Sequence[Lease | IPv4Network]) -> Leases:
+    """Return the leases after some were put and others, given by their subnets, deleted."""
+    after = dict(before)
+    for one in step:
+        if isinstance(one, Lease):
+            after[one.subnet] = one
+        else:
+            after.pop(one, None)
+    return after
+
+
+@given(st.sampled_from(sorted(NETWORKS)), st.lists(leases, max_size=8), steps)
+def test_a_short_pass_ends_where_a_whole_one_would(
+    kind: str, start: list[Lease], steps: list[list[Lease | IPv4Network]]
+) -> None:
+    here = node(kind)
+    held = written({}, start)
+    state, settled = whole(here, held, {})
+    for step in steps:
+        held = written(held, step)
+        right, expected = whole(here, held, state)
+        done = follow(settled, [*held.values()], change(settled.leases, [*held.values()]), PATHS)
+        if done is None:
+            state, settled = right, expected
+            continue
+        settled, ops = done
+        state = carry_out(ops, state)
+        assert state == right
+        assert (settled.peers, settled.slots) == (expected.peers, expected.slots)
+        assert list(settled.skipped) == expected.skipped
+        length = here.config.subnet_len
+        both = [contents.together(one.peers.values(), length) for one in (settled, expected)]
+        assert both[0] == both[1]
+
+
+FIRST = lease("10.1.7.0/24", "192.168.64.2")
+
+
+def ops_after(settled: Settled, held: Sequence[Lease]) -> list[Op] | None:
+    done = follow(settled, held, change(settled.leases, held), PATHS)
+    return done and done[1]
+
+
+def settled_with(*held: Lease, kind: str = "vxlan") -> Settled:
+    return whole(node(kind), {one.subnet: one for one in held}, {})[1]
+
+
+def test_a_crowd_adds_nothing_to_one_lease_s_operations() -> None:
+    crowd = [lease(f"10.1.{n}.0/24", f"192.168.65.{n}", n) for n in range(20, 220)]
+    new = lease("10.1.8.0/24", "192.168.64.3", mac=2)
+    ops = ops_after(settled_with(FIRST, *crowd), [FIRST, *crowd, new])
+    assert ops is not None
+    assert [type(op.obj).__name__ for op in ops] == [
+        "Neighbour", "FdbEntry", "MapEntry", "MapEntry", "Route",
+    ]  # fmt: skip
+
+
+def test_a_renewed_lease_alters_nothing() -> None:
+    assert ops_after(settled_with(FIRST), [replace(FIRST, mod_revision=9)]) == []
+
+
+def test_of_two_leases_with_one_vtep_the_other_takes_over_when_the_last_goes() -> None:
+    other = lease("10.1.8.0/24", "192.168.64.3")
+    ops = ops_after(settled_with(FIRST, other), [FIRST])
+    assert ops is not None
+    assert "192.168.64.2" in {str(op.obj.dst) for op in ops if isinstance(op, Put) and hasattr(op.obj, "dst")}
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        lease("10.1.8.0/24", "192.168.64.3", kind="host-gw"),
+        replace(lease("10.1.8.0/24", "192.168.64.3"), backend_data={"VtepMAC": "nonsense"}),
+        lease("10.1.8.0/24", "127.0.0.1"),
+        lease("10.9.8.0/24", "192.168.64.3"),
+        lease("10.1.8.0/25", "192.168.64.3"),
+    ],
+    ids=["another backend", "no VTEP", "no node's address", "another network", "another prefix length"],
+)
+def test_what_takes_a_whole_pass(new: Lease) -> None:
+    assert ops_after(settled_with(FIRST), [FIRST, new]) is None
+    assert ops_after(settled_with(FIRST, new), [FIRST]) is None, "the way back takes one too"
+    assert settled_with(FIRST, new).skipped or new.subnet.prefixlen == 25
+
+
+def test_the_first_direct_route_takes_a_whole_pass() -> None:
+    """A program must come onto the uplink's way out."""
+    near, nearer = lease("10.1.8.0/24", "192.168.64.4"), lease("10.1.9.0/24", "192.168.64.5")
+    assert PATHS[near.public_ip].on_link
+    assert ops_after(settled_with(kind="direct routing"), [near]) is None
+    assert ops_after(settled_with(near, kind="direct routing"), [near, nearer])
+
+
+def test_without_programs_there_are_no_map_entries() -> None:
+    kernel_path = replace(settled_with(FIRST), slots=None, size=0)
+    ops = ops_after(kernel_path, [FIRST, lease("10.1.8.0/24", "192.168.64.3", mac=2)])
+    assert ops
+    assert not any(isinstance(op.obj, MapEntry) for op in ops)
+
+
+def test_a_skipped_lease_that_stays_is_no_matter() -> None:
+    odd = lease("10.1.9.0/24", "192.168.64.4", kind="host-gw")
+    settled = settled_with(FIRST, odd)
+    assert [one.key for one in settled.skipped] == ["10.1.9.0/24"]
+    assert isinstance(settled.skipped[0], Skipped)
+    assert ops_after(settled, [FIRST, odd, lease("10.1.8.0/24", "192.168.64.3", mac=2)])

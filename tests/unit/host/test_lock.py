@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from flannel_ebpf.base.errors import AlreadyRunning, ConfigError
+from flannel_ebpf.host.lock import network_lock
+
+NETWORK, OTHER = IPv4Network("10.1.0.0/16"), IPv4Network("10.2.0.0/16")
+
+HOLDER = """
+import sys
+from ipaddress import IPv4Network
+from pathlib import Path
+from flannel_ebpf.host.lock import network_lock
+with network_lock(Path(sys.argv[1]), IPv4Network(sys.argv[2])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_lock_file_is_named_after_the_network_and_says_who_holds_it(tmp_path: Path) -> None:
+    with network_lock(tmp_path / "state", NETWORK) as path:
+        assert path == tmp_path / "state" / "10.1.0.0-16.lock"
+        assert path.read_text() == f"{os.getpid()}\n"
+
+
+def test_a_second_daemon_is_told_process_and_file(tmp_path: Path) -> None:
+    with (
+        network_lock(tmp_path, NETWORK) as path,
+        pytest.raises(AlreadyRunning) as caught,
+        network_lock(tmp_path, NETWORK),
+    ):
+        pass
+    message = str(caught.value)
+    assert f"process {os.getpid()}" in message
+    assert str(path) in message
+    assert "10.1.0.0/16" in message
+    assert path.read_text() == f"{os.getpid()}\n"
+
+
+def test_networks_do_not_exclude_each_other(tmp_path: Path) -> None:
+    with network_lock(tmp_path, NETWORK), network_lock(tmp_path, OTHER):
+        pass
+
+
+def test_the_lock_ends_with_its_block(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match="inside"), network_lock(tmp_path, NETWORK):
+            raise ValueError("inside")
+
+
+def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path), str(NETWORK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(AlreadyRunning, match=f"process {holder.pid},"), network_lock(tmp_path, NETWORK):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with network_lock(tmp_path, NETWORK) as path:
+            assert path.read_text() == f"{os.getpid()}\n"
+
+
+def test_commands_that_a_holder_starts_do_not_inherit_the_lock(tmp_path: Path) -> None:
+    with network_lock(tmp_path, NETWORK) as path:
+        child = subprocess.run(
+            ["find", "/proc/self/fd", "-lname", str(path)], check=True, capture_output=True, close_fds=False
+        )
+    assert child.stdout == b""
+
+
+def test_a_state_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match=r"--state-dir: .*file.*folder that can be written"),
+        network_lock(tmp_path / "file", NETWORK),
+    ):
+        pass
