@@ -14,7 +14,6 @@ from typing import Any, TypeVar, get_args
 import click
 from click.core import ParameterSource
 
-from flannel_ebpf.base.errors import ConfigError
 from flannel_ebpf.base.options import (
     AttachChoice,
     DatapathChoice,
@@ -156,12 +155,13 @@ def _add(command: Function, flags: Sequence[Callable[[Any], Any]]) -> Function:
 def options_from(values: dict[str, Any]) -> Options:
     """Build Options from parsed flags; those a command has not keep their defaults.
 
-    Raises ConfigError when flags contradict each other.
+    Raises click's UsageError when flags contradict each other.
     """
     etcd = {field.name: values[f"etcd_{field.name}"] for field in fields(EtcdOptions)}
     for given, missing in (("keyfile", "certfile"), ("certfile", "keyfile")):
         if etcd[given] and not etcd[missing]:
-            raise ConfigError(f"--etcd-{given}", etcd[given], f"together with --etcd-{missing}, or neither")
+            told = f"--etcd-{given}: {etcd[given]!r} is given without --etcd-{missing}: give both or neither"
+            raise click.UsageError(told)
     rest = {name: value for name, value in values.items() if not name.startswith("etcd_")}
     if "healthz_ip" in rest:
         rest["healthz_ip"] = str(rest["healthz_ip"])

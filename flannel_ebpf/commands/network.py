@@ -84,7 +84,7 @@ def reserve(subnet: IPv4Network, public_ip: IPv4Address, **values: Any) -> None:
     click.echo(f"{subnet} is reserved for {public_ip}")
 
 
-@click.command()
+@click.command(short_help="Make a reserved SUBNET an ordinary lease.")
 @click.argument("subnet", type=Subnet())
 @click.option("--now", is_flag=True, help="Free it at once; a flanneld that uses it stops.")
 @etcd_flags

@@ -10,7 +10,7 @@ from flannel_ebpf.commands.flags import node_flags, options_from, up_flags
 from flannel_ebpf.commands.values import Verbosity
 
 
-@click.command()
+@click.command(short_help="Run the daemon.")
 @up_flags
 @click.option("-v", "--v", "verbosity", type=Verbosity(), default=0, help="1: also say what did not change.")
 def up(verbosity: int, **values: Any) -> int:
@@ -26,7 +26,7 @@ def up(verbosity: int, **values: Any) -> int:
     return run(options)
 
 
-@click.command()
+@click.command(short_help="Detach the BPF programs; with --purge remove everything.")
 @node_flags
 @click.option("--purge", is_flag=True, help="Remove the kernel path too: device, routes, rules, files.")
 @click.option("--release", is_flag=True, help="Give the subnet back to etcd.")
@@ -40,7 +40,7 @@ def down(purge: bool, release: bool, **values: Any) -> int:
     return tear_down(options, purge=purge, release=release)
 
 
-@click.command()
+@click.command(short_help="Show what this node's overlay is made of.")
 @node_flags
 @click.option("--json", "as_json", is_flag=True, help="For programs rather than people.")
 def status(as_json: bool, **values: Any) -> int:

@@ -98,7 +98,7 @@ def read(path: Path) -> Previous:
         return Previous()
     except (OSError, UnicodeDecodeError) as error:
         return Previous(warning=f"{path} cannot be read and is ignored: {error}")
-    values = dict(_assignments(text))
+    values = dict(assignments(text))
     try:
         return Previous(_network(values, "FLANNEL_NETWORK"), _network(values, "FLANNEL_SUBNET"))
     except ConfigError as error:
@@ -110,7 +110,8 @@ def previous_subnet(path: Path) -> IPv4Network | None:
     return read(path).subnet
 
 
-def _assignments(text: str) -> list[tuple[str, str]]:
+def assignments(text: str) -> list[tuple[str, str]]:
+    """Return (name, value) of every line that is an assignment, without quotes."""
     found = (_ASSIGNMENT.fullmatch(line) for line in text.splitlines())
     return [
         (match["key"], match["double"] or match["single"] or match["bare"] or "") for match in found if match

@@ -18,7 +18,7 @@ from flannel_ebpf.lab.spec import BACKENDS, DATAPATHS, LabSpec
 name_option = click.option("--name", default="lab", show_default=True, help="Which lab.")
 
 
-@click.group()
+@click.group(short_help="Build a cluster on this machine, to try or test.")
 def lab() -> None:
     """Build a cluster on this machine: real etcd, nodes and pods as network namespaces."""
 

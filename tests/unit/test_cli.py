@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import logging
+import re
 import subprocess
 import sys
 from ipaddress import IPv4Address
@@ -12,7 +14,7 @@ import pytest
 
 from flannel_ebpf.base.errors import KernelError
 from flannel_ebpf.base.options import EtcdOptions, Options
-from flannel_ebpf.cli import COMMANDS, main
+from flannel_ebpf.cli import COMMANDS, as_flanneld, main
 
 
 @pytest.fixture(autouse=True)
@@ -193,10 +195,10 @@ def test_verbosity_as_klog_spells_it(daemon: Daemon, arguments: list[str], level
         (["surplus"], ["surplus"]),
     ],
 )
-def test_a_bad_flag_is_one_line_and_status_1(
+def test_a_bad_flag_is_one_line_and_status_2(
     daemon: Daemon, capfd: pytest.CaptureFixture[str], arguments: list[str], parts: list[str]
 ) -> None:
-    assert main(["up", *arguments]) == 1
+    assert main(["up", *arguments]) == 2
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("flannel-ebpf: ")
@@ -208,7 +210,7 @@ def test_a_bad_variable_is_named_as_such(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FLANNELD_HEALTHZ_PORT", "http")
-    assert main(["up"]) == 1
+    assert main(["up"]) == 2
     assert "FLANNELD_HEALTHZ_PORT" in capfd.readouterr().err
 
 
@@ -270,8 +272,58 @@ def test_version_goes_to_stderr_as_flannelds_does(option: str, capfd: pytest.Cap
     assert main([option]) == 0
     out, err = capfd.readouterr()
     assert out == ""
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", err)
+
+
+def test_version_tells_commit_objects_and_kernel(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["version"]) == 0
-    assert capfd.readouterr().out == err != ""
+    text = capfd.readouterr().out
+    assert main(["version", "--json"]) == 0
+    facts = json.loads(capfd.readouterr().out)
+    assert text.split()[:2] == ["flannel-ebpf", facts["version"]]
+    for said in (facts["commit"], *facts["objects"].values(), *facts["kernel"]["features"]):
+        assert said
+        assert said in text
+    assert set(facts["objects"]) == {"datapath.bpf.o", "xdp.bpf.o"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "program", "expected"),
+    [
+        (["-iface=eth0"], "flannel-ebpf", ["up", "-iface=eth0"]),
+        (["--ip-masq", "-v=1"], "flannel-ebpf", ["up", "--ip-masq", "-v=1"]),
+        ([], "flanneld", ["up"]),
+        ([], "flannel-ebpf", []),
+        (["--help"], "flannel-ebpf", ["--help"]),
+        (["-version"], "flanneld", ["-version"]),
+        (["up", "-iface=eth0"], "flannel-ebpf", ["up", "-iface=eth0"]),
+    ],
+)
+def test_flags_without_a_command_are_flannelds(
+    arguments: list[str], program: str, expected: list[str]
+) -> None:
+    assert as_flanneld(arguments, program) == expected
+
+
+@pytest.mark.parametrize("group", [[], ["config"], ["lab"]])
+def test_a_group_alone_prints_its_help_line_by_line(
+    group: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(group) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert said[0].startswith("Usage: flannel-ebpf")
+    assert "Commands:" in said
+
+
+def test_help_is_a_command_too(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "config", "set"]) == 0
+    assert "flannel-ebpf config set" in capfd.readouterr().out
+
+
+def test_every_summary_fits_its_line(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line for line in lines if (line.endswith("...") and "ARGS" not in line) or len(line) > 80] == []
 
 
 def test_help_names_every_command_and_each_flag_once(capfd: pytest.CaptureFixture[str]) -> None:
@@ -285,8 +337,10 @@ def test_help_names_every_command_and_each_flag_once(capfd: pytest.CaptureFixtur
 
 
 def test_an_unknown_command_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["upp"]) == 1
-    assert "upp" in capfd.readouterr().err
+    assert main(["stat"]) == 2
+    assert capfd.readouterr().err == "flannel-ebpf: there is no command 'stat': did you mean 'status'?\n"
+    assert main(["xyzzy"]) == 2
+    assert "`flannel-ebpf --help` lists them" in capfd.readouterr().err
 
 
 def test_reading_the_command_line_imports_no_client_and_no_lab() -> None:
