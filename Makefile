@@ -12,7 +12,7 @@ BPF    := $(wildcard bpf/*.c bpf/*.h)
 # Frames that the fuzz tests mutate: a few in `make test`, many in `make fuzz`.
 FUZZ_FRAMES ?= 1000000
 
-.PHONY: help setup packages objects demo test check fuzz kernels bench clean
+.PHONY: help setup packages objects demo test check fuzz kernels bench wheel deb install clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,11 +24,12 @@ packages:
 
 # The environment sees Debian's packages, because the BPF library binding (python3-bpfcc) is only there.
 # It is built by Debian's own Python for the same reason.
-$(VENV)/stamp: pyproject.toml | packages
-	@echo "setup: making the Python environment in $(VENV)"
+$(VENV)/stamp: pyproject.toml tools/pins.txt | packages
+	@echo "setup: making the Python environment in $(VENV), up to a minute"
 	@test -x $(PYTHON) || /usr/bin/python3 -m venv --system-site-packages $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --root-user-action=ignore --use-pep517 \
-		--editable '.[test,check]'
+		--constraint tools/pins.txt --editable '.[test,check,package]' > $(VENV)/log 2>&1 || \
+		{ tail -n 3 $(VENV)/log; echo "setup: the Python packages cannot be fetched: is there a network?"; exit 1; }
 	@touch $@
 
 objects: packages
@@ -57,7 +58,19 @@ bench: setup ## measure every mode against every workload, into bench/
 	@mkdir -p bench
 	@$(PYTHON) tools/perf_compare.py --json bench/results.json --html bench/results.html $(BENCH_ARGS)
 
+wheel: setup ## build a wheel with the BPF programs in it, into dist/
+	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+deb: setup ## build dist/flannel-ebpf_*.deb for Debian 12 and 13
+	@tools/packages/deb.sh
+
+# DESTDIR: staging folder; PREFIX: default /usr/local
+install: setup ## install for this host's Python, with unit, man pages and completion
+	@tools/packages/install.sh
+	@tools/packages/install_unit.sh
+
 clean: ## remove what the targets above made in this folder
 	@$(MAKE) --no-print-directory --quiet -C bpf clean
-	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find flannel_ebpf tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

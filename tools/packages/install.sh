@@ -13,7 +13,7 @@ cd "$(dirname "$0")/../.."
 destdir=${DESTDIR:-} prefix=${PREFIX:-/usr/local}
 own=$(/usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 pythons=${PYTHONS:-$own}
-pip=${PIP:-.venv/bin/pip}
+pip=${PIP:-.venv/bin/pip} python=${PYTHON:-.venv/bin/python}
 home=$prefix/lib/flannel-ebpf
 tree=$destdir$home
 work=$(mktemp -d)
@@ -29,9 +29,9 @@ quietly "$pip" wheel --disable-pip-version-check --no-deps --wheel-dir "$work" .
 # etcd3 is published as source only; pip builds no source for another Python than its own.
 sed '/^# Tests/,$d' tools/pins.txt > "$work/pins"
 quietly "$pip" wheel --disable-pip-version-check --no-deps --wheel-dir "$work" "$(grep ^etcd3 "$work/pins")"
-for python in $pythons; do
+for abi in $pythons; do
     quietly "$pip" download --disable-pip-version-check --no-deps --only-binary=:all: --dest "$work" \
-        --find-links "$work" --implementation cp --python-version "$python" "${platforms[@]}" \
+        --find-links "$work" --implementation cp --python-version "$abi" "${platforms[@]}" \
         --requirement "$work/pins"
 done
 
@@ -48,14 +48,16 @@ for wheel in "$work"/*.whl; do
     case $wheel in *-cp3*-cp3*) compiled+=("$wheel") ;; *) pure+=("$wheel") ;; esac
 done
 put "$own" "$tree/lib/shared" "${pure[@]}"
-for python in $pythons; do
+for abi in $pythons; do
     mine=()
     for wheel in "${compiled[@]}"; do
-        case $wheel in *"-cp${python/./}-cp${python/./}-"*) mine+=("$wheel") ;; esac
+        case $wheel in *"-cp${abi/./}-cp${abi/./}-"*) mine+=("$wheel") ;; esac
     done
-    put "$python" "$tree/lib/python$python/site-packages" "${mine[@]}"
-    echo ../../shared > "$tree/lib/python$python/site-packages/shared.pth"
+    put "$abi" "$tree/lib/python$abi/site-packages" "${mine[@]}"
+    echo ../../shared > "$tree/lib/python$abi/site-packages/shared.pth"
 done
+
+find "$tree/lib" -type f -exec chmod 644 {} + # some wheels have every file executable
 
 printf 'home = /usr/bin\ninclude-system-site-packages = true\nversion = %s\n' "$own" > "$tree/pyvenv.cfg"
 ln -sf /usr/bin/python3 "$tree/bin/python3"
@@ -65,7 +67,11 @@ printf '#!%s/bin/python3 -I\nimport sys\n\nfrom flannel_ebpf.cli import main\n\n
 chmod 755 "$tree/bin/flannel-ebpf"
 ln -sf flannel-ebpf "$tree/bin/flanneld"
 
-install -d "$destdir$prefix/sbin" "$destdir$prefix/bin"
+install -d "$destdir$prefix/bin"
 ln -sf ../lib/flannel-ebpf/bin/flannel-ebpf "$destdir$prefix/bin/flannel-ebpf"
 install -D -m 755 deploy/mk-docker-opts.sh "$tree/mk-docker-opts.sh"
-rmdir --ignore-fail-on-non-empty "$destdir$prefix/sbin"
+
+"$python" tools/packages/man.py "$work/man"
+install -D -m 644 -t "$destdir$prefix/share/man/man1" "$work"/man/*.1
+install -D -m 644 "$work/man/completion.bash" "$destdir$prefix/share/bash-completion/completions/flannel-ebpf"
+install -D -m 644 "$work/man/completion.zsh" "$destdir$prefix/share/zsh/vendor-completions/_flannel-ebpf"
