@@ -6,12 +6,13 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 
 import click
 
 from flannel_ebpf.base.errors import FlannelError
+from flannel_ebpf.commands.flags import print_version
 
 PROGRAM = "flannel-ebpf"
 FAILED, INTERRUPTED = 1, 130
@@ -60,15 +61,9 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(metadata.version(PROGRAM), err=True)  # flanneld prints it to stderr
-        ctx.exit()
-
-
 @click.group(cls=LazyGroup, context_settings={"help_option_names": _HELP})
 @click.option(
-    *_VERSION, is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
+    *_VERSION, is_flag=True, is_eager=True, expose_value=False, callback=print_version,
     help="Print the version to stderr.",
 )  # fmt: skip
 def cli() -> None:

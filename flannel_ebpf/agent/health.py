@@ -49,6 +49,9 @@ class HealthServer(ThreadingTCPServer):
     ) -> None:
         self.ready = ready
         self.registry = registry
+        if address == "::" and not socket.has_dualstack_ipv6():
+            address = "0.0.0.0"  # noqa: S104 - "::" stands for every address of both kinds
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
             super().__init__((address, port), _Handler)
         except (OSError, OverflowError) as error:

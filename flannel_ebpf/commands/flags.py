@@ -6,8 +6,10 @@ one dash is as good as two, and a boolean may stand alone or carry a value (`--i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -24,15 +26,18 @@ from flannel_ebpf.base.options import (
     XdpChoice,
 )
 from flannel_ebpf.commands.values import (
-    Address,
     Endpoints,
     Listen,
+    ListenAddress,
     Mark,
+    Number,
     OptionalAddress,
     Prefix,
-    Regex,
     Seconds,
+    Verbosity,
 )
+
+_PREFIX = "FLANNELD_"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -41,10 +46,10 @@ class Flag(click.Option):
     """An option named as flanneld's: `--name`, `-name` and FLANNELD_NAME."""
 
     def __init__(self, param_decls: Sequence[str], **attributes: Any) -> None:
-        (name,) = param_decls
-        self.variable = f"FLANNELD_{name.lstrip('-').upper().replace('-', '_')}"
+        name, *parameter = param_decls
+        self.variable = _PREFIX + name.lstrip("-").upper().replace("-", "_")
         shown = attributes.get("default") not in (None, "", 0)
-        super().__init__([name, name[1:]], envvar=self.variable, show_default=shown, **attributes)
+        super().__init__([name, name[1:], *parameter], envvar=self.variable, show_default=shown, **attributes)
 
     def get_error_hint(self, ctx: click.Context | None) -> str:
         """Say where the value was read: the variable or the flag."""
@@ -65,7 +70,7 @@ class Flag(click.Option):
 
 _DEFAULTS = Options()
 _ETCD_DEFAULTS = EtcdOptions()
-_PORT = click.IntRange(0, 2**16 - 1)
+_PORT = Number(0, 2**16 - 1)
 _PATH = click.Path(path_type=Path)
 
 
@@ -103,32 +108,109 @@ _STATE_FLAGS = (
 
 _UP_FLAGS = (
     _flag("iface", str, "Uplink by name or address; repeatable, the first that is there.", multiple=True),
-    _flag("iface-regex", Regex(), "Uplink by regular expression, after --iface.", multiple=True),
+    _flag("iface-regex", str, "Uplink by regular expression, after --iface.", multiple=True),
     _flag("iface-can-reach", str, "Uplink by the route to this address."),
     _flag("public-ip", OptionalAddress(), "Address that other nodes use to reach this one."),
-    _flag("subnet-lease-renew-margin", click.IntRange(1, 1439), "Minutes before expiry to renew the lease."),
+    _flag("subnet-lease-renew-margin", Number(1, 1439), "Minutes before expiry to renew the lease."),
     _flag("ip-masq", bool, "Masquerade traffic that leaves the network."),
     _flag("ip-masq-fully-random-disable", bool, "Masquerade without fully random ports."),
-    _flag("iptables-resync", click.IntRange(min=1), "Seconds between checks of the firewall rules."),
+    _flag("iptables-resync", Number(min=1), "Seconds between checks of the firewall rules."),
     _flag("iptables-forward-rules", bool, "Accept forwarded traffic of the network."),
     _flag("ip-blackhole-route", bool, "Keep a blackhole route for the own subnet."),
-    _flag("healthz-ip", Address(), "Address of the health server."),
+    _flag("healthz-ip", ListenAddress(), "Address of the health server; empty: every one."),
     _flag("healthz-port", _PORT, "Port of the health server; 0: none."),
     _flag("datapath", _choice(DatapathChoice), "auto: BPF where it can run, else the kernel path."),
     _flag("fastpath", _choice(FastpathChoice), "Packets that BPF carries: of admitted flows, all, none."),
     _flag("revalidate", Seconds(0.1, 3600), "Seconds a flow is carried by BPF before it is looked at anew."),
-    _flag("flow-entries", click.IntRange(64, 2**24), "Size of the flow table."),
+    _flag("flow-entries", Number(64, 2**24), "Size of the flow table."),
     _flag("attach", _choice(AttachChoice), "How programs come onto tc hooks; auto: tcx where there is one."),
     _flag("pod-grace", Seconds(0, 60), "Seconds that a new pod's veth is left to CNI plugins before clsact."),
     _flag("pod-headroom", bool, "Add a port to the pods' bridge that gives their packets headroom."),
     _flag("source-check", _choice(SourceCheckChoice), "What to do with packets of a wrong source."),
     _flag("xdp", _choice(XdpChoice), "XDP program on the uplink."),
     _flag("fwmark", Mark(), "Bit of the packet mark for use inside this host."),
-    _flag("lease-ttl", click.IntRange(5, 9_000_000_000), "Seconds a lease lives without renewal."),
+    _flag("lease-ttl", Number(5, 9_000_000_000), "Seconds a lease lives without renewal."),
     _flag("wipe-grace", Seconds(0, 86_400), "Seconds to keep peers that etcd has suddenly lost."),
     _flag("bpf-objects", _PATH, "Folder of the compiled BPF programs."),
     _flag("metrics-listen", Listen(), "ADDRESS:PORT of the Prometheus endpoint."),
 )
+
+_ONLY_ACCEPTED = (
+    ("kube-subnet-mgr", bool),
+    ("kube-api-url", str),
+    ("kubeconfig-file", str),
+    ("kube-annotation-prefix", str),
+    ("net-config-path", str),
+    ("set-node-network-unavailable", bool),
+    ("public-ipv6", str),
+    ("vmodule", str),
+    ("log_backtrace_at", str),
+)
+"""flanneld's flags that alter nothing here, so that unit files which have them work: klog's, and those about
+Kubernetes as long as subnets come from etcd."""
+
+
+def _kube_or_klog(name: str, kind: Any) -> Callable[[Any], Any]:
+    attributes: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if kind is bool else {}
+    return click.option(
+        f"--{name}",
+        cls=Flag,
+        type=kind,
+        hidden=True,
+        expose_value=False,
+        callback=_refuse_kubernetes,
+        **attributes,
+    )
+
+
+def _refuse_kubernetes(_context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if parameter.name == "kube_subnet_mgr" and value:
+        raise click.BadParameter("subnets come from etcd: Kubernetes' subnet manager is not implemented.")
+
+
+def print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    """Print the version to stderr, as flanneld does, and end."""
+    if wanted:
+        click.echo(metadata.version("flannel-ebpf"), err=True)
+        context.exit()
+
+
+_LOG_FLAGS = (
+    click.option(
+        "--v", "verbosity", cls=Flag, type=Verbosity(), default=0, help="1: also say what did not change."
+    ),
+    click.option(
+        "--version",
+        "-version",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=print_version,
+        hidden=True,
+    ),
+)
+
+
+class FlagCommand(click.Command):
+    """A command with such flags. It names an unknown one whole: of one with one dash click names a letter."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, as click does."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            whole = next((text for text in given if text.startswith(error.option_name)), error.option_name)
+            name = whole.partition("=")[0]
+            known = [option for param in self.params for option in param.opts]
+            near = difflib.get_close_matches(name, known, 1)
+            raise click.NoSuchOption(name, possibilities=near, ctx=ctx) from None
+
+
+def unknown_variables(command: click.Command, environ: Iterable[str]) -> list[str]:
+    """Return the names among `environ` that look like a flag's variable and are no flag's."""
+    known = {param.variable for param in command.params if isinstance(param, Flag)}
+    return sorted(name for name in environ if name.startswith(_PREFIX) and name not in known)
 
 
 def etcd_flags(command: Function) -> Function:
@@ -143,7 +225,8 @@ def node_flags(command: Function) -> Function:
 
 def up_flags(command: Function) -> Function:
     """Add every flag of the daemon."""
-    return _add(command, _ETCD_FLAGS + _STATE_FLAGS + _UP_FLAGS)
+    accepted = tuple(_kube_or_klog(name, kind) for name, kind in _ONLY_ACCEPTED)
+    return _add(command, _ETCD_FLAGS + _STATE_FLAGS + _UP_FLAGS + _LOG_FLAGS + accepted)
 
 
 def _add(command: Function, flags: Sequence[Callable[[Any], Any]]) -> Function:
@@ -163,6 +246,4 @@ def options_from(values: dict[str, Any]) -> Options:
             told = f"--etcd-{given}: {etcd[given]!r} is given without --etcd-{missing}: give both or neither"
             raise click.UsageError(told)
     rest = {name: value for name, value in values.items() if not name.startswith("etcd_")}
-    if "healthz_ip" in rest:
-        rest["healthz_ip"] = str(rest["healthz_ip"])
     return Options(etcd=EtcdOptions(**etcd), **rest)

@@ -25,10 +25,11 @@ class KlogFormatter(logging.Formatter):
 
 
 def log_to_stderr(verbosity: int) -> None:
-    """Send this program's log to stderr: from 1 on also details, from 3 on also what libraries say."""
+    """Send this program's log to stderr, from 1 on with details; of libraries only what is wrong.
+
+    pyroute2 alone would write a hundred lines a second: every message of netlink.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(KlogFormatter())
-    logging.basicConfig(
-        handlers=[handler], level=logging.DEBUG if verbosity >= 3 else logging.WARNING, force=True
-    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("flannel_ebpf").setLevel(logging.DEBUG if verbosity >= 1 else logging.INFO)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Any
 
 import click
 
-from flannel_ebpf.commands.flags import node_flags, options_from, up_flags
-from flannel_ebpf.commands.values import Verbosity
+from flannel_ebpf.commands.flags import FlagCommand, node_flags, options_from, unknown_variables, up_flags
+
+log = logging.getLogger(__name__)
 
 
-@click.command(short_help="Run the daemon.")
+@click.command(cls=FlagCommand, short_help="Run the daemon.")
 @up_flags
-@click.option("-v", "--v", "verbosity", type=Verbosity(), default=0, help="1: also say what did not change.")
 def up(verbosity: int, **values: Any) -> int:
     """Run the daemon: take a subnet lease, set up the overlay and keep it right.
 
@@ -23,10 +25,13 @@ def up(verbosity: int, **values: Any) -> int:
     from flannel_ebpf.commands.logs import log_to_stderr  # noqa: PLC0415 - likewise
 
     log_to_stderr(verbosity)
+    unknown = unknown_variables(click.get_current_context().command, os.environ)
+    if unknown:
+        log.warning("these variables are no flag's and are ignored: %s", ", ".join(unknown))
     return run(options)
 
 
-@click.command(short_help="Detach the BPF programs; with --purge remove everything.")
+@click.command(cls=FlagCommand, short_help="Detach the BPF programs; with --purge remove everything.")
 @node_flags
 @click.option("--purge", is_flag=True, help="Remove the kernel path too: device, routes, rules, files.")
 @click.option("--release", is_flag=True, help="Give the subnet back to etcd.")
@@ -40,7 +45,7 @@ def down(purge: bool, release: bool, **values: Any) -> int:
     return tear_down(options, purge=purge, release=release)
 
 
-@click.command(short_help="Show what this node's overlay is made of.")
+@click.command(cls=FlagCommand, short_help="Show what this node's overlay is made of.")
 @node_flags
 @click.option("--json", "as_json", is_flag=True, help="For programs rather than people.")
 def status(as_json: bool, **values: Any) -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -67,21 +66,7 @@ class Prefix(click.ParamType[str]):
         """Return the text without slashes at its end."""
         if not value:
             self.fail("a key such as /coreos.com/network is needed.", param, ctx)
-        return value.rstrip("/")
-
-
-class Regex(click.ParamType[str]):
-    """A regular expression, kept as text."""
-
-    name = "regex"
-
-    def convert(self, value: str, param: Parameter, ctx: Context) -> str:
-        """Return the text once it has been compiled for a try."""
-        try:
-            re.compile(value)
-        except re.error as error:
-            self.fail(f"{value!r} is no regular expression: {error}.", param, ctx)
-        return value
+        return value.rstrip("/") or "/"
 
 
 class Mark(click.ParamType[int]):
@@ -122,22 +107,52 @@ class Seconds(click.ParamType[float]):
         return seconds
 
 
+class ListenAddress(click.ParamType[str]):
+    """An address to listen on, IPv4 or IPv6; "" means on every one of both."""
+
+    name = "address"
+
+    def convert(self, value: str, param: Parameter, ctx: Context) -> str:
+        """Return the text once it has been checked."""
+        try:
+            return str(ip_address(value)) if value else "::"
+        except ValueError:
+            self.fail(f"{value!r} is not an address such as 192.0.2.1 or 2001:db8::1.", param, ctx)
+
+
 class Listen(click.ParamType[str]):
-    """`ADDRESS:PORT` to listen on; "" means not at all."""
+    """`ADDRESS:PORT` or `:PORT` to listen on; "" means not at all."""
 
     name = "address:port"
 
     def convert(self, value: str, param: Parameter, ctx: Context) -> str:
-        """Return the text once it has been checked."""
-        address, _, port = value.rpartition(":")
+        """Return the text with its address written out."""
+        if not value:
+            return value
+        address, colon, port = value.rpartition(":")
+        bracketed = address.startswith("[") and address.endswith("]")
         try:
-            IPv4Address(address)
-            fits = 0 < int(port) < 2**16
+            ip = ip_address((address[1:-1] if bracketed else address) or "::")
+            fits = bool(colon) and 0 < int(port) < 2**16 and (ip.version == 6) == (bracketed or not address)
         except ValueError:
             fits = False
-        if value and not fits:
-            self.fail(f"{value!r} is not of the form 127.0.0.1:9100.", param, ctx)
-        return value
+        if not fits:
+            self.fail(f"{value!r} is not of the form 127.0.0.1:9100, [::1]:9100 or :9100.", param, ctx)
+        return f"{ip}:{port}"
+
+
+class Number(click.IntRange):
+    """A whole number as Go reads one: decimal, 0x1f, 0b11, 0o17 or 017."""
+
+    def convert(self, value: Any, param: Parameter, ctx: Context) -> int:
+        """Return the number, within its limits."""
+        text = str(value)
+        octal = len(text) > 1 and text[0] == "0" and text.isdigit()
+        try:
+            number = int(text, 8 if octal else 0)
+        except ValueError:
+            self.fail(f"{text!r} is not a whole number such as 60.", param, ctx)
+        return int(super().convert(number, param, ctx))
 
 
 def _is_endpoint(text: str) -> bool:

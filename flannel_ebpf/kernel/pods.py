@@ -41,7 +41,7 @@ class Links:
         link = read_links(self._netlink).get(ifindex)
         for address in read_addresses(self._netlink, ifindex) if link else ():
             if link and address.interface.ip == ip:
-                return uplink(link, address)
+                return uplink(link, address.interface)
         return None
 
     def pod_ports(self, subnet: IPv4Network) -> list[PodPort]:

@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import ModuleType
@@ -169,6 +170,62 @@ def test_verbosity_as_klog_spells_it(daemon: Daemon, arguments: list[str], level
     assert logging.getLogger("flannel_ebpf").level == level
 
 
+def test_no_verbosity_lets_libraries_chatter(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLANNELD_V", "10")
+    daemon.options()
+    logging.getLogger("flannel_ebpf.somewhere").debug("ours")
+    logging.getLogger("pyroute2.core").debug("theirs")
+    assert [line.rpartition(" ")[2] for line in capfd.readouterr().err.splitlines()] == ["ours"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-kube-subnet-mgr=false", "-kube-api-url=https://192.0.2.1:6443", "-kubeconfig-file=/etc/k"],
+        ["-kube-annotation-prefix=flannel.example.org", "-net-config-path=/etc/kube-flannel/net-conf.json"],
+        ["--set-node-network-unavailable", "--public-ipv6=2001:db8::1"],
+        ["-vmodule=a=1,b=2", "-log_backtrace_at=gopher.go:234"],
+        ["-iface-regex=(", "-iface="],
+    ],
+)
+def test_flags_of_flanneld_that_alter_nothing_here_are_accepted(daemon: Daemon, arguments: list[str]) -> None:
+    options = daemon.options(*arguments)
+    assert replace(options, iface=(), iface_regex=()) == Options()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        (["-healthz-ip=::1"], "healthz_ip", "::1"),
+        (["-healthz-ip="], "healthz_ip", "::"),
+        (["-healthz-port=0x1F91"], "healthz_port", 8081),
+        (["-healthz-port=017621"], "healthz_port", 8081),
+        (["-metrics-listen=[::1]:9100"], "metrics_listen", "::1:9100"),
+        (["-metrics-listen=:9100"], "metrics_listen", ":::9100"),
+    ],
+)
+def test_addresses_and_numbers_as_go_reads_them(
+    daemon: Daemon, arguments: list[str], field: str, value: Any
+) -> None:
+    assert getattr(daemon.options(*arguments), field) == value
+
+
+def test_the_root_of_etcds_keys_is_a_prefix(daemon: Daemon) -> None:
+    assert daemon.options("--etcd-prefix=/").etcd.prefix == "/"
+
+
+def test_a_variable_that_is_no_flags_is_said(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("FLANNELD_TYPO", "FLANNELD_IFACE", "FLANNELD_VMODULE"):
+        monkeypatch.setenv(name, "eth0")
+    daemon.options()
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.endswith("these variables are no flag's and are ignored: FLANNELD_TYPO")
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -177,7 +234,6 @@ def test_verbosity_as_klog_spells_it(daemon: Daemon, arguments: list[str], level
         (["--healthz-port=65536"], ["--healthz-port", "65536"]),
         (["--public-ip=eth0"], ["--public-ip", "'eth0'", "192.0.2.1"]),
         (["--public-ip=2001:db8::1"], ["--public-ip", "2001:db8::1"]),
-        (["--iface-regex=("], ["--iface-regex", "'('"]),
         (["--etcd-endpoints=ftp://a:1"], ["--etcd-endpoints", "ftp://a:1", "https://"]),
         (["--etcd-endpoints=http://a:b"], ["--etcd-endpoints", "http://a:b"]),
         (["--etcd-endpoints=,"], ["--etcd-endpoints", "at least one"]),
@@ -191,7 +247,11 @@ def test_verbosity_as_klog_spells_it(daemon: Daemon, arguments: list[str], level
         (["--revalidate=nan"], ["--revalidate", "'nan'", "0.1 to 3600"]),
         (["--metrics-listen=9100"], ["--metrics-listen", "'9100'", "127.0.0.1:9100"]),
         (["-v=much"], ["-v", "'much'"]),
-        (["--kube-subnet-mgr"], ["--kube-subnet-mgr"]),
+        (["--kube-subnet-mgr"], ["--kube-subnet-mgr", "etcd", "not implemented"]),
+        (["-ip-mask=true"], ["'-ip-mask'", "'-ip-masq'"]),
+        (["-subnet-lease-renew-margin=0b2"], ["--subnet-lease-renew-margin", "'0b2'"]),
+        (["-healthz-ip=everywhere"], ["--healthz-ip", "'everywhere'"]),
+        (["-metrics-listen=::1:9100"], ["--metrics-listen", "[::1]:9100"]),
         (["surplus"], ["surplus"]),
     ],
 )
@@ -267,9 +327,11 @@ def test_log_lines_look_like_klogs_and_stay_lines(daemon: Daemon, capfd: pytest.
     assert "test_cli.py:" in head
 
 
-@pytest.mark.parametrize("option", ["--version", "-version"])
-def test_version_goes_to_stderr_as_flannelds_does(option: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main([option]) == 0
+@pytest.mark.parametrize("options", [["--version"], ["-version"], ["up", "-ip-masq", "-version"]])
+def test_version_goes_to_stderr_as_flannelds_does(
+    options: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(options) == 0
     out, err = capfd.readouterr()
     assert out == ""
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", err)

@@ -141,10 +141,9 @@ def vxlan_link(link: Link) -> VxlanLink | None:
     )
 
 
-def uplink(link: Link, address: Address) -> Uplink:
+def uplink(link: Link, interface: IPv4Interface) -> Uplink:
     """Return a device with one of its addresses as the uplink; a device without Ethernet has a zero MAC."""
     mac = Mac(link.mac if len(link.mac) == 6 else bytes(6))
-    interface = address.interface
     return Uplink(link.index, link.name, interface.ip, interface.network.prefixlen, link.mtu, mac)
 
 

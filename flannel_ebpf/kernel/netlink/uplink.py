@@ -1,20 +1,27 @@
-"""Which interface carries the overlay: flannel's rules (pkg/ipmatch/match.go, pkg/ip/iface.go)."""
+"""Which interface carries the overlay: flannel's rules (pkg/ipmatch/match.go, pkg/ip/iface.go, main.go)."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
-from ipaddress import AddressValueError, IPv4Address
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from ipaddress import AddressValueError, IPv4Address, IPv4Interface
 
 from flannel_ebpf.base.errors import ConfigError
 from flannel_ebpf.base.model import Uplink
-from flannel_ebpf.kernel.netlink.bulk import RTA_DST, RTA_OIF, RTM_GETROUTE, RTMSG, U32, read_main_table
+from flannel_ebpf.base.regex import compile_go
+from flannel_ebpf.kernel.netlink.bulk import RTA_DST, RTA_OIF, RTM_GETROUTE, RTMSG, U32
 from flannel_ebpf.kernel.netlink.links import Address, Link, read_addresses, read_links, uplink
 from flannel_ebpf.kernel.netlink.route_socket import Request, RouteSocket, attribute, attributes
 
-_RTA_PREFSRC = 7
-_SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
+log = logging.getLogger(__name__)
+
+_AF_INET, _RT_TABLE_MAIN, _RTA_PREFSRC = 2, 254, 7
 _IFA_F_TEMPORARY, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x20, 0x80
+
+_Attempt = tuple[str, str, Callable[[], Uplink]]
+"""A flag, its value, and what finds the uplink that it names or raises ConfigError."""
 
 
 def find_uplink(
@@ -25,37 +32,31 @@ def find_uplink(
 ) -> Uplink:
     """Return the interface and the address on it that the flags choose.
 
-    Tried in order: each `iface` (name or address), each `iface_regex` (all addresses, then all names),
-    `can_reach`. With none of them: the owner of `public_ip` if given, else the default route's interface.
-    Raises ConfigError that names the flag, what was given and what there is.
+    Tried in order: each `iface` (an address, else a name), each `iface_regex` (addresses, then names),
+    `can_reach`; "" among the first two stands for the default route's interface. With none of them: the owner
+    of `public_ip` if given, else the default route's interface. Raises ConfigError, whose text has the reason
+    against each one that was tried.
     """
+    refused: list[ConfigError] = []
     with RouteSocket() as netlink:
-        choice = _Choice(netlink)
-        for wanted in iface:
-            found = choice.by_address(wanted) or choice.by_name(wanted)
-            if found:
-                return found
-        for pattern in iface_regex:
-            found = choice.by_regex(pattern)
-            if found:
-                return found
-        if can_reach:
-            return choice.by_route("--iface-can-reach", can_reach)
-        if iface or iface_regex:
-            flag, value = ("--iface", iface) if iface else ("--iface-regex", iface_regex)
-            raise ConfigError(flag, ",".join(value), f"a name or address among {choice.inventory()}")
-        if public_ip is not None:
-            found = choice.by_address(str(public_ip))
-            if not found:
-                expected = (
-                    f"an address of this host ({choice.inventory()}), or --iface beside it when behind NAT"
-                )
-                raise ConfigError("--public-ip", str(public_ip), expected)
+        host = _Host(netlink)
+        for flag, value, find in host.attempts(iface, iface_regex, can_reach, public_ip):
+            try:
+                found = find()
+            except ConfigError as error:
+                refused.append(error)
+                continue
+            for other in refused:
+                log.warning("%s; %s %s is taken", other, flag, value)
             return found
-        return choice.by_default_route()
+    if len(refused) == 1:
+        raise refused[0]
+    tried = ", ".join(f"{error.source}={error.value}" for error in refused)
+    reasons = "; ".join(f"{error.value} is not {error.expected}" for error in refused)
+    raise ConfigError("uplink", tried, f"one that is there: {reasons}; there is {host.inventory()}")
 
 
-class _Choice:
+class _Host:
     """The interfaces of this namespace as they are now."""
 
     def __init__(self, netlink: RouteSocket) -> None:
@@ -69,74 +70,116 @@ class _Choice:
         there = [f"{names.get(a.ifindex, '?')} {a.interface}" for a in self._addresses]
         return ", ".join(there) or "no interface has an IPv4 address"
 
-    def by_address(self, text: str) -> Uplink | None:
-        """Return the interface that owns this address, with this address."""
-        for address in self._addresses:
-            if str(address.interface.ip) == text:
-                return self._uplink(address)
-        return None
+    def attempts(
+        self, iface: Sequence[str], iface_regex: Sequence[str], can_reach: str, public_ip: IPv4Address | None
+    ) -> Iterator[_Attempt]:
+        """Yield what is to be tried, in order."""
+        for text in iface:
+            yield "--iface", text, partial(self._by_text, "--iface", text)
+        for pattern in iface_regex:
+            yield "--iface-regex", pattern, partial(self._by_regex, "--iface-regex", pattern)
+        if can_reach:
+            yield "--iface-can-reach", can_reach, partial(self._by_route, "--iface-can-reach", can_reach)
+        if not (iface or iface_regex or can_reach):
+            text = str(public_ip or "")
+            flag = "--public-ip" if text else "default route"
+            yield flag, text, partial(self._by_text, flag, text)
 
-    def by_name(self, name: str) -> Uplink | None:
-        """Return the interface of this name, with its best address."""
-        for link in self._links.values():
-            if link.name == name:
-                return self._best("--iface", link)
-        return None
-
-    def by_regex(self, pattern: str) -> Uplink | None:
-        """Return the first interface with a matching address, else the first with a matching name."""
+    def _by_text(self, flag: str, text: str) -> Uplink:
+        """Return the interface with this address, and that address; else of this name, with its best one."""
+        if not text:
+            return self._by_default_route()
         try:
-            matcher = re.compile(pattern)
-        except re.error as error:
-            raise ConfigError("--iface-regex", pattern, f"a regular expression ({error})") from error
-        for address in self._addresses:
-            if matcher.search(str(address.interface.ip)):
-                return self._uplink(address)
-        for link in self._links.values():
-            if matcher.search(link.name) and any(a.ifindex == link.index for a in self._addresses):
-                return self._best("--iface-regex", link)
-        return None
+            wanted = IPv4Address(text)
+        except AddressValueError:
+            found = next((link for link in self._links.values() if link.name == text), None)
+            if found is None:
+                raise ConfigError(flag, text, f"a name or address among {self.inventory()}") from None
+            return self._best(flag, text, found)
+        for address in self._in_order():
+            if address.interface.ip == wanted:
+                return self._uplink(self._links[address.ifindex], address.interface)
+        beside = ", or --iface beside it when behind NAT" if flag == "--public-ip" else ""
+        raise ConfigError(flag, text, f"an address of this host ({self.inventory()}){beside}")
 
-    def by_route(self, flag: str, text: str) -> Uplink:
+    def _by_regex(self, flag: str, pattern: str) -> Uplink:
+        """Return the first interface with a matching address, else the first with a matching name."""
+        if not pattern:
+            return self._by_default_route()
+        try:
+            matcher = compile_go(pattern)
+        except re.error as error:
+            raise ConfigError(flag, pattern, f"a regular expression ({error})") from error
+        for link in self._links.values():
+            for address in self._usable(link):
+                if matcher.search(str(address.interface.ip)):
+                    return self._uplink(link, address.interface)
+        for link in self._links.values():
+            if matcher.search(link.name):
+                return self._best(flag, pattern, link)
+        raise ConfigError(flag, pattern, f"a match of a name or address among {self.inventory()}")
+
+    def _by_route(self, flag: str, text: str) -> Uplink:
         """Return the interface and source address of the kernel's route to an address."""
         try:
             target = IPv4Address(text)
         except AddressValueError as error:
             raise ConfigError(flag, text, "an IPv4 address") from error
-        body = RTMSG.pack(2, 32, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_DST, target.packed)
+        body = RTMSG.pack(_AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_DST, target.packed)
         [answer] = self._netlink.exchange([Request(RTM_GETROUTE, 0, body)])
         found = attributes(answer.body, RTMSG.size) if not answer.code else {}
-        index = U32.unpack(found.get(RTA_OIF, b"\0\0\0\0"))[0]
-        source = IPv4Address(found.get(_RTA_PREFSRC, b"\0\0\0\0"))
-        for address in self._addresses:
-            if address.ifindex == index and address.interface.ip == source:
-                return self._uplink(address)
-        raise ConfigError(
-            flag, text, f"an address that the kernel has a route to; there is {self.inventory()}"
-        )
+        link = self._links.get(_index(found))
+        if link is None:
+            there = self.inventory()
+            raise ConfigError(flag, text, f"an address that the kernel has a route to; there is {there}")
+        if _RTA_PREFSRC not in found:
+            return self._best(flag, text, link)
+        source = IPv4Address(found[_RTA_PREFSRC])  # it may stand on another interface
+        own = (a.interface for a in self._addresses if a.ifindex == link.index and a.interface.ip == source)
+        return self._uplink(link, next(own, IPv4Interface(source)))
 
-    def by_default_route(self) -> Uplink:
-        """Return the interface of the best default route."""
-        routes = [r for r in read_main_table(self._netlink) if r.dst == (0, 0) and r.oif in self._links]
-        if not routes:
-            raise ConfigError("default route", "none", f"one, or --iface with one of {self.inventory()}")
-        best = min(routes, key=lambda route: route.priority)
-        return self._best("default route", self._links[best.oif])
+    def _by_default_route(self) -> Uplink:
+        """Return the interface of the first default route, which is the one of the lowest metric."""
+        for body in self._netlink.dump(
+            RTM_GETROUTE, RTMSG.pack(_AF_INET, 0, 0, 0, _RT_TABLE_MAIN, 0, 0, 0, 0)
+        ):
+            if body[1] == 0 and body[4] == _RT_TABLE_MAIN:
+                link = self._links.get(_index(attributes(body, RTMSG.size)))
+                if link is not None:
+                    return self._best("default route", link.name, link)
+                expected = "one through a single interface"
+                break
+        else:
+            expected = "one"
+        raise ConfigError("default route", "none", f"{expected}, or --iface with one of {self.inventory()}")
 
-    def _best(self, source: str, link: Link) -> Uplink:
-        usable = [a for a in self._addresses if a.ifindex == link.index and not a.flags & _IFA_F_DEPRECATED]
-        usable = [a for a in usable if a.scope in (_SCOPE_UNIVERSE, _SCOPE_LINK)]
+    def _best(self, flag: str, value: str, link: Link) -> Uplink:
+        usable = self._usable(link)
         if not usable:
-            raise ConfigError(
-                source, link.name, f"an interface with an IPv4 address; there is {self.inventory()}"
-            )
-        return self._uplink(min(usable, key=_preference))
+            expected = f"an interface with an IPv4 address; {link.name} has none, there is {self.inventory()}"
+            raise ConfigError(flag, value, expected)
+        return self._uplink(link, usable[0].interface)
 
-    def _uplink(self, address: Address) -> Uplink:
-        link = self._links[address.ifindex]
+    def _usable(self, link: Link) -> list[Address]:
+        """Return the link's addresses that a node may have, the best first."""
+        found = [
+            address
+            for address in self._addresses
+            if address.ifindex == link.index
+            and not address.flags & _IFA_F_DEPRECATED
+            and not (address.interface.ip.is_loopback or address.interface.ip.is_multicast)
+        ]
+        return sorted(found, key=_preference)
+
+    def _in_order(self) -> Iterator[Address]:
+        """Yield all addresses, in the order of their interfaces."""
+        for index in self._links:
+            yield from (address for address in self._addresses if address.ifindex == index)
+
+    def _uplink(self, link: Link, interface: IPv4Interface) -> Uplink:
         if not link.mtu:
             raise ConfigError(f"interface {link.name}", link.mtu, "an MTU above 0")
-        return uplink(link, address)
+        return uplink(link, interface)
 
 
 def _preference(address: Address) -> tuple[bool, bool, bool]:
@@ -146,3 +189,7 @@ def _preference(address: Address) -> tuple[bool, bool, bool]:
         not address.flags & _IFA_F_PERMANENT,
         bool(address.flags & _IFA_F_TEMPORARY),
     )
+
+
+def _index(route: dict[int, bytes]) -> int:
+    return int(U32.unpack(route.get(RTA_OIF, b"\0\0\0\0"))[0])

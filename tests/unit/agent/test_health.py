@@ -22,8 +22,8 @@ def server() -> Iterator[HealthServer]:
         yield running
 
 
-def ask(port: int, path: str, method: str = "GET") -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+def ask(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, str]:
+    connection = http.client.HTTPConnection(host, port, timeout=10)
     try:
         connection.request(method, path)
         response = connection.getresponse()
@@ -54,6 +54,12 @@ def test_without_a_registry_there_are_no_metrics() -> None:
     with HealthServer("127.0.0.1", 0, lambda: True) as server:
         assert ask(server.port, "/metrics")[0] == 404
         assert ask(server.port, "/elsewhere")[0] == 404
+
+
+@pytest.mark.parametrize(("address", "hosts"), [("::1", ["::1"]), ("::", ["::1", "127.0.0.1"])])
+def test_it_listens_on_addresses_of_either_kind(address: str, hosts: list[str]) -> None:
+    with HealthServer(address, 0, lambda: True) as server:
+        assert [ask(server.port, "/readyz", host=host)[0] for host in hosts] == [200] * len(hosts)
 
 
 def test_a_silent_client_does_not_keep_others_waiting(server: HealthServer) -> None:
