@@ -9,6 +9,9 @@ BIN    := $(VENV)/bin
 PYTHON := $(BIN)/python
 BPF    := $(wildcard bpf/*.c bpf/*.h)
 
+# Files of tests that run at the same time: they mostly wait, for the kernel, for etcd, for time to pass.
+JOBS ?= $(shell expr 2 \* $$(nproc))
+
 # Frames that the fuzz tests mutate: a few in `make test`, many in `make fuzz`.
 FUZZ_FRAMES ?= 1000000
 
@@ -39,7 +42,8 @@ demo: setup ## build a two-node cluster here and show pods talking through the k
 	@$(PYTHON) tools/demo.py
 
 test: setup ## run all tests: unit, bpf (programs run by the kernel), netns (real traffic in the lab)
-	@$(PYTHON) -m pytest tests $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest tests -m "not alone" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest tests -m alone -q $(PYTEST_ARGS) || test $$? = 5 # no such test is fine
 
 check: setup ## formatting, lint, types, import rules, C style
 	$(BIN)/ruff format --check .

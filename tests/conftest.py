@@ -16,6 +16,10 @@ settings.register_profile("any-speed", deadline=None, suppress_health_check=[Hea
 settings.load_profile("any-speed")
 
 ROOT = Path(__file__).parent
+KINDS = ("netns", "bpf", "unit")
+
+# Helpers' assertions are as talkative as the tests'.
+pytest.register_assert_rewrite("tests.polls", "tests.bpf", "tests.netns")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,14 +28,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fuzz: as long as --fuzz-frames says; `make fuzz` runs only these")
+def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     """Make SIGTERM what Ctrl-C is: fixtures are torn down, so nothing stays behind."""
     raise KeyboardInterrupt
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that at the end no worker is left with a long file."""
+    items.sort(key=lambda item: KINDS.index(item.path.relative_to(ROOT).parts[0]))
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
-from node import DROP, KERNEL, OTHER_PORT, PEER, POD, REDIRECT, VXLAN, XDP_DROP, XDP_PASS, Node
 from scapy.packet import Packet
 
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import PodFlag, Reason
+from tests.bpf.node import DROP, KERNEL, OTHER_PORT, PEER, POD, REDIRECT, VXLAN, XDP_DROP, XDP_PASS, Node
 
 COUNT_ONLY = replace(VXLAN, source_check=abi.Check.COUNT)
 NO_CHECK = replace(VXLAN, source_check=abi.Check.OFF)

@@ -6,7 +6,15 @@ from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
 
-from cases import (
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import ARP, Dot1Q
+from scapy.layers.sctp import SCTP
+from scapy.packet import Raw
+
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import Reason
+from tests.bpf.cases import (
     COUNT_ONLY,
     HOST,
     MIXED,
@@ -21,8 +29,8 @@ from cases import (
     tampered,
     with_inner_type,
 )
-from frames import NEXT_HOP_MAC, l4, on_wire, packet, udp_tunnel, vxlan
-from node import (
+from tests.bpf.frames import NEXT_HOP_MAC, l4, on_wire, packet, udp_tunnel, vxlan
+from tests.bpf.node import (
     DIRECT,
     KERNEL,
     OTHER_POD,
@@ -37,14 +45,6 @@ from node import (
     VXLAN,
     Node,
 )
-from scapy.layers.inet import IP
-from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import ARP, Dot1Q
-from scapy.layers.sctp import SCTP
-from scapy.packet import Raw
-
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import Reason
 
 row = partial(Case, "fl_from_peer")
 

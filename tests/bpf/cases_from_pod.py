@@ -7,7 +7,15 @@ from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
 
-from cases import (
+from scapy.layers.inet import ICMP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.sctp import SCTP
+from scapy.packet import Raw
+
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import PodFlag, Reason
+from tests.bpf.cases import (
     COUNT_ONLY,
     MIXED,
     MULTICAST_MAC,
@@ -21,8 +29,8 @@ from cases import (
     shaped_pod,
     tampered,
 )
-from frames import from_pod, l4, packet
-from node import (
+from tests.bpf.frames import from_pod, l4, packet
+from tests.bpf.node import (
     DIRECT,
     KERNEL,
     OTHER_MAC,
@@ -36,14 +44,6 @@ from node import (
     VXLAN,
     Node,
 )
-from scapy.layers.inet import ICMP
-from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import ARP, Dot1Q, Ether
-from scapy.layers.sctp import SCTP
-from scapy.packet import Raw
-
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import PodFlag, Reason
 
 NO_L2_ETH = replace(VXLAN, caps=VXLAN.caps & ~abi.Cap.ENCAP_L2_ETH)
 NO_NEIGH = replace(VXLAN, caps=VXLAN.caps & ~abi.Cap.REDIRECT_NEIGH)

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address
 
-from cases import HOST, MULTICAST_MAC, OUTSIDE, Case, pod_elsewhere
-from conversation import UDP_KEY
-from frames import from_pod, l4, packet, vxlan
-from node import FLOWS, GATEWAY_MAC, KERNEL, MARK, PEER, POD, POD_MAC, POD_PORT, Node
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import FlowBit, Reason
+from tests.bpf.cases import HOST, MULTICAST_MAC, OUTSIDE, Case, pod_elsewhere
+from tests.bpf.conversation import UDP_KEY
+from tests.bpf.frames import from_pod, l4, packet, vxlan
+from tests.bpf.node import FLOWS, GATEWAY_MAC, KERNEL, MARK, PEER, POD, POD_MAC, POD_PORT, Node
 
 RX_KEY = abi.FlowKey(POD, PEER.pod, 5000, 4000, 17)
 TX, RX = FlowBit.TX_ENTERED | FlowBit.TX_LEFT, FlowBit.RX_ARRIVED | FlowBit.RX_DELIVERED

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from cases import COUNT_ONLY, HOST, OUTSIDE, Case, with_inner_type
-from frames import l4, on_wire, packet, udp_tunnel, vxlan
-from node import DIRECT, PEER, POD, STRANGER, UDP, XDP_PASS
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Raw
 
 from flannel_ebpf.contract.abi import Reason
+from tests.bpf.cases import COUNT_ONLY, HOST, OUTSIDE, Case, with_inner_type
+from tests.bpf.frames import l4, on_wire, packet, udp_tunnel, vxlan
+from tests.bpf.node import DIRECT, PEER, POD, STRANGER, UDP, XDP_PASS
 
 row = partial(Case, "fl_xdp")
 

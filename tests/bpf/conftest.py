@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,49 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kernel_path import KernelNode
-from loading import build, use
-from node import FLOWS, NETWORK, OTHER_PORT, POD_PORT, UPLINK, UPLINK_MAC, Node
 
 from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.programs.loader import LoadRequest
-
-pytest.register_assert_rewrite("conversation")
-
-CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _must(result: int) -> None:
-    assert result == 0, os.strerror(ctypes.get_errno())
-
-
-@contextmanager
-def new_namespace() -> Iterator[int]:
-    """Enter a fresh network namespace for the block; yield its descriptor, which stays open."""
-    with open("/proc/thread-self/ns/net", "rb") as home:
-        _must(_libc.unshare(CLONE_NEWNET))
-        try:
-            yield os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        finally:
-            _must(_libc.setns(home.fileno(), CLONE_NEWNET))
-
-
-@contextmanager
-def entered(namespace: int) -> Iterator[None]:
-    """Enter a network namespace for the block."""
-    with open("/proc/thread-self/ns/net", "rb") as home:
-        _must(_libc.setns(namespace, CLONE_NEWNET))
-        try:
-            yield
-        finally:
-            _must(_libc.setns(home.fileno(), CLONE_NEWNET))
+from tests import namespaces
+from tests.bpf.kernel_path import KernelNode
+from tests.bpf.loading import build, use
+from tests.bpf.node import FLOWS, NETWORK, OTHER_PORT, POD_PORT, UPLINK, UPLINK_MAC, Node
 
 
 @pytest.fixture(scope="session")
 def namespace() -> Iterator[int]:
     """Return a descriptor of a network namespace with the uplink and two pod ports in it."""
-    with new_namespace() as made:
+    made = namespaces.new_namespace()
+    with namespaces.inside(made):
         for index, name in ((UPLINK, "up0"), (POD_PORT, "pod0"), (OTHER_PORT, "pod1")):
             mac = ["address", str(UPLINK_MAC)] if index == UPLINK else []
             command = ["ip", "link", "add", name, "index", str(index), *mac, "type", "veth"]
@@ -64,14 +34,15 @@ def namespace() -> Iterator[int]:
 @pytest.fixture
 def inside(namespace: int) -> Iterator[None]:
     """Run one test in that namespace: test runs find devices by index there."""
-    with entered(namespace):
+    with namespaces.inside(namespace):
         yield
 
 
 @pytest.fixture(scope="session")
 def kernel_node() -> Iterator[KernelNode]:
     """Return the kernel's own vxlan path with the same addresses, in a namespace of its own."""
-    with new_namespace() as made:
+    made = namespaces.new_namespace()
+    with namespaces.inside(made):
         node = KernelNode()
     yield node
     node.close()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from frames import from_pod, l4, on_wire, packet, udp_tunnel, vxlan
-from node import FLOWS, GATEWAY_MAC, PEER, POD, POD_MAC, POD_PORT, Node, Ran
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import Reason
+from tests.bpf.frames import from_pod, l4, on_wire, packet, udp_tunnel, vxlan
+from tests.bpf.node import FLOWS, GATEWAY_MAC, PEER, POD, POD_MAC, POD_PORT, Node, Ran
 
 TCP_KEY = abi.FlowKey(POD, PEER.pod, 4000, 5000, 6)
 UDP_KEY = abi.FlowKey(POD, PEER.pod, 4000, 5000, 17)

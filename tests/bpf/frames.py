@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-from node import GATEWAY_MAC, OWN_IP, OWN_VTEP, PEER, POD, POD_MAC, UPLINK_MAC, Remote
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
 from flannel_ebpf.base.model import Mac
+from tests.bpf.node import GATEWAY_MAC, OWN_IP, OWN_VTEP, PEER, POD, POD_MAC, UPLINK_MAC, Remote
 
 PAYLOAD = bytes(range(64))
 NEXT_HOP_MAC = Mac.parse("02:00:00:00:00:99")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from node import GATEWAY_MAC, OWN_IP, OWN_VTEP, PEER, POD, POD_MAC, UPLINK_MAC
+from tests.bpf.node import GATEWAY_MAC, OWN_IP, OWN_VTEP, PEER, POD, POD_MAC, UPLINK_MAC
 
 IPV4 = b"\x08\x00"
 TCP, UDP, ICMP = 6, 17, 1

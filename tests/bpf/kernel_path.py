@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from node import GATEWAY_MAC, OWN_IP, OWN_VTEP, PEER, POD, POD_MAC, SUBNET, UPLINK_MAC
+from tests.bpf.node import GATEWAY_MAC, OWN_IP, OWN_VTEP, PEER, POD, POD_MAC, SUBNET, UPLINK_MAC
 
 ETH_P_ALL = 3
 DEADLINE_S = 2.0

@@ -7,9 +7,14 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
-from conversation import TCP_KEY, UDP_KEY, Conversation, NodeWith, node, tcp, to_pod, udp
-from frames import from_pod, l4, on_wire, packet, vxlan
-from node import (
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Packet
+
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import FlowBit, PodFlag, Reason
+from tests.bpf.conversation import TCP_KEY, UDP_KEY, Conversation, NodeWith, node, tcp, to_pod, udp
+from tests.bpf.frames import from_pod, l4, on_wire, packet, vxlan
+from tests.bpf.node import (
     DIRECT,
     FLOWS,
     KERNEL,
@@ -25,11 +30,6 @@ from node import (
     Node,
     skb_context,
 )
-from scapy.layers.l2 import ARP, Ether
-from scapy.packet import Packet
-
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import FlowBit, PodFlag, Reason
 
 __all__ = ["node", "tcp", "udp"]
 

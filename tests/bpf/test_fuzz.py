@@ -7,10 +7,12 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-import judge
 import pytest
-from frames import l4, packet, vxlan
-from node import (
+
+from flannel_ebpf.contract import abi
+from tests.bpf import judge
+from tests.bpf.frames import l4, packet, vxlan
+from tests.bpf.node import (
     DROP,
     KERNEL,
     OWN_IP,
@@ -25,8 +27,6 @@ from node import (
     Node,
     skb_context,
 )
-
-from flannel_ebpf.contract import abi
 
 SHORTEST, LONGEST = 54, 400
 NodeWith = Callable[[abi.Config], Node]

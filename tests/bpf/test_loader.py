@@ -11,14 +11,14 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from loading import FRAME, maps_of, use
-from node import FLOWS
 
 from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map, Program
 from flannel_ebpf.kernel.programs import pins
 from flannel_ebpf.kernel.programs.loader import OBJECTS, LoadRequest, ensure_loaded
 from flannel_ebpf.kernel.programs.probe import probe
+from tests.bpf.loading import FRAME, maps_of, use
+from tests.bpf.node import FLOWS
 
 
 def test_loads_pins_and_sets_constants(request_: LoadRequest) -> None:

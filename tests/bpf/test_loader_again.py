@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loading import FRAME, maps_of, pinned_ids, use
-from node import FLOWS
 
 from flannel_ebpf.base.errors import BpfUnavailable, VerifierRejected
 from flannel_ebpf.kernel.bpf import Map, Program
 from flannel_ebpf.kernel.programs import pins
 from flannel_ebpf.kernel.programs.loader import LoadRequest, ensure_loaded
+from tests.bpf.loading import FRAME, maps_of, pinned_ids, use
+from tests.bpf.node import FLOWS
 
 
 @pytest.fixture

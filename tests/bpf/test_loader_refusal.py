@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from loading import HEADERS, build, use
 
 from flannel_ebpf.base.errors import AbiMismatch, BpfUnavailable, VerifierRejected
 from flannel_ebpf.kernel.programs import pins
 from flannel_ebpf.kernel.programs.loader import LoadRequest, ensure_loaded
+from tests.bpf.loading import HEADERS, build, use
 
 
 def test_rejected_program_names_itself_and_leaves_no_generation(request_: LoadRequest, built: Path) -> None:

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from frames import from_pod, l4, on_wire, packet, udp_tunnel, vxlan
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from node import DIRECT, DROP, FLOWS, KERNEL, MARK, PEER, POD, REDIRECT, UDP, VXLAN, XDP_PASS, Node
 from scapy.layers.inet import IP
 from scapy.packet import Packet, Raw
 
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import Reason
+from tests.bpf.frames import from_pod, l4, on_wire, packet, udp_tunnel, vxlan
+from tests.bpf.node import DIRECT, DROP, FLOWS, KERNEL, MARK, PEER, POD, REDIRECT, UDP, VXLAN, XDP_PASS, Node
 
 NodeWith = Callable[[abi.Config], Node]
 LPM = replace(VXLAN, peer_len=0)

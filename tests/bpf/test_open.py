@@ -7,12 +7,12 @@ import time
 from dataclasses import replace
 
 import pytest
-from conversation import TCP_KEY, UDP_KEY, Conversation, NodeWith, node, tcp, udp
-from frames import from_pod, l4
-from node import FLOWS, OTHER_MAC, OTHER_PORT, PEER, POD, REDIRECT, Node
 
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import FlowBit, Reason
+from tests.bpf.conversation import TCP_KEY, UDP_KEY, Conversation, NodeWith, node, tcp, udp
+from tests.bpf.frames import from_pod, l4
+from tests.bpf.node import FLOWS, OTHER_MAC, OTHER_PORT, PEER, POD, REDIRECT, Node
 
 __all__ = ["node", "tcp", "udp"]
 

@@ -6,8 +6,13 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 
 import pytest
-from frames import from_pod, l4, packet, vxlan
-from node import (
+from scapy.layers.l2 import ARP, Ether
+
+from flannel_ebpf.base.model import Mac
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import PodFlag, Reason
+from tests.bpf.frames import from_pod, l4, packet, vxlan
+from tests.bpf.node import (
     GATEWAY_MAC,
     MARK,
     OTHER_MAC,
@@ -21,11 +26,6 @@ from node import (
     VXLAN,
     Node,
 )
-from scapy.layers.l2 import ARP, Ether
-
-from flannel_ebpf.base.model import Mac
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import PodFlag, Reason
 
 NodeWith = Callable[[abi.Config], Node]
 

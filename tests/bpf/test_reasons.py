@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from cases import Case
-from cases_from_peer import FROM_PEER
-from cases_from_pod import FROM_POD
-from cases_learning import LEARNING
-from cases_xdp import XDP
-from node import MARK, REDIRECT, Node
 
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import Reason
+from tests.bpf.cases import Case
+from tests.bpf.cases_from_peer import FROM_PEER
+from tests.bpf.cases_from_pod import FROM_POD
+from tests.bpf.cases_learning import LEARNING
+from tests.bpf.cases_xdp import XDP
+from tests.bpf.node import MARK, REDIRECT, Node
 
 CASES = [*FROM_POD, *FROM_PEER, *LEARNING, *XDP]
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
-from frames import from_pod, l4
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_path import KernelNode
-from node import DIRECT, OWN, PEER, POD_MAC, REDIRECT, UDP, UPLINK_MAC, VXLAN, Node, as_peer
 from scapy.layers.inet import IP
 
 from flannel_ebpf.contract import abi
+from tests.bpf.frames import from_pod, l4
+from tests.bpf.kernel_path import KernelNode
+from tests.bpf.node import DIRECT, OWN, PEER, POD_MAC, REDIRECT, UDP, UPLINK_MAC, VXLAN, Node, as_peer
 
 ETH = 14
 NodeWith = Callable[[abi.Config], Node]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from conversation import TCP_KEY, Conversation, node, tcp, udp
-from frames import from_pod, l4
-from node import Node, epoch
 
 from flannel_ebpf.contract.abi import Reason
+from tests.bpf.conversation import TCP_KEY, Conversation, node, tcp, udp
+from tests.bpf.frames import from_pod, l4
+from tests.bpf.node import Node, epoch
 
 __all__ = ["node", "tcp", "udp"]
 

@@ -6,13 +6,13 @@ import random
 from collections.abc import Callable
 
 import pytest
-from frames import from_pod, l4, packet, vxlan
-from kernel_path import KernelNode
-from node import PEER, POD, REDIRECT, VXLAN, Node
 from scapy.packet import Packet
 
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import Reason
+from tests.bpf.frames import from_pod, l4, packet, vxlan
+from tests.bpf.kernel_path import KernelNode
+from tests.bpf.node import PEER, POD, REDIRECT, VXLAN, Node
 
 ETH, OUTER_IP, OUTER_UDP, INNER_IP = 14, slice(14, 34), slice(34, 42), 64
 NodeWith = Callable[[abi.Config], Node]

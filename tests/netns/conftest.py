@@ -1,24 +1,16 @@
-"""Labs for tests, uniquely named, so that several test runs share a machine, and etcd; always taken down."""
+"""Labs and etcd servers for tests; always taken down."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator
-from itertools import count
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
-from etcd_cluster import EtcdCluster
 
-from flannel_ebpf.lab import Lab, LabSpec, netns, teardown
-from flannel_ebpf.lab.cluster import labs
-
-pytest.register_assert_rewrite("traffic", "paths", "kinds")
-
-PREFIX = f"t{os.getpid()}-"
-_numbers = count(1)
-
-MakeLab = Callable[..., Lab]
+from flannel_ebpf.lab import Lab, LabSpec
+from tests.netns.etcd_cluster import EtcdCluster
+from tests.netns.labs import MakeLab, new_name, remove_leftovers
 
 
 def pytest_sessionstart() -> None:
@@ -26,25 +18,23 @@ def pytest_sessionstart() -> None:
         pytest.exit("tests/netns make network namespaces, which takes root: run them with sudo", returncode=1)
 
 
+@pytest.hookimpl(trylast=True)  # parallel workers are gone by then
 def pytest_sessionfinish() -> None:
-    """Remove what an interrupt at a bad moment left of this run's labs."""
-    namespaces = {ns.rpartition("-")[0] for ns in netns.names()}
-    for name in {*labs(), *namespaces}:
-        if name.startswith(PREFIX):
-            teardown.remove(name)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        remove_leftovers()
 
 
 @pytest.fixture
 def lab_name() -> str:
     """A name that no other lab on this machine has."""
-    return f"{PREFIX}{next(_numbers)}"
+    return new_name()
 
 
 def _maker() -> Generator[MakeLab, None, None]:
     made: list[Lab] = []
 
-    def make(**spec: Any) -> Lab:
-        made.append(Lab.up(LabSpec(**{"name": f"{PREFIX}{next(_numbers)}", **spec})))
+    def make(**fields: Any) -> Lab:
+        made.append(Lab.up(LabSpec(**{"name": new_name(), **fields})))
         return made[-1]
 
     yield make

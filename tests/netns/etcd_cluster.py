@@ -8,13 +8,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from flannel_ebpf.lab import netns
 from flannel_ebpf.leases.etcd import EtcdClient, EtcdOptions, Registry
+from tests.polls import eventually
 
 HOST = "127.0.0.1"
 PORTS = range(24100, 24900)
@@ -25,15 +24,6 @@ FROZEN = 60.0 if LONG else 20.0
 """Seconds that a server stays stopped; more than the 15 s in which it must be noticed."""
 OUTAGE = 120.0 if LONG else 10.0
 """Seconds that a whole cluster stays away."""
-
-
-def eventually(condition: Callable[[], object], within: float, what: str) -> float:
-    """Poll until `condition()` is true and return the seconds it took; fails after `within` seconds."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < within, f"not within {within} s: {what}"
-        time.sleep(0.005)
-    return time.monotonic() - start
 
 
 def free_port() -> int:
@@ -118,7 +108,7 @@ class Member:
         self.frozen = True
         threads = Path(f"/proc/{self.running.pid}/task")
         eventually(
-            lambda: all(b") T" in (thread / "stat").read_bytes() for thread in threads.iterdir()), 2, "frozen"
+            lambda: all(b") T" in (thread / "stat").read_bytes() for thread in threads.iterdir()), "frozen", 2
         )
 
     def thaw(self) -> None:
@@ -178,7 +168,7 @@ class EtcdCluster:
             with (self.folder / f"{member.name}.log").open("ab") as log:
                 command = self._inside(self._command(member))
                 member.process = subprocess.Popen(command, stdout=log, stderr=log)
-        eventually(lambda: self._healthy(members), 20, f"etcd serves; logs in {self.folder}")
+        eventually(lambda: self._healthy(members), f"etcd serves; logs in {self.folder}", 20)
 
     def kill(self) -> None:
         """kill -9 of every member."""

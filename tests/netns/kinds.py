@@ -8,13 +8,16 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from paths import Seen, watch
 from scapy.layers.inet import IP, UDP
-from traffic import (
+
+from flannel_ebpf.lab import Lab
+from flannel_ebpf.lab.node import Node
+from flannel_ebpf.lab.pod import Pod
+from tests.netns.paths import Seen, watch
+from tests.netns.traffic import (
     accept_super,
     capture,
     connection,
-    eventually,
     icmp,
     icmp_error,
     may_fragment,
@@ -28,10 +31,7 @@ from traffic import (
     transfer,
     udp,
 )
-
-from flannel_ebpf.lab import Lab
-from flannel_ebpf.lab.node import Node
-from flannel_ebpf.lab.pod import Pod
+from tests.polls import eventually
 
 SERVICE = ("10.96.0.10", 80)
 BULK = 16 << 20
@@ -168,7 +168,7 @@ def pmtu(pair: Pair) -> Paths:
                 source.send(bytes(64))
             assert len(numbers(target, SOME)) == SOME
             source.send(bytes(mtu + 50 - 28))
-            eventually(lambda: path_mtu(source) == mtu, what="learning the path MTU")
+            eventually(lambda: path_mtu(source) == mtu, "learning the path MTU")
             assert source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EMSGSIZE
             source.send(bytes(mtu - 28))
             assert len(target.recv(65536)) == mtu - 28

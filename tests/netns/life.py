@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from flannel_ebpf.lab import Node, Pod
 from flannel_ebpf.lab.spec import ETCD_ENDPOINT
+from tests.polls import eventually
 
 PORT = 7001
 RATE = 1000
@@ -105,7 +106,7 @@ class Delivery:
     def lost_yet(self) -> int:
         """Return how many are lost of those sent before one that arrives from now on."""
         highest = self._ask()["highest"]
-        until(lambda: self._ask()["highest"] > highest, "packets arrive")
+        eventually(lambda: self._ask()["highest"] > highest, "packets arrive")
         now = self._ask()
         return int(now["highest"] + 1 - now["received"])
 
@@ -180,18 +181,9 @@ def chat(source: Pod, target: Pod, port: int = PORT) -> Iterator[Chat]:
         server.communicate()
 
 
-def until(done: Callable[[], object], what: str, deadline: float = 5.0) -> float:
-    """Wait until `done` says yes and return how many seconds that took; fail after `deadline` seconds."""
-    begun = time.monotonic()
-    while not done():
-        assert time.monotonic() - begun < deadline, f"not within {deadline:g} s: {what}"
-        time.sleep(0.01)
-    return time.monotonic() - begun
-
-
 def ready(node: Node, mark: int = 0) -> None:
     """Wait until the daemon says that it is ready, after the first `mark` characters of its log."""
-    until(lambda: "ready: subnet" in node.daemon_log()[mark:], f"{node.name} ready", 20.0)
+    eventually(lambda: "ready: subnet" in node.daemon_log()[mark:], f"{node.name} ready", 20.0)
 
 
 def restart(node: Node, *extra_args: str, kill: bool = False) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from traffic import eventually
-
 from flannel_ebpf.contract.abi import Hook, Reason
 from flannel_ebpf.lab.counters import Reasons, device_packets, reasons
 from flannel_ebpf.lab.node import Node
+from tests.polls import eventually
 
 FAST = (Reason.FAST_VXLAN, Reason.FAST_DIRECT, Reason.FAST_UDP)
 OVERLAYS = {"vxlan": "flannel.1", "host-gw": "eth0", "udp": "flannel0"}
@@ -70,7 +69,7 @@ def restart(node: Node, *options: str) -> str:
     before = len(node.daemon_log())
     node.start_daemon(options)
     try:
-        eventually(lambda: "ready: subnet" in node.daemon_log()[before:], 15.0, "a first pass")
+        eventually(lambda: "ready: subnet" in node.daemon_log()[before:], "a first pass", 15.0)
     except AssertionError as error:
         raise AssertionError(f"{error}; {node.name} says\n{node.daemon_log()[before:]}") from error
     return node.daemon_log()[before:]

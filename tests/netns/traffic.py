@@ -16,9 +16,9 @@ from typing import Self
 
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
-from udp_peer import inside
 
 from flannel_ebpf.lab.host import Host
+from tests.namespaces import inside
 
 PATIENCE = 5.0
 """Seconds that anything here waits for a packet."""
@@ -226,14 +226,6 @@ def injector(ns: str, device: str) -> Generator[Callable[[Packet], None], None, 
     with sock:
         sock.bind((device, 0))
         yield lambda frame: (sock.send(bytes(frame)), None)[1]
-
-
-def eventually(condition: Callable[[], object], seconds: float = PATIENCE, what: str = "it") -> None:
-    """Poll until `condition` holds; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
-        time.sleep(0.01)
 
 
 class Stream:

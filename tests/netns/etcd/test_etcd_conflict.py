@@ -1,0 +1,122 @@
+"""Two writers and one key, in real etcd: the first keeps it, and the other one notices."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_ebpf.base.errors import LeaseConflict
+from flannel_ebpf.base.model import Lease
+from flannel_ebpf.leases.etcd import EtcdClient, Registry
+from tests.netns.etcd.lease_node import FAR, KEY, PREFIX, LeaseNode, in_etcd, running, value
+from tests.netns.etcd_cluster import EtcdCluster
+from tests.polls import eventually
+
+STRANGER = '{"PublicIP":"192.168.9.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:09:09"}}'  # noqa: E501 - one value
+
+
+def test_a_stolen_key_is_given_up_and_not_written_over(etcd: EtcdCluster) -> None:
+    node = LeaseNode(etcd.options(), 1)
+    with running(node):
+        node_key = node.keeper.lease.key
+        eventually(lambda: node.passes, "first pass", 2)
+        etcd.ctl("put", node_key, STRANGER)
+        eventually(lambda: node.lost, "lost", 1)
+        time.sleep(0.3)
+        assert value(etcd, node_key) == STRANGER
+        assert "192.168.9.9" in str(node.lost[0])
+        assert str(node.keeper.lease.subnet) in str(node.lost[0])
+    assert len(node.lost) == 1
+
+
+def test_a_renewal_never_overwrites_a_new_owner(etcd: EtcdCluster) -> None:
+    """No watch runs: the renewal itself must find out (flannel issue 1289)."""
+    node = LeaseNode(etcd.options(), 1, ttl=4, margin=3)
+    lease = node.acquire()
+    etcd.ctl("put", lease.key, STRANGER)
+    node.keeper.start()
+    eventually(lambda: node.lost, "lost", 4)
+    assert value(etcd, lease.key) == STRANGER
+    node.keeper.stop()
+
+
+def test_a_subnet_taken_while_we_were_cut_off_is_lost(tmp_path: Path) -> None:
+    with EtcdCluster(tmp_path / "three", size=3) as etcd:
+        options = etcd.options()
+        node = LeaseNode(replace(options, endpoints=etcd.endpoints[:1]), 1)
+        other = LeaseNode(replace(options, endpoints=etcd.endpoints[1:]), 2)
+        with running(node):
+            subnet = node.keeper.lease.subnet
+            etcd.members[0].kill()
+            eventually(lambda: etcd.ctl("get", "x", endpoints=etcd.endpoints[1:]) == "", "a leader", 8)
+            etcd.ctl("del", node.keeper.lease.key, endpoints=etcd.endpoints[1:])
+            assert other.acquire(str(subnet)).subnet == subnet
+            assert not node.lost
+            etcd.start()
+            eventually(lambda: node.lost, "lost", 8)
+
+
+def test_of_two_nodes_with_one_public_ip_the_newcomer_gives_way_and_says_so(etcd: EtcdCluster) -> None:
+    first = LeaseNode(etcd.options(), 1)
+    second = LeaseNode(etcd.options(), 2, public_ip="192.168.0.1")
+    with running(first, second):
+        eventually(lambda: second.lost, "the second gives up", 10)
+        eventually(
+            lambda: in_etcd(first.registry, first.keeper.lease.subnet) == first.keeper.lease, "the first's", 2
+        )
+        assert not first.lost
+        assert "needs a --public-ip of its own" in str(second.lost[0])
+
+
+def test_release_leaves_a_key_that_another_node_has_taken(etcd: EtcdCluster) -> None:
+    node = LeaseNode(etcd.options(), 1)
+    lease = node.acquire()
+    etcd.ctl("put", lease.key, STRANGER)
+    with pytest.raises(LeaseConflict):
+        node.keeper.release()
+    assert value(etcd, lease.key) == STRANGER
+
+
+def test_no_grant_stays_behind_when_a_write_loses(etcd: EtcdCluster) -> None:
+    registry = etcd.registry()
+    before = etcd.ctl("lease", "list").split()
+    registry.create(Lease(FAR, IPv4Address("1.1.1.1")), ttl=0)
+    with pytest.raises(LeaseConflict):
+        registry.create(Lease(FAR, IPv4Address("2.2.2.2")), ttl=600)
+    assert etcd.ctl("lease", "list").split() == before
+
+
+def test_a_write_that_lost_the_race_changes_nothing(etcd: EtcdCluster) -> None:
+    registry = etcd.registry()
+    ours = registry.create(Lease(FAR, IPv4Address("1.1.1.1")), ttl=600)
+    grants = etcd.ctl("lease", "list").split()
+    etcd.ctl("put", KEY, STRANGER)
+    for late in (lambda: registry.rewrite(ours, ttl=600), lambda: registry.delete(ours)):
+        with pytest.raises(LeaseConflict, match=KEY):
+            late()
+        assert value(etcd) == STRANGER
+    assert etcd.ctl("lease", "list").split() == grants
+
+
+def test_a_write_whose_answer_was_lost_is_recognised_as_ours(etcd: EtcdCluster) -> None:
+    """The client repeats a request that a dying connection had already carried."""
+
+    class Repeating(EtcdClient):
+        def ask(self, name: str, request: Any) -> Any:
+            if name == "KV/Txn":
+                super().ask(name, request)
+            return super().ask(name, request)
+
+    registry = Registry(Repeating(etcd.options()), PREFIX)
+    lease = registry.create(Lease(FAR, IPv4Address("1.1.1.1"), "host-gw"), ttl=600)
+    assert in_etcd(registry) == lease
+    lease = registry.rewrite(replace(lease, public_ip=IPv4Address("1.1.1.2")), ttl=600)
+    assert in_etcd(registry) == lease
+    assert registry.reserve(FAR, IPv4Address("1.1.1.2")) == in_etcd(registry)
+    registry.delete(registry.snapshot().leases[0])
+    assert in_etcd(registry) is None

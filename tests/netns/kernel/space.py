@@ -1,0 +1,95 @@
+"""For tests of the kernel edges: `ip`, the objects of a node and of its peers, tiny programs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import subprocess
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from flannel_ebpf.base.model import Mac
+from flannel_ebpf.desired.objects import (
+    FdbEntry,
+    LinkAddress,
+    Neighbour,
+    Object,
+    Route,
+    Scope,
+    Sysctl,
+    VxlanLink,
+)
+from flannel_ebpf.kernel.bpf import Program
+
+_PASS = {3: 0, 6: 2}  # BPF_PROG_TYPE_SCHED_CLS: TC_ACT_OK; BPF_PROG_TYPE_XDP: XDP_PASS
+_libc = ctypes.CDLL(None, use_errno=True)
+
+NETWORK = IPv4Network("10.1.0.0/16")
+SUBNET = IPv4Network("10.1.5.0/24")
+PUBLIC_IP = IPv4Address("192.168.64.5")
+OVERLAY = "flannel.1"
+OWN_MAC = Mac.parse("02:00:00:00:00:05")
+
+
+def run(*commands: str) -> str:
+    """Run commands without a shell; return the last one's output."""
+    output = ""
+    for command in commands:
+        done = subprocess.run(command.split(), capture_output=True, text=True, check=False, timeout=30)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        output = done.stdout
+    return output
+
+
+def index_of(name: str) -> int:
+    return int(run(f"ip -o link show {name}").split(":")[0])
+
+
+def scope(uplink: int, overlay: str = OVERLAY, network: IPv4Network = NETWORK) -> Scope:
+    return Scope(network, SUBNET, overlay, uplink, (f"net/ipv6/conf/{OVERLAY}/accept_ra",) if overlay else ())
+
+
+def vxlan(uplink: int) -> VxlanLink:
+    return VxlanLink(OVERLAY, 1, 8472, PUBLIC_IP, uplink, 1450, OWN_MAC)
+
+
+def node(uplink: int) -> set[Object]:
+    """Return what a node without peers holds."""
+    address = LinkAddress(OVERLAY, IPv4Interface(f"{SUBNET.network_address}/32"))
+    return {vxlan(uplink), address, Sysctl(f"net/ipv6/conf/{OVERLAY}/accept_ra", "0")}
+
+
+def peer(number: int, network: IPv4Network = NETWORK) -> set[Object]:
+    """Return the three objects of one vxlan peer; numbers count /24s from the network's start."""
+    subnet = IPv4Network((int(network.network_address) + number * 256, 24))
+    mac = Mac(b"\2\1" + number.to_bytes(4, "big"))
+    public = IPv4Address("172.16.0.0") + number
+    return {
+        Neighbour(OVERLAY, subnet.network_address, mac),
+        FdbEntry(OVERLAY, mac, public),
+        Route(subnet, subnet.network_address, OVERLAY, onlink=True),
+    }
+
+
+def named(*programs: Program) -> Callable[[int], str]:
+    """Return what knows these programs as ours, by id."""
+    names = {program.info().id: program.name for program in programs}
+    return lambda number: names.get(number, "")
+
+
+class TinyProgram(Program):
+    """A program that lets every packet pass."""
+
+    @classmethod
+    def make(cls, kind: int = 3, name: str = "tiny") -> Program:
+        """Load it: kind 3 for tc, 6 for XDP."""
+        code = ctypes.create_string_buffer(struct.pack("=BBhiBBhi", 0xB7, 0, 0, _PASS[kind], 0x95, 0, 0, 0))
+        gpl = ctypes.create_string_buffer(b"GPL")
+        attr = struct.pack(
+            "=IIQQIIQII16s",
+            *(kind, 2, ctypes.addressof(code), ctypes.addressof(gpl), 0, 0, 0, 0, 0, name.encode()),
+        )
+        fd = _libc.syscall(321, 5, attr, len(attr))
+        assert fd >= 0, os.strerror(ctypes.get_errno())
+        return cls(fd, name)
