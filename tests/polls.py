@@ -15,25 +15,25 @@ PATIENCE = 10.0
 
 
 def stretch() -> float:
-    """Return how many times as long as on an idle machine things may take now: tasks per CPU, at least 1."""
+    """Return how many times as long as on an idle machine things may take now: tasks per CPU, 1 to 10."""
     average, _, _, tasks, _ = Path("/proc/loadavg").read_text().split()
-    waiting = max(float(average), int(tasks.partition("/")[0]))
-    return max(1.0, waiting / (os.cpu_count() or 1))
+    wanting = max(float(average), int(tasks.partition("/")[0]))
+    return min(max(1.0, wanting / (os.cpu_count() or 1)), 10.0)
 
 
 def eventually(condition: Callable[[], T], what: str | Callable[[], str], within: float = PATIENCE) -> T:
     """Poll until `condition()` is true and return its value; fail when `what` has not happened in time.
 
-    `within` counts seconds of an idle machine: a busy one gets as much more as it has tasks per CPU.
+    `within` counts seconds of an idle machine: on a busy one they pass as much slower as it has tasks per CPU.
     """
     __tracebackhide__ = True
-    start = time.monotonic()
-    deadline = start + within
+    start = last = time.monotonic()
+    left = within
     while not (found := condition()):
-        now = time.monotonic()
-        deadline = max(deadline, start + within * stretch())
-        if now >= deadline:
+        if left <= 0:
             said = what if isinstance(what, str) else what()
-            raise AssertionError(f"not within {now - start:.1f} s: {said}")
-        time.sleep(min(0.005 + (now - start) / 10, 0.2))
+            raise AssertionError(f"not within {last - start:.1f} s: {said}")
+        time.sleep(min(0.005 + (last - start) / 10, 0.2))
+        now = time.monotonic()
+        left, last = left - (now - last) / stretch(), now
     return found

@@ -17,7 +17,7 @@ from tests.polls import eventually
 
 HOST = "127.0.0.1"
 PORTS = range(24100, 24900)
-_given: set[int] = set()
+_claims: list[socket.socket] = []  # of ports, for as long as this process lives
 
 LONG = os.environ.get("FLANNEL_TEST_LONG") == "1"
 FROZEN = 60.0 if LONG else 20.0
@@ -27,11 +27,17 @@ OUTAGE = 120.0 if LONG else 10.0
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on and that this process has not given out."""
+    """Return a port that nobody listens on and that no test process of this machine has taken."""
     for port in random.sample(PORTS, len(PORTS)):
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0flannel-ebpf-test-port-{port}")
+        except OSError:  # another process's, or an earlier one of ours
+            claim.close()
+            continue
+        _claims.append(claim)
         with socket.socket() as probe:
-            if port not in _given and probe.connect_ex((HOST, port)) != 0:
-                _given.add(port)
+            if probe.connect_ex((HOST, port)) != 0:
                 return port
     raise AssertionError(f"no free port in {PORTS}")
 

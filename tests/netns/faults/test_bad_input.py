@@ -171,7 +171,9 @@ def test_without_bpf_a_node_takes_the_kernel_path_or_ends(
 
 
 def test_without_rights_one_line_says_so(lab: Lab, n1: Node) -> None:
-    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--reuid=65534", "--clear-groups"]
+    keep = "-all,+dac_read_search"  # the checkout may be somewhere that this user cannot read
+    drop = ["setpriv", f"--bounding-set={keep}", f"--inh-caps={keep}", f"--ambient-caps={keep}"]
+    drop += ["--reuid=65534", "--clear-groups"]
     said = n1.run([*drop, *n1.daemon_command()], check=False)
     assert said.returncode == 1
     assert "Traceback" not in said.stderr

@@ -78,5 +78,5 @@ def test_the_key_is_flanneld_s_byte_for_byte_at_start_and_at_renewal(make_lab: M
     assert renewed["lease"] != first["lease"], "flannel renews by a new grant"
     assert renewed["create_revision"] == first["create_revision"]
     flannel(node, "down", "--release")
-    assert node.daemon is None
+    eventually(lambda: node.daemon is None, "the daemon has ended")
     assert not stored(lab, node)

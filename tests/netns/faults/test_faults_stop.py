@@ -86,9 +86,9 @@ def test_sigterm_while_joining(faults: FaultLab, fault: str) -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        "cluster.Cluster.refresh",
-        "lease_keeper.LeaseKeeper._keep",
-        "etcd.watch.Watch._follow",
+        "leases.cluster.Cluster.refresh",
+        "leases.lease_keeper.LeaseKeeper._keep",
+        "leases.etcd.watch.Watch._follow",
         "kernel.monitor.KernelMonitor._receive",
     ],
 )

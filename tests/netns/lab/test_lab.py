@@ -19,6 +19,7 @@ from flannel_ebpf.lab.processes import Process
 from flannel_ebpf.lab.spec import folder_of, owns_namespace
 from flannel_ebpf.lab.stock import StockFlannel
 from tests.netns.labs import MakeLab
+from tests.polls import eventually
 
 CLI = [sys.executable, "-m", "flannel_ebpf", "lab"]
 
@@ -163,10 +164,7 @@ def test_an_interrupted_up_leaves_nothing(lab_name: str, number: int, delay: flo
 
 def test_what_a_killed_up_left_is_removed(lab_name: str) -> None:
     up = subprocess.Popen([*CLI, "up", "--name", lab_name, "--nodes", "3"], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
-    while f"{lab_name}-n2" not in netns.names():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(lambda: f"{lab_name}-n2" in netns.names(), "a node of the lab is there")
     up.kill()
     up.wait()
     assert lab_name in labs()
@@ -175,18 +173,25 @@ def test_what_a_killed_up_left_is_removed(lab_name: str) -> None:
     assert leftovers(lab_name) == []
 
 
+OF_THIS_RUN = (
+    "FLANNEL_TEST_RUN",
+    "PYTEST_XDIST_WORKER",
+    "PYTEST_XDIST_WORKER_COUNT",
+    "PYTEST_XDIST_TESTRUNUID",
+)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_test_run_leaves_nothing(number: int) -> None:
+@pytest.mark.parametrize(("options", "worker"), [((), ""), (("-n", "1"), "gw0")], ids=["alone", "parallel"])
+def test_an_interrupted_test_run_leaves_nothing(number: int, options: tuple[str, ...], worker: str) -> None:
     run = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-q", f"{__file__}::test_pods_talk_between_stock_nodes"],
+        [sys.executable, "-m", "pytest", "-q", *options, f"{__file__}::test_pods_talk_between_stock_nodes"],
         stdout=subprocess.PIPE,
         text=True,
+        env={name: value for name, value in os.environ.items() if name not in OF_THIS_RUN},
     )
-    name = f"t{run.pid}-1"
-    deadline = time.monotonic() + 20
-    while f"{name}-n1p1" not in netns.names():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    name = f"t{run.pid}{worker}-1"
+    eventually(lambda: f"{name}-n1p1" in netns.names(), "a pod of the run's lab is there", 20)
     for _ in range(3):  # once may be enough for the run, not for an impatient person
         run.send_signal(number)
     said = run.communicate(timeout=30)[0]

@@ -140,7 +140,7 @@ def test_the_source_check_reaches_the_relay(make_lab: MakeLab, choice: str) -> N
 WITHOUT_VXLAN = """
 import sys
 from pathlib import Path
-from flannel_ebpf.kernel import vxlan
+from flannel_ebpf.kernel.netlink import vxlan
 create, flag = vxlan._create, Path(sys.argv.pop())
 def create_or_not(ip, want):
     if flag.exists():
