@@ -24,7 +24,7 @@ def stretch() -> float:
 def eventually(condition: Callable[[], T], what: str | Callable[[], str], within: float = PATIENCE) -> T:
     """Poll until `condition()` is true and return its value; fail when `what` has not happened in time.
 
-    `within` counts seconds of an idle machine: on a busy one they pass as much slower as it has tasks per CPU.
+    `within` counts seconds of an idle machine; on a busy one they pass more slowly, by its tasks per CPU.
     """
     __tracebackhide__ = True
     start = last = time.monotonic()

@@ -3,7 +3,7 @@
 
 `tools/uplink_choices.py FLANNELD` runs that binary once for each pair, in a network namespace made like the
 host and beside an etcd of its own, and prints a line each: host | flags | interface address public-address
-MTU. tests/netns/flanneld_choices.txt is what v0.28.10 answered; a test holds ours against it.
+MTU. tests/netns/kernel/flanneld_choices.txt is what v0.28.10 answered; a test holds ours against it.
 """
 
 from __future__ import annotations

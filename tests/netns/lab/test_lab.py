@@ -173,12 +173,7 @@ def test_what_a_killed_up_left_is_removed(lab_name: str) -> None:
     assert leftovers(lab_name) == []
 
 
-OF_THIS_RUN = (
-    "FLANNEL_TEST_RUN",
-    "PYTEST_XDIST_WORKER",
-    "PYTEST_XDIST_WORKER_COUNT",
-    "PYTEST_XDIST_TESTRUNUID",
-)
+OF_THIS_RUN = {name for name in os.environ if name.startswith(("FLANNEL_TEST_RUN", "PYTEST_"))}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

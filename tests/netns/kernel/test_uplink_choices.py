@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from kernel_space import namespace
 from uplink_choices import FLAGS, HOSTS, REFUSED
 
 from flannel_ebpf.agent.join import choose_uplink
@@ -15,8 +14,6 @@ from flannel_ebpf.base.errors import ConfigError
 from flannel_ebpf.commands.flags import options_from
 from flannel_ebpf.commands.node import up
 from flannel_ebpf.desired.backends import vxlan
-
-__all__ = ["namespace"]
 
 CONFIG = parse_network_config('{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}', "test")
 
