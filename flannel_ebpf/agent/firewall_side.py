@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from ipaddress import IPv4Network
 
 from flannel_ebpf.base.options import Options
@@ -13,7 +12,8 @@ from flannel_ebpf.desired.backends import Node
 from flannel_ebpf.desired.firewall_rules import Tool, ruleset
 from flannel_ebpf.desired.objects import Object, Ruleset
 from flannel_ebpf.desired.plan import Failure, Op
-from flannel_ebpf.kernel.firewall.rules import Rules, is_legacy, supports_random_fully
+from flannel_ebpf.kernel.firewall.iptables import is_legacy
+from flannel_ebpf.kernel.firewall.rules import Rules, supports_random_fully
 
 LONGEST = 60.0
 """Seconds for which rules count that were read, even if nobody tells of a change."""
@@ -31,6 +31,7 @@ class Firewall:
         self._tool = tool
         self._wake = wake
         self._rules = Rules()
+        self._random: bool | None = None
         self._seen: frozenset[Object] = frozenset()
         self._read_at = float("-inf")
         self._changed = threading.Event()
@@ -67,6 +68,8 @@ class Firewall:
         self._changed.set()
         return self._rules.apply([op for op in ops if isinstance(op.obj, Ruleset)])
 
-    @cached_property
+    @property
     def _random_fully(self) -> bool:
-        return not self._options.ip_masq_fully_random_disable and supports_random_fully(self._tool)
+        if self._random is None and not self._options.ip_masq_fully_random_disable:
+            self._random = supports_random_fully(self._tool)
+        return bool(self._random)

@@ -8,28 +8,45 @@ it names an address range inside it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, ip_network
 from typing import Literal
 
+from flannel_ebpf.desired.firewall_text import iptables_rule, ranges
 from flannel_ebpf.desired.objects import Ruleset
 
 Tool = Literal["iptables", "nftables"]
 TOOLS: tuple[Tool, ...] = ("iptables", "nftables")
 
-_MARK = "0x4000"  # kube-proxy masquerades what carries it, so we must not (flannel PR #1681)
+_MARK = 0x4000  # kube-proxy masquerades what carries it, so we must not (flannel PR #1681)
 _MULTICAST = "224.0.0.0/4"
-_RANGE = re.compile(r"\b(\d+\.\d+\.\d+\.\d+(?:/\d+)?)(?=\s|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class NftChain:
+    """A base chain of flannel's table."""
+
+    name: str
+    comment: str
+    declaration: str
+
 
 NFT_TABLE = "flannel-ipv4"
-NFT_CHAINS = {
-    "postrtg": "type nat hook postrouting priority srcnat; policy accept;",
-    "forward": "type filter hook forward priority filter; policy accept;",
-}
-"""flannel's chains in the table and their declarations, in the order in which we name their rules."""
+NFT_CHAINS = (
+    NftChain(
+        "postrtg",
+        "chain to manage traffic masquerading by flannel",
+        "type nat hook postrouting priority srcnat; policy accept;",
+    ),
+    NftChain(
+        "forward",
+        "chain to accept flannel traffic",
+        "type filter hook forward priority filter; policy accept;",
+    ),
+)
+"""flannel's chains in the table, in the order in which we name their rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +61,7 @@ class IptablesChain:
     @property
     def jump(self) -> str:
         """The rule that leads into the chain."""
-        return f'-A {self.parent} -m comment --comment "{self.comment}" -j {self.name}'
+        return iptables_rule(self.parent, {"--comment": self.comment, "-j": self.name})
 
 
 IPTABLES_CHAINS = (
@@ -79,32 +96,24 @@ def ruleset(
 
 def _iptables_masquerade(network: str, subnet: str, random_fully: bool) -> list[str]:
     nat, _ = IPTABLES_CHAINS
-    leave = f'-m comment --comment "{nat.comment}" -j RETURN'
-    hide = f'-m comment --comment "{nat.comment}" -j MASQUERADE' + (" --random-fully" if random_fully else "")
-    return [
-        f"nat {nat.jump}",
-        *(
-            f"nat -A {nat.name} {rule}"
-            for rule in (
-                f"-m mark --mark {_MARK}/{_MARK} {leave}",
-                f"-s {subnet} -d {network} {leave}",
-                f"-s {network} -d {subnet} {leave}",
-                f"! -s {network} -d {subnet} {leave}",
-                f"-s {network} ! -d {_MULTICAST} {hide}",
-                f"! -s {network} -d {network} {hide}",
-            )
-        ),
-    ]
+    leave = {"--comment": nat.comment, "-j": "RETURN"}
+    hide = {"--comment": nat.comment, "-j": "MASQUERADE"} | ({"--random-fully": ""} if random_fully else {})
+    rules = (
+        leave | {"--mark": f"{_MARK:#x}/{_MARK:#x}"},
+        leave | {"-s": subnet, "-d": network},
+        leave | {"-s": network, "-d": subnet},
+        leave | {"! -s": network, "-d": subnet},
+        hide | {"-s": network, "! -d": _MULTICAST},
+        hide | {"! -s": network, "-d": network},
+    )
+    return [f"nat {nat.jump}", *(f"nat {iptables_rule(nat.name, rule)}" for rule in rules)]
 
 
 def _iptables_forward(network: str) -> list[str]:
     _, fwd = IPTABLES_CHAINS
-    accept = f'-m comment --comment "{fwd.comment}" -j ACCEPT'
-    return [
-        f"filter {fwd.jump}",
-        f"filter -A {fwd.name} -s {network} {accept}",
-        f"filter -A {fwd.name} -d {network} {accept}",
-    ]
+    accept = {"--comment": fwd.comment, "-j": "ACCEPT"}
+    rules = (accept | {"-s": network}, accept | {"-d": network})
+    return [f"filter {fwd.jump}", *(f"filter {iptables_rule(fwd.name, rule)}" for rule in rules)]
 
 
 def _nft_masquerade(network: str, subnet: str, random_fully: bool) -> list[str]:
@@ -113,7 +122,7 @@ def _nft_masquerade(network: str, subnet: str, random_fully: bool) -> list[str]:
     return [
         f"postrtg {rule}"
         for rule in (
-            "meta mark 0x00004000 return",
+            f"meta mark {_MARK:#010x} return",
             f"ip saddr {subnet} ip daddr {network} return",
             f"ip saddr {network} ip daddr {subnet} return",
             f"ip saddr != {subnet} ip daddr {network} return",
@@ -132,6 +141,11 @@ def belongs(rule: str, network: IPv4Network) -> bool:
     return any(found.subnet_of(network) for found in _ranges(rule))
 
 
+def is_anothers(rule: str, network: IPv4Network) -> bool:
+    """Say whether a rule of flannel's chains names ranges, none of them inside `network`."""
+    return any(_ranges(rule)) and not belongs(rule, network)
+
+
 def is_shared(rule: str) -> bool:
     """Say whether a rule is one of flannel's that name no range: they serve every network."""
     return rule in _shared()
@@ -144,7 +158,7 @@ def _shared() -> frozenset[str]:
     sets = (
         ruleset(tool, network, network, masquerade=True, forward=True, random_fully=False) for tool in TOOLS
     )
-    return frozenset(rule for one in sets if one for rule in one.rules if not _ranges(rule))
+    return frozenset(rule for one in sets if one for rule in one.rules if not any(_ranges(rule)))
 
 
 def owned(rules: Iterable[str], network: IPv4Network) -> tuple[str, ...]:
@@ -153,11 +167,9 @@ def owned(rules: Iterable[str], network: IPv4Network) -> tuple[str, ...]:
     Rules without a range count in a place only where the network has rules of its own: a jump to a chain that
     serves others only is not ours. A stranger's rule among them counts too, so that it is seen and goes.
     """
-    present = list(rules)
-    own = {_place(rule) for rule in present if belongs(rule, network)}
-    return tuple(
-        rule for rule in present if belongs(rule, network) or (not _ranges(rule) and _place(rule) in own)
-    )
+    present = [rule for rule in rules if not is_anothers(rule, network)]
+    own = {place_of(rule) for rule in present if belongs(rule, network)}
+    return tuple(rule for rule in present if place_of(rule) in own)
 
 
 def merged(present: Iterable[str], network: IPv4Network, wanted: Iterable[str]) -> list[str]:
@@ -166,26 +178,27 @@ def merged(present: Iterable[str], network: IPv4Network, wanted: Iterable[str]) 
     In each place the shared rules come first, once, and go when no network is left that needs them.
     """
     present, wanted = list(present), list(wanted)
-    others = [rule for rule in present if _ranges(rule) and not belongs(rule, network)]
+    others = [rule for rule in present if is_anothers(rule, network)]
     body = [rule for rule in [*others, *wanted] if not is_shared(rule)]
     shared = [rule for rule in dict.fromkeys([*wanted, *present]) if is_shared(rule)]
     result: list[str] = []
-    for place in dict.fromkeys(_place(rule) for rule in [*wanted, *present]):
-        own = [rule for rule in body if _place(rule) == place]
+    for place in dict.fromkeys(place_of(rule) for rule in [*wanted, *present]):
+        own = [rule for rule in body if place_of(rule) == place]
         if own:
-            result += [rule for rule in shared if _place(rule) == place] + own
+            result += [rule for rule in shared if place_of(rule) == place] + own
     return result
 
 
-def _ranges(rule: str) -> list[IPv4Network]:
-    found = []
-    for text in _RANGE.findall(rule):
+def place_of(rule: str) -> str:
+    """Return where a rule stands: its table (iptables) or chain (nftables)."""
+    return rule.split(" ", 1)[0]
+
+
+def _ranges(rule: str) -> Iterator[IPv4Network]:
+    for text in ranges(rule):
         try:
-            found.append(IPv4Network(text, strict=False))
+            found = ip_network(text, strict=False)
         except ValueError:  # digits and dots in somebody's comment
             continue
-    return found
-
-
-def _place(rule: str) -> str:
-    return rule.split(" ", 1)[0]
+        if isinstance(found, IPv4Network):
+            yield found

@@ -129,6 +129,97 @@ def test_refused_rule_is_a_failure_with_the_tools_words() -> None:
     assert Rules().read(NETWORK) == set()
 
 
+FLANNELDS = """
+add table ip flannel-ipv4 { comment "rules for flannel-ipv4" ; }
+add table ip6 flannel-ipv6 { comment "rules for flannel-ipv6" ; }
+add chain ip flannel-ipv4 postrtg { type nat hook postrouting priority 100 ; comment \
+"chain to manage traffic masquerading by flannel" ; }
+flush chain ip flannel-ipv4 postrtg
+add rule ip flannel-ipv4 postrtg meta mark 0x4000 return
+add rule ip flannel-ipv4 postrtg ip saddr 10.1.5.0/24 ip daddr 10.1.0.0/16 return
+add rule ip flannel-ipv4 postrtg ip saddr 10.1.0.0/16 ip daddr 10.1.5.0/24 return
+add rule ip flannel-ipv4 postrtg ip saddr != 10.1.5.0/24 ip daddr 10.1.0.0/16 return
+add rule ip flannel-ipv4 postrtg ip saddr 10.1.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random
+add rule ip flannel-ipv4 postrtg ip saddr != 10.1.0.0/16 ip daddr 10.1.0.0/16 masquerade fully-random
+add chain ip flannel-ipv4 forward { type filter hook forward priority 0 ; comment \
+"chain to accept flannel traffic" ; }
+flush chain ip flannel-ipv4 forward
+add rule ip flannel-ipv4 forward ip saddr 10.1.0.0/16 accept
+add rule ip flannel-ipv4 forward ip daddr 10.1.0.0/16 accept
+"""
+"""What flanneld gives to nft (pkg/trafficmngr/nftables, through knftables)."""
+
+
+def nft(text: str) -> None:
+    subprocess.run(["nft", "--file", "-"], input=text, text=True, check=True)
+
+
+def test_flannelds_own_tables_are_right_as_they_are() -> None:
+    nft(FLANNELDS)
+    assert plan({make("nftables")}, Rules().read(NETWORK)) == []
+
+
+def test_nft_shows_of_ours_what_it_shows_of_flannelds() -> None:
+    nft(FLANNELDS)
+    flannelds = run("nft list ruleset")
+    run("nft flush ruleset")
+    Rules().apply([Put(make("nftables"))])
+    assert run("nft list ruleset") == flannelds
+    Rules().apply([Delete(make("nftables"))])
+    assert run("nft list ruleset") == ""
+
+
+def test_iptables_shows_of_ours_what_flannels_own_check_expects() -> None:
+    Rules().apply([Put(make("iptables"))])
+    said = run("iptables -t nat -S FLANNEL-POSTRTG") + run("iptables -S FLANNEL-FWD")
+    chains = ("nat -A FLANNEL-POSTRTG", "filter -A FLANNEL-FWD")
+    expected = [rule.split(" ", 1)[1] for rule in make("iptables").rules if rule.startswith(chains)]
+    assert [line for line in said.splitlines() if not line.startswith("-N")] == expected
+
+
+def test_rules_of_another_network_are_not_even_written_again() -> None:
+    Rules().apply([Put(make("nftables", OTHER, OTHER_SUBNET))])
+    run("nft add rule ip flannel-ipv4 forward ip saddr { 10.2.7.7, 10.2.8.8 } tcp dport 80 counter accept")
+
+    def theirs() -> list[str]:
+        listed = run("nft --handle list table ip flannel-ipv4").splitlines()
+        return [line for line in listed if "10.2." in line]
+
+    before = theirs()
+    for op in (Put(make("nftables")), Put(make("nftables", random=False)), Delete(make("nftables"))):
+        assert Rules().apply([op]) == []
+        assert theirs() == before
+    assert "10.2.7.7" in str(before)
+
+
+def test_a_comment_may_hold_any_bytes() -> None:
+    for chain in ("INPUT", "FORWARD"):
+        subprocess.run(
+            ["iptables", "-A", chain, "-m", "comment", "--comment", b"B\xfcro", "-j", "ACCEPT"], check=True
+        )
+    Rules().apply([Put(make("iptables", OTHER, OTHER_SUBNET))])
+    odd = ["-s", "10.2.9.0/24", "-m", "comment", "--comment", b"K\xfcche", "-j", "ACCEPT"]
+    subprocess.run(["iptables", "-A", "FLANNEL-FWD", *odd], check=True)
+    want = make("iptables")
+    assert Rules().apply(plan({want}, Rules().read(NETWORK))) == []
+    assert Rules().read(NETWORK) == {want}
+    saved = subprocess.run(["iptables-save"], capture_output=True, check=True).stdout
+    assert saved.count(b"B\xfcro") == 2
+    assert saved.count(b"K\xfcche") == 1
+
+
+def test_a_tool_that_cannot_be_run_is_a_failure_and_no_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("iptables", "iptables-save", "nft"):
+        (tmp_path / name).write_text("no program")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [supports_random_fully(tool) for tool in TOOLS] == [None, False]
+    assert Rules().read(NETWORK) == set()
+    [failure] = Rules().apply([Put(make("iptables"))])
+    assert str(failure.error) == "iptables-save cannot be run: Permission denied"
+
+
 def test_missing_tools_hold_no_rules_and_say_so_when_wanted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
