@@ -3,46 +3,61 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
+from flannel_ebpf.agent.side import Round, scope_of
 from flannel_ebpf.base.errors import BpfError
-from flannel_ebpf.base.model import PodPort
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import Fastpath
-from flannel_ebpf.desired.backends import Node, Peer, backend_of, udp
+from flannel_ebpf.desired.backends import backend_of, udp
 from flannel_ebpf.desired.bpf import contents
 from flannel_ebpf.desired.bpf.optional import Extras
 from flannel_ebpf.desired.bpf.pod_grace import Newcomers
-from flannel_ebpf.desired.objects import MapEntry, Object, Sysctl
+from flannel_ebpf.desired.objects import (
+    Filter,
+    HeadroomPort,
+    MapEntry,
+    Object,
+    PinFolder,
+    Scope,
+    Sysctl,
+    XdpProgram,
+)
+from flannel_ebpf.desired.plan import Failure, Op
 from flannel_ebpf.kernel import sysctl
+from flannel_ebpf.kernel.hooks.edge import Hooks
+from flannel_ebpf.kernel.hooks.ownership import name_in
 from flannel_ebpf.kernel.netlink import ethtool
-from flannel_ebpf.kernel.netlink.links import find_link
-from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
-from flannel_ebpf.kernel.pods import Links
+from flannel_ebpf.kernel.pods import pod_macs
+from flannel_ebpf.kernel.programs import pins
 from flannel_ebpf.kernel.programs.in_use import Datapath
 from flannel_ebpf.kernel.programs.loader import Loaded
-from flannel_ebpf.kernel.programs.pins import Pins
 
 BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 """Conntrack sees only part of an accelerated stream, and would call what it sees next invalid."""
 
+AT_ONCE = 1e-3
 
-class Acceleration:
-    """Says what this node's BPF side should be, beside the kernel path; a pass carries it out.
+
+class BpfSide:
+    """Programs, their maps and the hooks that they stand on, beside the kernel path.
 
     `bpf` is None when the kernel path alone is used; `why_not` then says why, if it was not asked for.
     With `required`, a host that cannot run the programs is an error; otherwise a pass goes on without
     them. `pod_grace`: seconds that programs keep away from a pod's new veth.
     """
 
+    kinds = (PinFolder, MapEntry, Filter, XdpProgram, HeadroomPort)
+
     def __init__(
         self,
         bpf: Datapath | None,
+        hooks: Hooks,
         settings: contents.Settings,
-        netlink: RouteSocket,
         pin_root: Path,
         why_not: str = "",
         *,
@@ -51,70 +66,103 @@ class Acceleration:
     ) -> None:
         self.bpf = bpf
         self.attach = settings.attach
-        self.newcomers = Newcomers(pod_grace)
-        self.extras = Extras(settings)
+        self.why_not = why_not
+        self.due = 0.0
+        """Seconds after the last round at which there is something to do in any case; 0: nothing waits."""
+        self.slots: contents.Slots | None = None
+        """The peers' indexes in fl_peer_stats as the last round had them, None without programs."""
+        self._hooks = hooks
         self._settings = settings
-        self._netlink = netlink
-        self._links = Links(netlink)
+        self._newcomers = Newcomers(pod_grace)
+        self._extras = Extras(settings)
         self._pin_root = pin_root
-        self._why_not = why_not
         self._required = required
+        self._loaded: Loaded | None = None
+        self._entries: list[MapEntry] = []
 
-    def load(self, node: Node, peers: Sequence[Peer]) -> tuple[Loaded | None, str]:
-        """Have the programs for this node and these peers loaded, or say why there are none.
+    @property
+    def slot_count(self) -> int:
+        """How many peers' traffic can be told apart; 0 without programs."""
+        return self.bpf.slots() if self.bpf and self._loaded else 0
 
-        Raises BpfError when they are `required` and cannot run, KernelError.
+    @property
+    def accelerated(self) -> bool:
+        """Whether programs were in use in the last round."""
+        return self._loaded is not None
+
+    def wanted(self, now: Round) -> list[Object]:
+        """Return map entries, hooks and what goes with them, once the programs for this node are loaded.
+
+        Some entries are learned by the programs and stay. Raises BpfError when programs are `required` and
+        cannot run, KernelError.
         """
+        self.slots, self._entries = None, []
+        self._loaded = self._load(now)
+        if self._loaded is None or self.bpf is None:
+            return []
+        node, seen, programs = now.node, now.seen, self._loaded.programs
+        self._entries = self.bpf.read()
+        self.slots = contents.assign_slots(now.peers, contents.slots_in(self._entries), self.bpf.slots())
+        overlay = seen.index_of(backend_of(node.config).overlay_name(node.config))
+        old = self._newcomers.settled(now.ports, time.monotonic())
+        self.due = self._newcomers.due
+        wanted: list[Object] = [
+            *(PinFolder(str(folder)) for folder in (self._loaded.maps, *self._loaded.folders)),
+            *contents.peer_entries(now.peers, self.slots),
+            *contents.port_entries(now.ports),
+            *contents.pod_entries(self._entries, now.ports, pod_macs(seen, now.ports)),
+            *contents.filters(old, node.uplink.ifindex, overlay, now.peers, programs, self.attach),
+            *self._extras.wanted(node, now.ports, programs),
+        ]
+        if self._settings.fastpath == Fastpath.FLOWS and sysctl.read(BE_LIBERAL) is not None:
+            wanted.append(Sysctl(BE_LIBERAL, "1", lent=True))
+        return wanted
+
+    def _load(self, now: Round) -> Loaded | None:
+        """Have the programs for this node and these peers loaded; None without them."""
         if self.bpf is None:
-            return None, self._why_not
+            return None
         try:
-            return self.bpf.load(self._constants(node, peers)), ""
+            loaded = self.bpf.load(self._constants(now))
         except BpfError as error:
             if self._required:
                 raise
-            return None, str(error)
+            self.why_not = str(error)
+            return None
+        self.why_not = ""
+        return loaded
 
-    def _constants(self, node: Node, peers: Sequence[Peer]) -> abi.Config:
-        config = contents.constants(node, peers, self._settings)
+    def _constants(self, now: Round) -> abi.Config:
+        config = contents.constants(now.node, now.peers, self._settings)
         if config.backend != abi.Mode.UDP:
             return config
-        tun = find_link(self._netlink, udp.TUN_NAME)
-        finishes = ethtool.finishes(node.uplink.name)
-        return replace(config, tun=tun.index if tun else 0, uplink_finishes=finishes)
+        finishes = ethtool.finishes(now.node.uplink.name)
+        return replace(config, tun=now.seen.index_of(udp.TUN_NAME), uplink_finishes=finishes)
 
-    def wanted(
-        self,
-        node: Node,
-        peers: Sequence[Peer],
-        slots: contents.Slots,
-        ports: Sequence[PodPort],
-        programs: Mapping[str, int],
-        entries: Sequence[MapEntry],
-    ) -> list[Object]:
-        """Return the objects of the BPF side: map entries, hooks, and what goes with them.
-
-        `programs` are the ids of the loaded programs by name, `entries` what the maps hold: some of it is
-        learned by the programs and stays. Raises KernelError.
-        """
-        name = backend_of(node.config).overlay_name(node.config)
-        overlay = find_link(self._netlink, name) if name else None
-        old = self.newcomers.settled(ports, time.monotonic())
-        wanted: list[Object] = [
-            *contents.peer_entries(peers, slots),
-            *contents.port_entries(ports),
-            *contents.pod_entries(entries, ports, self._links.pod_macs(ports)),
-            *contents.filters(
-                old, node.uplink.ifindex, overlay.index if overlay else 0, peers, programs, self.attach
-            ),
-            *self.extras.wanted(node, ports, programs),
+    def read(self, now: Round, wanted: Sequence[Object]) -> Iterable[Object]:
+        """Return what stands on hooks, what the maps in use hold, and every folder of pins."""
+        scope = scope_of(now.node)
+        folders = pins.Pins.of(scope.network, self._pin_root).generations()
+        return [
+            *self._hooks.read(now.seen, scope, partial(name_in, scope.network)),
+            *self._entries,
+            *(PinFolder(str(one.path)) for one in folders),
         ]
-        if self._settings.fastpath == Fastpath.FLOWS and sysctl.read(BE_LIBERAL) is not None:
-            wanted.append(Sysctl(BE_LIBERAL, "1"))
-        return wanted
 
-    def sweep(self, network: IPv4Network, loaded: Loaded | None) -> None:
-        """Unpin what is not in use, now that nothing is attached from it any more."""
-        if self.bpf is None:
-            Pins.of(network, self._pin_root).remove_all()
-        elif loaded:
-            self.bpf.sweep()
+    def apply(self, ops: Sequence[Op], scope: Scope) -> list[Failure]:
+        """Carry out operations on pins, maps and hooks; return those that failed.
+
+        What is only refused by this host is none: it is left out from the next pass on, which comes at once.
+        """
+        failures: list[Failure] = []
+        for kind, group in groupby(ops, lambda op: type(op.obj)):
+            batch = list(group)
+            if kind is PinFolder:
+                failures += pins.apply(batch)
+            elif kind is MapEntry:
+                failures += self.bpf.apply(batch) if self.bpf else []
+            else:
+                failures += self._hooks.apply(batch, scope, self.bpf.program_fds() if self.bpf else {})
+        refused = self._extras.refused(failures)
+        self.due = AT_ONCE if refused else self.due
+        return [failure for failure in failures if failure not in refused]

@@ -12,12 +12,13 @@ import threading
 from contextlib import ExitStack
 
 from flannel_ebpf.agent.bpf_settings import choose_attach, datapath_settings, open_datapath
-from flannel_ebpf.agent.bpf_side import Acceleration
-from flannel_ebpf.agent.firewall_side import Firewall
+from flannel_ebpf.agent.bpf_side import BpfSide
+from flannel_ebpf.agent.firewall_side import FirewallSide
 from flannel_ebpf.agent.health import HealthServer
 from flannel_ebpf.agent.join import Stopped, choose_uplink, persist, read_config, take_lease
+from flannel_ebpf.agent.kernel_side import KernelSide
 from flannel_ebpf.agent.loop import Loop, Parts, Wake
-from flannel_ebpf.agent.reconcile import Reconciler
+from flannel_ebpf.agent.reconcile import Reconciler, Sides
 from flannel_ebpf.agent.relay_side import RelaySide
 from flannel_ebpf.agent.status_file import Report
 from flannel_ebpf.base.config import NetworkConfig
@@ -29,7 +30,9 @@ from flannel_ebpf.host.lock import claim, network_lock
 from flannel_ebpf.host.remembered import remember_sysctl
 from flannel_ebpf.kernel.firewall.monitor import RulesMonitor
 from flannel_ebpf.kernel.monitor import KernelMonitor
+from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.kernel.network import KernelNetwork
+from flannel_ebpf.kernel.seen import Seen
 from flannel_ebpf.leases.cluster import Cluster
 from flannel_ebpf.leases.etcd import EtcdClient, Registry, Watch
 from flannel_ebpf.leases.lease_keeper import LeaseKeeper
@@ -94,7 +97,8 @@ class Daemon:
         log.info("network %s, backend %s", config.network, config.backend_type)
         self._lock(config)
         keeper = LeaseKeeper(registry, self._on_lost, ttl=options.lease_ttl, margin=int(options.renew_margin))
-        uplink, public_ip = choose_uplink(options, config)
+        with RouteSocket() as netlink:
+            uplink, public_ip = choose_uplink(Seen(netlink), options, config)
         node = persist(
             lambda: take_lease(keeper, registry, options, config, uplink, public_ip),
             "taking a lease",
@@ -119,12 +123,10 @@ class Daemon:
         """Open the edges, start the threads that wake the loop, and run it."""
         options, stack = self._options, self._stack
         kernel = stack.enter_context(KernelNetwork())
-        tool: Tool = "nftables" if node.config.enable_nftables else "iptables"
-        firewall = Firewall(options, tool, self._wake.for_all)
-        reconciler = self._reconciler(node, kernel, firewall)
-        relay = RelaySide(options, self._wake.for_all)
+        sides = self._sides(node, kernel)
+        reconciler = Reconciler(kernel, sides)
         report = Report(options.state_dir, options.datapath)
-        programmed = reconciler.programmed(node)
+        programmed = sides.kernel.programmed(node)
         cluster = Cluster(registry, keeper, options.wipe_grace, programmed, self._wake.for_leases)
         stack.callback(cluster.stop)
         cluster.start()
@@ -133,33 +135,36 @@ class Daemon:
         watch.start()
         overlay = backend_of(node.config).overlay_name(node.config)
         stack.enter_context(KernelMonitor(self._wake.for_all, overlay, kernel.ports, kernel.echoes))
-        stack.enter_context(RulesMonitor(firewall.changed))
-        self._loop = Loop(options, node, Parts(kernel, firewall, reconciler, relay, report, cluster, keeper))
+        stack.enter_context(RulesMonitor(sides.firewall.changed))
+        self._loop = Loop(options, node, Parts(kernel, reconciler, sides.firewall, report, cluster, keeper))
         self._serve_metrics(node.config, self._loop)
         self._loop.run(self._stop, self._wake)
 
-    def _reconciler(self, node: Node, kernel: KernelNetwork, firewall: Firewall) -> Reconciler:
-        options = self._options
+    def _sides(self, node: Node, kernel: KernelNetwork) -> Sides:
+        options, network = self._options, node.config.network
         bpf, caps, why_not = open_datapath(options, node.config)
         attach = choose_attach(options) if bpf else "clsact"
         if bpf:
             self._stack.enter_context(bpf)
             log.info("programs are attached by %s", attach)
-        acceleration = Acceleration(
-            bpf,
-            datapath_settings(options, caps, attach),
-            kernel.netlink,
-            options.bpf_pin_root,
-            why_not,
-            required=options.datapath == "ebpf",
-            pod_grace=options.pod_grace if attach == "clsact" else 0.0,
-        )
-        return Reconciler(
-            kernel,
-            firewall,
-            acceleration,
-            lambda old: remember_sysctl(options.state_dir, node.config.network, old.path, old.value),
-            blackhole=options.ip_blackhole_route,
+        tool: Tool = "nftables" if node.config.enable_nftables else "iptables"
+        return Sides(
+            KernelSide(
+                kernel,
+                lambda old: remember_sysctl(options.state_dir, network, old.path, old.value),
+                blackhole=options.ip_blackhole_route,
+            ),
+            FirewallSide(options, tool, self._wake.for_all),
+            BpfSide(
+                bpf,
+                kernel.hooks,
+                datapath_settings(options, caps, attach),
+                options.bpf_pin_root,
+                why_not,
+                required=options.datapath == "ebpf",
+                pod_grace=options.pod_grace if attach == "clsact" else 0.0,
+            ),
+            RelaySide(options, self._wake.for_all, batch=bpf is None),
         )
 
     def _serve_metrics(self, config: NetworkConfig, loop: Loop) -> None:

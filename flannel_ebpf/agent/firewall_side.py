@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Network
 
+from flannel_ebpf.agent.side import Round
 from flannel_ebpf.base.options import Options
-from flannel_ebpf.desired.backends import Node
 from flannel_ebpf.desired.firewall_rules import Tool, ruleset
-from flannel_ebpf.desired.objects import Object, Ruleset
+from flannel_ebpf.desired.objects import Object, Ruleset, Scope
 from flannel_ebpf.desired.plan import Failure, Op
 from flannel_ebpf.kernel.firewall.iptables import is_legacy
 from flannel_ebpf.kernel.firewall.rules import Rules, supports_random_fully
@@ -19,12 +18,14 @@ LONGEST = 60.0
 """Seconds for which rules count that were read, even if nobody tells of a change."""
 
 
-class Firewall:
+class FirewallSide:
     """Masquerade and forward rules, as the options and the network config ask for them.
 
     Reading rules runs programs, so what was read counts until `changed` is called; with iptables-legacy,
     whose changes nobody hears of, for `--iptables-resync` seconds.
     """
+
+    kinds = (Ruleset,)
 
     def __init__(self, options: Options, tool: Tool, wake: Callable[[], None]) -> None:
         self._options = options
@@ -37,24 +38,24 @@ class Firewall:
         self._changed = threading.Event()
         self.lifetime = float(options.iptables_resync) if is_legacy() else LONGEST
 
-    def wanted(self, node: Node) -> list[Object]:
+    def wanted(self, now: Round) -> list[Object]:
         """Return the rules that should be there: none or one set."""
         options = self._options
         rules = ruleset(
             self._tool,
-            node.config.network,
-            node.subnet,
+            now.node.config.network,
+            now.node.subnet,
             masquerade=options.ip_masq,
             forward=options.iptables_forward_rules,
             random_fully=options.ip_masq and self._random_fully,
         )
         return [rules] if rules else []
 
-    def read(self, network: IPv4Network) -> frozenset[Object]:
+    def read(self, now: Round, wanted: Sequence[Object]) -> frozenset[Object]:
         """Return this network's rules, of either tool; raises KernelError."""
         if self._changed.is_set() or time.monotonic() - self._read_at >= self.lifetime:
             self._changed.clear()
-            self._seen = frozenset(self._rules.read(network))
+            self._seen = frozenset(self._rules.read(now.node.config.network))
             self._read_at = time.monotonic()
         return self._seen
 
@@ -63,10 +64,10 @@ class Firewall:
         self._changed.set()
         self._wake()
 
-    def apply(self, ops: Sequence[Op]) -> list[Failure]:
+    def apply(self, ops: Sequence[Op], scope: Scope) -> list[Failure]:
         """Carry out operations on rule sets; return those that failed."""
         self._changed.set()
-        return self._rules.apply([op for op in ops if isinstance(op.obj, Ruleset)])
+        return self._rules.apply(ops)
 
     @property
     def _random_fully(self) -> bool:

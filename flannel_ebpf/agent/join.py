@@ -18,8 +18,9 @@ from flannel_ebpf.desired.backends import Node, backend_of, udp, vxlan
 from flannel_ebpf.host import subnet_env
 from flannel_ebpf.kernel.netlink.links import find_link, vxlan_link
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
-from flannel_ebpf.kernel.netlink.uplink import find_uplink
 from flannel_ebpf.kernel.programs import pins
+from flannel_ebpf.kernel.seen import Seen
+from flannel_ebpf.kernel.uplink import find_uplink
 from flannel_ebpf.leases.etcd import Registry
 from flannel_ebpf.leases.lease_format import config_key
 from flannel_ebpf.leases.lease_keeper import LeaseKeeper
@@ -67,12 +68,12 @@ def read_config(registry: Registry) -> NetworkConfig:
 EXAMPLE = '{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}'
 
 
-def choose_uplink(options: Options, config: NetworkConfig) -> tuple[Uplink, IPv4Address]:
+def choose_uplink(seen: Seen, options: Options, config: NetworkConfig) -> tuple[Uplink, IPv4Address]:
     """Return the uplink and the address that peers use; raises ConfigError.
 
     host-gw refuses a public address that is not the uplink's own, as flannel does: peers route to it.
     """
-    uplink = find_uplink(options.iface, options.iface_regex, options.iface_can_reach, options.public_ip)
+    uplink = find_uplink(seen, options.iface, options.iface_regex, options.iface_can_reach, options.public_ip)
     public_ip = options.public_ip or uplink.ip
     if config.backend_type == "host-gw" and public_ip != uplink.ip:
         raise ConfigError(

@@ -12,10 +12,9 @@ import time
 from dataclasses import dataclass, replace
 
 from flannel_ebpf.agent import health
-from flannel_ebpf.agent.firewall_side import Firewall
+from flannel_ebpf.agent.firewall_side import FirewallSide
 from flannel_ebpf.agent.join import choose_uplink, lease_data
 from flannel_ebpf.agent.reconcile import Outcome, Reconciler
-from flannel_ebpf.agent.relay_side import RelaySide
 from flannel_ebpf.agent.status_file import Report
 from flannel_ebpf.base.config import NetworkConfig, UdpConfig
 from flannel_ebpf.base.errors import ConfigError, DeviceUnsupported, KernelError
@@ -23,6 +22,8 @@ from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.backends import Node, backend_of, udp
 from flannel_ebpf.host import subnet_env
 from flannel_ebpf.kernel.network import KernelNetwork
+from flannel_ebpf.kernel.seen import Seen
+from flannel_ebpf.kernel.uplink import same_uplink
 from flannel_ebpf.leases.cluster import Cluster, View
 from flannel_ebpf.leases.lease_keeper import LeaseKeeper
 
@@ -70,9 +71,8 @@ class Parts:
     """What a pass works with; each is opened and closed by the daemon."""
 
     kernel: KernelNetwork
-    firewall: Firewall
     reconciler: Reconciler
-    relay: RelaySide
+    firewall: FirewallSide
     report: Report
     cluster: Cluster
     keeper: LeaseKeeper
@@ -112,10 +112,8 @@ class Loop:
         """Do a short pass, if that is enough: neither due for a whole one, nor in doubt, nor failing."""
         if time.monotonic() >= self._due or not view.may_remove or view.skipped != self._view.skipped:
             return False
-        parts = self._parts
         try:
-            parts.relay.run(self._node, view.leases, accelerated=parts.reconciler.accelerates)
-            outcome = parts.reconciler.follow(view.leases)
+            outcome = self._parts.reconciler.follow(view.leases)
         except KernelError as error:
             log.debug("a whole pass instead of a short one: %s", error)
             return False
@@ -129,8 +127,9 @@ class Loop:
         """Do one whole pass with all that belongs to it; return the seconds until the next."""
         begun = time.thread_time()
         self._problems = set()
-        self._follow_uplink()
-        outcome = self._pass(view)
+        seen = self._parts.kernel.look()
+        self._follow_uplink(seen)
+        outcome = self._pass(view, seen)
         cost = time.thread_time() - begun
         unasked = min(max(cost / SHARE, SHORTEST), self._parts.firewall.lifetime)
         delay = self._settle(outcome) or unasked
@@ -142,28 +141,27 @@ class Loop:
         self.last, self._view = outcome, view
         self._parts.report.write(self._node, self._parts.keeper.lease, view, outcome)
 
-    def _pass(self, view: View) -> Outcome:
-        node, parts = self._node, self._parts
+    def _pass(self, view: View, seen: Seen) -> Outcome:
+        node = self._node
         try:
             subnet_env.update(self._options.subnet_file, _environment(node, self._options))
         except ConfigError as error:
             self._problems.add(str(error))  # flanneld, too, goes on without its file
         try:
-            parts.relay.run(node, view.leases, accelerated=parts.reconciler.accelerates)
-            return parts.reconciler.run(node, view.leases, may_delete=view.may_remove)
+            return self._parts.reconciler.run(node, view.leases, seen, may_delete=view.may_remove)
         except KernelError as error:
             return Outcome(errors=[error])
 
-    def _follow_uplink(self) -> None:
+    def _follow_uplink(self, seen: Seen) -> None:
         """Take the uplink as it is now; a new address is published under the same subnet.
 
         An uplink that the options no longer find, because it was renamed, is followed by its index.
         """
         node = self._node
         try:
-            uplink, public_ip = choose_uplink(self._options, node.config)
+            uplink, public_ip = choose_uplink(seen, self._options, node.config)
         except ConfigError as error:
-            renamed = self._parts.kernel.links.uplink_by_index(node.uplink.ifindex, node.uplink.ip)
+            renamed = same_uplink(seen, node.uplink.ifindex, node.uplink.ip)
             self._problems.add(f"uplink {(renamed or node.uplink).name} is kept: {error}")
             self._node = replace(node, uplink=renamed or node.uplink)
             return

@@ -24,6 +24,9 @@ Edges translate foreign exceptions into these; nothing else crosses a module bou
 A message names the value, where it came from, and what would be right.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FlannelError(Exception):
     """Base of all errors raised on purpose; its text is one line fit for an operator."""
@@ -134,3 +137,12 @@ class LabError(FlannelError):
 
 class ThreadDied(FlannelError):
     """A thread of the daemon ended with an exception that nobody expected: a bug, told in the log."""
+
+
+@contextmanager
+def edge(what: str, kind: type[KernelError] | type[BpfError] = KernelError) -> Iterator[None]:
+    """Turn the system's refusals in the block into KernelError, or `kind`; `what` was being done."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what}: {error.strerror or error}", error.errno or 0) from error

@@ -13,8 +13,8 @@ import click
 from flannel_ebpf.base.errors import ConfigError, FlannelError
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.host import docker_opts as made
-from flannel_ebpf.kernel.netlink.bulk import read_main_table
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
+from flannel_ebpf.kernel.netlink.routes import read_main_table
 
 _PATH = click.Path(path_type=Path)
 

@@ -40,10 +40,12 @@ from flannel_ebpf.host.lock import holder, lock_path, network_lock
 from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.firewall.rules import Rules
 from flannel_ebpf.kernel.hooks.ownership import name_in
-from flannel_ebpf.kernel.netlink.links import Link, read_addresses, read_links
+from flannel_ebpf.kernel.netlink.links import read_addresses
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.kernel.network import KernelNetwork
+from flannel_ebpf.kernel.pods import pod_ports
 from flannel_ebpf.kernel.programs.pins import Pins, networks
+from flannel_ebpf.kernel.seen import Seen
 from flannel_ebpf.leases.etcd import EtcdClient, Registry
 from flannel_ebpf.relay.supervise import remove as remove_relay
 
@@ -169,13 +171,13 @@ class _Teardown:
     def run(self, *, purge: bool) -> None:
         """Remove it; raises KernelError naming everything that could not be removed."""
         with KernelNetwork() as kernel:
-            links = read_links(kernel.netlink)
-            scope = self._scope(kernel, links)
+            seen = kernel.look()
+            scope = self._scope(seen)
             handed_over = frozenset(map(IPv4Network, self._before.routes))
-            found = kernel.read(scope, wanted=handed_over, program_name=partial(name_in, self._network))
-            programs = [one for one in found if isinstance(one, Filter | XdpProgram | HeadroomPort)]
+            found = kernel.read(seen, scope, wanted=handed_over)
+            programs = kernel.hooks.read(seen, scope, partial(name_in, self._network))
             if purge:
-                gone = [*found, *Rules().read(self._network)]
+                gone = [*found, *programs, *Rules().read(self._network)]
                 self._apply(kernel, scope, plan([], gone))
                 self._drop_clsacts(kernel, scope, programs)
             else:
@@ -192,25 +194,27 @@ class _Teardown:
     def _before(self) -> remembered.Before:
         return remembered.read(self._options.state_dir, self._network)
 
-    def _scope(self, kernel: KernelNetwork, links: dict[int, Link]) -> Scope:
+    def _scope(self, seen: Seen) -> Scope:
         known = status_file.read(self._options.state_dir, self._network)
-        uplinks = [index for index, link in links.items() if link.name == known.get("uplink")]
+        uplinks = [index for index, link in seen.links.items() if link.name == known.get("uplink")]
         subnet = _subnet(self._options, self._network)
-        overlay = known.get("overlay") or self._overlay(kernel, links)
+        overlay = known.get("overlay") or self._overlay(seen)
         return Scope(self._network, subnet, overlay, uplinks[0] if uplinks else 0)
 
-    def _overlay(self, kernel: KernelNetwork, links: dict[int, Link]) -> str:
+    def _overlay(self, seen: Seen) -> str:
         """Return the device named like ours that has an address in the network, "" when there is none."""
-        for address in read_addresses(kernel.netlink):
-            link = links.get(address.ifindex)
+        for address in seen.addresses:
+            link = seen.links.get(address.ifindex)
             inside = address.interface.ip in self._network and address.interface.network.prefixlen == 32
             if link and inside and (link.name == udp.TUN_NAME or link.name.startswith("flannel.")):
                 return link.name
         return ""
 
     def _apply(self, kernel: KernelNetwork, scope: Scope, ops: list[Op]) -> None:
+        hooked = [op for op in ops if isinstance(op.obj, Filter | XdpProgram | HeadroomPort)]
         rules = [op for op in ops if isinstance(op.obj, Ruleset)]
-        failed = Rules().apply(rules) + kernel.apply([op for op in ops if op not in rules], scope)
+        rest = [op for op in ops if op not in hooked and op not in rules]
+        failed = kernel.hooks.apply(hooked, scope, {}) + Rules().apply(rules) + kernel.apply(rest)
         self._failures += [str(one.error) for one in failed]
 
     def _hand_over(self, found: Iterable[Object]) -> list[Op]:
@@ -222,10 +226,11 @@ class _Teardown:
     def _drop_clsacts(self, kernel: KernelNetwork, scope: Scope, programs: Iterable[Object]) -> None:
         """Remove the qdiscs that our filters stood on, when nothing else stands there."""
         devices = {one.ifindex for one in programs if isinstance(one, Filter)} | {scope.uplink}
-        devices |= {port.ifindex for port in kernel.links.pod_ports(scope.subnet)}
+        seen = kernel.look()
+        devices |= {port.ifindex for port in pod_ports(seen, scope.subnet)}
         for ifindex in devices - {0}:
             with suppress(KernelError):  # a device that is gone took its qdisc along
-                kernel.drop_idle_clsact(ifindex)
+                kernel.hooks.drop_idle_clsact(seen, ifindex)
 
     def _forget(self, scope: Scope) -> None:
         """Give back changed values and remove files; what cannot be given back is a failure."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal
 
@@ -43,14 +43,12 @@ class Scope:
     """What belongs to one network on this node: enough for a fresh process to tell its own objects.
 
     `overlay` is the overlay device ("flannel.1", "flannel0"), "" for host-gw. `uplink` is an ifindex.
-    `sysctls` are the paths whose values count.
     """
 
     network: IPv4Network
     subnet: IPv4Network
     overlay: str
     uplink: int
-    sysctls: tuple[str, ...] = ()
 
     @property
     def filter_handle(self) -> int:
@@ -83,6 +81,46 @@ class VxlanLink:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayProcess:
+    """The process that serves the udp backend's TUN device, which it makes; `command` is its command line."""
+
+    tun: str
+    command: tuple[str, ...]
+
+    @property
+    def key(self) -> Hashable:
+        """One relay per TUN device."""
+        return self.tun
+
+
+@dataclass(frozen=True, slots=True)
+class TunLink:
+    """The relay's TUN device. `up` is false only in what was read, as of a VxlanLink."""
+
+    name: str
+    mtu: int
+    up: bool = True
+
+    @property
+    def key(self) -> Hashable:
+        """One device per name."""
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class RelayPeer:
+    """A line of the relay's table: remote subnet -> peer's public address."""
+
+    subnet: IPv4Network
+    public_ip: IPv4Address
+
+    @property
+    def key(self) -> Hashable:
+        """One address per subnet."""
+        return self.subnet
+
+
+@dataclass(frozen=True, slots=True)
 class LinkAddress:
     """An address on a device of ours; flannel puts `<subnet>/32` on flannel.<VNI>."""
 
@@ -97,10 +135,14 @@ class LinkAddress:
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
-    """A value under /proc/sys; `path` is relative to it ("net/ipv6/conf/flannel.1/accept_ra")."""
+    """A value under /proc/sys; `path` is relative to it ("net/ipv6/conf/flannel.1/accept_ra").
+
+    `lent`: it is the whole host's, so the value of before is remembered and given back in the end.
+    """
 
     path: str
     value: str
+    lent: bool = field(default=False, compare=False)
 
     @property
     def key(self) -> Hashable:
@@ -175,6 +217,18 @@ class MapEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class PinFolder:
+    """A folder of pinned maps or programs; one that nobody wants any more is a former version's."""
+
+    path: str
+
+    @property
+    def key(self) -> Hashable:
+        """The path says what is in it."""
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
 class Filter:
     """One of our programs at a device's tc hook.
 
@@ -246,26 +300,35 @@ class Ruleset:
 
 
 Object = (
-    VxlanLink
+    PinFolder
+    | RelayProcess
+    | VxlanLink
+    | TunLink
     | LinkAddress
     | Sysctl
+    | Ruleset
     | Neighbour
     | FdbEntry
-    | Route
+    | RelayPeer
     | MapEntry
+    | Route
     | Filter
     | XdpProgram
     | HeadroomPort
-    | Ruleset
 )
 
+DEVICES = (RelayProcess, VxlanLink, TunLink)
+"""What makes a device: with it the kernel may drop the device's addresses, routes and neighbours."""
+
 ORDER: tuple[type, ...] = (
-    VxlanLink,
+    PinFolder,
+    *DEVICES,
     LinkAddress,
     Sysctl,
     Ruleset,
     Neighbour,
     FdbEntry,
+    RelayPeer,
     MapEntry,
     Route,
     Filter,

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from flannel_ebpf.base.errors import KernelError
-from flannel_ebpf.desired.objects import ORDER, Object, VxlanLink
+from flannel_ebpf.desired.objects import DEVICES, ORDER, Object
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ def plan(desired: Iterable[Object], actual: Iterable[Object], *, may_delete: boo
     """Return the operations that turn `actual` into `desired`, in the order in which they are safe.
 
     Both hold at most one object per kind and key. Additions and changes come first in ORDER, deletions last
-    in reverse. `may_delete` is false until the first complete snapshot of etcd has been read. A device that
-    must be made or changed is returned alone: with it the kernel may drop its addresses, routes and
+    in reverse. `may_delete` is false until the first complete snapshot of etcd has been read. Devices that
+    must be made or changed are returned alone: with one the kernel may drop its addresses, routes and
     neighbours, so what was read of them no longer counts and the caller reads again.
     """
     wanted, present = set(desired), set(actual)
@@ -48,11 +48,11 @@ def plan(desired: Iterable[Object], actual: Iterable[Object], *, may_delete: boo
         return []
     stale = {_identity(obj): obj for obj in present - wanted}
     puts = [Put(obj, stale.pop(_identity(obj), None)) for obj in wanted - present]
-    links: list[Op] = [put for put in puts if isinstance(put.obj, VxlanLink)]
-    if links:
-        return links
-    deletes = [Delete(obj) for obj in stale.values()] if may_delete else []
     puts.sort(key=lambda op: ORDER.index(type(op.obj)))
+    devices: list[Op] = [put for put in puts if isinstance(put.obj, DEVICES)]
+    if devices:
+        return devices
+    deletes = [Delete(obj) for obj in stale.values()] if may_delete else []
     deletes.sort(key=lambda op: -ORDER.index(type(op.obj)))
     return [*puts, *deletes]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import select
 import shutil
@@ -25,11 +26,13 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Literal
 
-from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.errors import ConfigError, KernelError, edge
 from flannel_ebpf.base.options import SourceCheckChoice
 from flannel_ebpf.kernel.netlink import tun
 from flannel_ebpf.relay import counters
-from flannel_ebpf.relay.peers import encode
+from flannel_ebpf.relay.peers import decode, encode
+
+log = logging.getLogger(__name__)
 
 Done = Literal["running", "adopted", "started", "restarted", "replaced"]
 """What `ensure_running` did: nothing, found a predecessor's, made the first, made one after a crash, or
@@ -76,33 +79,42 @@ class RelaySpec:
             "status": self.folder / "counters",
         }
         flags = [text for name, value in words.items() for text in (f"--{name}", str(value))]
-        return [sys.executable, "-m", "flannel_ebpf.relay", *flags]
+        return [sys.executable, "-P", "-m", "flannel_ebpf.relay", *flags]
 
 
 class Relay:
     """One relay. When it ends unasked, a thread calls `on_exit` with one line for the log."""
 
     def __init__(self, spec: RelaySpec, on_exit: Callable[[str], None] | None = None) -> None:
-        self._spec = spec
+        self.spec = spec
         self._on_exit = on_exit
         self._known = 0
         self._stopping = False
-        spec.folder.mkdir(parents=True, exist_ok=True)
+        self._told: tuple[os.stat_result, dict[IPv4Network, IPv4Address]] | None = None
+        with edge(f"relay's folder {spec.folder}"):
+            spec.folder.mkdir(parents=True, exist_ok=True)
+
+    def running(self) -> list[str]:
+        """Return the command line of the relay that runs, empty when none does. Raises KernelError."""
+        pid = self.pid()
+        command = self._running_command() if pid else []
+        if command == self.spec.command() and pid != self._known:
+            log.info("relay on %s:%d adopted", self.spec.bind, self.spec.port)
+            self._watch(pid)
+        return command
 
     def ensure_running(self) -> Done:
         """See to it that a relay with our settings runs; return what was done.
 
-        Without a peers file it starts with no peers. A running relay's TUN is put right if somebody
-        took it down or its address or route away. Raises KernelError with the relay's own last words when
+        Without a peers file it starts with no peers. Raises KernelError with the relay's own last words when
         it does not come up.
         """
         lock = self._try_lock()
         if lock is None:
             pid = self._wait_ready(None)
-            if self._running_command() == self._spec.command():
+            if self._running_command() == self.spec.command():
                 done: Done = "running" if pid == self._known else "adopted"
                 self._watch(pid)
-                tun.configure(self._spec.tun, self._spec.mtu, self._spec.address, self._spec.network)
                 return done
             self.stop()
             lock = self._try_lock()
@@ -118,19 +130,26 @@ class Relay:
             os.close(lock)
         return done
 
+    def peers(self) -> dict[IPv4Network, IPv4Address]:
+        """Return the relay's table as its file has it, empty when the file is missing or broken."""
+        path = self._path("peers.json")
+        try:
+            now = path.stat()
+            if self._told is None or _stamp(now) != _stamp(self._told[0]):
+                self._told = now, decode(path.read_text(), str(path))
+        except (OSError, UnicodeDecodeError, ConfigError):
+            return {}
+        return dict(self._told[1])
+
     def update_peers(self, peers: Mapping[IPv4Network, IPv4Address]) -> bool:
         """Make `peers` (remote subnet -> public address) the relay's table; False when it already was."""
-        text = encode(peers)
+        if peers and peers == self.peers():
+            return False
         path = self._path("peers.json")
-        with contextlib.suppress(OSError):
-            if path.read_text() == text:
-                return False
         new = path.with_name("peers.json.new")
-        try:
-            new.write_text(text)
+        with edge(f"relay's peers {path}"):
+            new.write_text(encode(peers))
             new.rename(path)
-        except OSError as error:
-            raise KernelError(f"relay's peers {path}: {error.strerror}", error.errno or 0) from error
         self._signal(signal.SIGHUP)
         return True
 
@@ -160,8 +179,12 @@ class Relay:
         self._path("counters").unlink(missing_ok=True)
         return ran
 
+    def forget(self) -> None:
+        """Say nothing of this relay's end any more: another one takes its place."""
+        self._stopping = True
+
     def _path(self, name: str) -> Path:
-        return self._spec.folder / name
+        return self.spec.folder / name
 
     def _try_lock(self) -> int | None:
         """Return the lock's descriptor, or None while a relay holds it."""
@@ -175,35 +198,36 @@ class Relay:
 
     def _open_lock(self) -> int:
         path = self._path("lock")
-        try:
+        with edge(f"relay's lock {path}"):
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise KernelError(f"relay's lock {path}: {error.strerror}", error.errno or 0) from error
 
-    def _running_command(self) -> object:
+    def _running_command(self) -> list[str]:
+        """Return what the lock's holder has written there, empty while it has not."""
         try:
-            return json.loads(self._path("lock").read_text())
-        except ValueError:
-            return None
+            found = json.loads(self._path("lock").read_text())
+        except (OSError, ValueError):
+            return []
+        return [str(word) for word in found] if isinstance(found, list) else []
 
     def _start(self, lock: int) -> int:
         """Start the relay, detached and with `lock` as its own; return its pid when it is ready."""
-        peers = self._path("peers.json")
-        if not peers.exists():
-            peers.write_text(encode({}))
-        self._path("counters").unlink(missing_ok=True)
-        command = self._spec.command()
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, json.dumps(command).encode(), 0)
-        with self._path("log").open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=[lock],
-                start_new_session=True,
-            )
+        command = self.spec.command()
+        with edge("starting the relay"):
+            if not self._path("peers.json").exists():
+                self._path("peers.json").write_text(encode({}))
+            self._path("counters").unlink(missing_ok=True)
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, json.dumps(command).encode(), 0)
+            with self._path("log").open("wb") as output:
+                process = subprocess.Popen(
+                    command,
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=[lock],
+                    start_new_session=True,
+                )
         threading.Thread(target=process.wait, name="relay-reaper", daemon=True).start()
         return self._wait_ready(process)
 
@@ -269,6 +293,11 @@ class Relay:
             self._wait_gone()  # its workers share the lock, and end a moment later
         if self._on_exit and self._known == pid and not self._stopping:
             self._on_exit(f"relay {pid} ended: {self._last_words()}")
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int]:
+    """Return what changes with every replacement of a file."""
+    return found.st_ino, found.st_mtime_ns
 
 
 def remove(folder: Path, tun_name: str) -> bool:

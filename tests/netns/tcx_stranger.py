@@ -9,7 +9,7 @@ import socket
 import sys
 
 from flannel_ebpf.desired.objects import Direction, Filter
-from flannel_ebpf.kernel.bpf import Program
+from flannel_ebpf.kernel.bpf import Program, attached_by_tcx
 from flannel_ebpf.kernel.hooks import tcx
 
 COMMAND = [sys.executable, __file__]
@@ -32,7 +32,7 @@ def attach(device: str, direction: Direction, name: str = "stranger", code: byte
 def detach(device: str, direction: Direction, *numbers: int) -> None:
     """Take these programs off, or all that stand there."""
     index = socket.if_nametoindex(device)
-    for number in numbers or tcx.attached(index, direction):
+    for number in numbers or attached_by_tcx(index, direction):
         tcx.delete_filter(Filter(index, direction, "", number, "tcx"))
 
 

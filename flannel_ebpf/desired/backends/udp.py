@@ -1,6 +1,6 @@
 """The udp backend (flannel pkg/backend/udp): a TUN device whose relay puts packets into UDP.
 
-The relay keeps its own table of peers; the kernel only needs the way into the TUN.
+The relay has a table of peers; the kernel only needs the way into the TUN.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flannel_ebpf.base.config import NetworkConfig
 from flannel_ebpf.base.model import Lease, Mac, PathFacts, Skipped, Uplink
 from flannel_ebpf.contract.abi import Mode
 from flannel_ebpf.desired.backends.peer import Node, Peer, path_to, remote
-from flannel_ebpf.desired.objects import LinkAddress, Object, Route
+from flannel_ebpf.desired.objects import LinkAddress, Object, RelayPeer, Route, Sysctl, TunLink
 
 OVERHEAD = 28
 """Outer IPv4 20 and UDP 8 octets; the payload is the bare inner packet."""
@@ -70,8 +70,15 @@ def peers(
 
 
 def objects(node: Node, peers: Sequence[Peer]) -> list[Object]:
-    """Return the TUN's address and the route of the whole network into it."""
+    """Return the TUN as the relay makes it, the route of the whole network into it, and the relay's peers.
+
+    accept_local: the relay's ICMP answers come in on the device from its own address, and the kernel would
+    drop them as martians.
+    """
     return [
+        TunLink(TUN_NAME, mtu(node.config, node.uplink)),
+        Sysctl(f"net/ipv4/conf/{TUN_NAME}/accept_local", "1"),
         LinkAddress(TUN_NAME, IPv4Interface((node.subnet.network_address, 32))),
         Route(node.config.network, None, TUN_NAME),
+        *(RelayPeer(peer.subnet, peer.public_ip) for peer in peers),
     ]

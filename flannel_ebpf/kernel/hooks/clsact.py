@@ -2,78 +2,41 @@
 
 Ours is a filter with our priority and our network's handle, wherever it is. Nothing else is ever
 changed: no foreign filter, no qdisc but the clsact that we add where none is (and leave behind, because
-without memory nobody knows who made it). Layouts: linux/rtnetlink.h (tcmsg), linux/pkt_cls.h.
+without memory nobody knows who made it). Layout: linux/pkt_cls.h.
 """
 
 from __future__ import annotations
 
 import errno
-import struct
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from flannel_ebpf.base.errors import KernelError
 from flannel_ebpf.desired.objects import FILTER_MARK, FILTER_PRIORITY, Direction, Filter, XdpProgram
-from flannel_ebpf.kernel.netlink.route_socket import RouteSocket, attributes
+from flannel_ebpf.kernel.netlink.qdiscs import HOOKS, HookFilter
+from flannel_ebpf.kernel.netlink.route_socket import U32, attributes
+from flannel_ebpf.kernel.seen import Seen
 
-_RTM_GETQDISC, _RTM_GETTFILTER = 38, 46
-_TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
-_U32 = struct.Struct("=I")
-_TCA_KIND, _TCA_OPTIONS = 1, 2
 _BPF_NAME, _BPF_FLAGS, _BPF_ID = 7, 8, 11
 _BPF_FLAG_ACT_DIRECT = 1
 _XDP_UPDATE_IF_NOEXIST = 1
 _XDP_MODE = {"generic": 1 << 1, "native": 1 << 2}
 
 _TC_H_ROOT = 0xFFFFFFFF
-_HOOKS: dict[Direction, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _ETH_P_ALL = 3
 
 _PLAIN_QDISCS = {"noqueue", "noop", "pfifo_fast", "pfifo", "fq_codel", "fq", "mq"}
 _GONE = {errno.ENOENT, errno.ENODEV, errno.EINVAL}
 
 
-class _Qdisc(NamedTuple):
-    ifindex: int
-    kind: str
-    parent: int
-
-
-class _HookFilter(NamedTuple):
-    handle: int
-    priority: int
-    options: bytes
-
-
-def _read_qdiscs(netlink: RouteSocket) -> Iterator[_Qdisc]:
-    for body in netlink.dump(_RTM_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0)):
-        _, ifindex, _, parent, _ = _TCMSG.unpack_from(body)
-        kind = attributes(body, _TCMSG.size).get(_TCA_KIND, b"").rstrip(b"\0").decode()
-        yield _Qdisc(ifindex, kind, parent)
-
-
-def _read_hook(netlink: RouteSocket, ifindex: int, direction: Direction) -> Iterator[_HookFilter]:
-    try:
-        bodies = netlink.dump(_RTM_GETTFILTER, _TCMSG.pack(0, ifindex, 0, _HOOKS[direction], 0))
-    except KernelError as error:
-        if error.code in _GONE:  # device or clsact went away since we saw it
-            return
-        raise
-    for body in bodies:
-        _, _, handle, _, info = _TCMSG.unpack_from(body)
-        yield _HookFilter(handle, info >> 16, attributes(body, _TCMSG.size).get(_TCA_OPTIONS, b""))
-
-
-def read_filters(netlink: RouteSocket, handle: int | None) -> Iterator[Filter]:
+def filters_in(seen: Seen, handle: int | None) -> Iterator[Filter]:
     """Yield the filters with this network's handle, None: of all our networks, wherever a clsact qdisc is."""
-    for qdisc in _read_qdiscs(netlink):
+    for qdisc in seen.qdiscs:
         if qdisc.kind != "clsact":
             continue
-        for direction in _HOOKS:
-            for found in _read_hook(netlink, qdisc.ifindex, direction):
+        for direction in HOOKS:
+            for found in seen.filters(qdisc.ifindex, direction):
                 ours = found.handle == handle or (handle is None and _is_marked(found))
                 if ours and found.priority == FILTER_PRIORITY:
                     yield _filter(qdisc.ifindex, direction, found.options)
@@ -82,8 +45,8 @@ def read_filters(netlink: RouteSocket, handle: int | None) -> Iterator[Filter]:
 def _filter(ifindex: int, direction: Direction, options: bytes) -> Filter:
     found = attributes(options)
     name = found.get(_BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
-    direct = _U32.unpack(found.get(_BPF_FLAGS, b"\0\0\0\0"))[0] & _BPF_FLAG_ACT_DIRECT
-    prog_id = _U32.unpack(found.get(_BPF_ID, b"\0\0\0\0"))[0]
+    direct = U32.unpack(found.get(_BPF_FLAGS, b"\0\0\0\0"))[0] & _BPF_FLAG_ACT_DIRECT
+    prog_id = U32.unpack(found.get(_BPF_ID, b"\0\0\0\0"))[0]
     return Filter(ifindex, direction, name, prog_id if direct else 0, "clsact")
 
 
@@ -122,7 +85,7 @@ def delete_filter(ip: IPRoute, there: Filter, handle: int) -> None:
 
 
 def _place(at: Filter) -> dict[str, int]:
-    return {"parent": _HOOKS[at.direction], "prio": FILTER_PRIORITY, "protocol": _ETH_P_ALL}
+    return {"parent": HOOKS[at.direction], "prio": FILTER_PRIORITY, "protocol": _ETH_P_ALL}
 
 
 def put_xdp(ip: IPRoute, want: XdpProgram, old: XdpProgram | None, program: int) -> None:
@@ -150,30 +113,30 @@ def _set_xdp(ip: IPRoute, ifindex: int, program: int, flags: int) -> None:
     ip.link("set", index=ifindex, xdp={"attrs": [("IFLA_XDP_FD", program), ("IFLA_XDP_FLAGS", flags)]})
 
 
-def drop_idle_clsact(ip: IPRoute, netlink: RouteSocket, ifindex: int) -> bool:
+def drop_idle_clsact(ip: IPRoute, seen: Seen, ifindex: int) -> bool:
     """Remove a clsact qdisc on which no filter stands; say whether it was. Raises NetlinkError.
 
     Only for a purge: whoever made it loses nothing but an empty qdisc.
     """
-    there = any(q.ifindex == ifindex and q.kind == "clsact" for q in _read_qdiscs(netlink))
-    if not there or any(True for hook in _HOOKS for _ in _read_hook(netlink, ifindex, hook)):
+    there = any(q.ifindex == ifindex and q.kind == "clsact" for q in seen.qdiscs)
+    if not there or any(seen.filters(ifindex, hook) for hook in HOOKS):
         return False
     ip.tc("del", "clsact", ifindex)
     return True
 
 
-def shaped_devices(netlink: RouteSocket, devices: Collection[int]) -> set[int]:
+def shaped_devices(seen: Seen, devices: Collection[int]) -> set[int]:
     """Return those of `devices` on which something stands that a redirect would pass by.
 
     That is a root qdisc that shapes or delays, an `ingress` qdisc (CNI's bandwidth plugin), or a filter
     that is not ours on a clsact hook.
     """
     shaped = set()
-    for qdisc in _read_qdiscs(netlink):
+    for qdisc in seen.qdiscs:
         if qdisc.ifindex not in devices:
             continue
         if qdisc.kind == "clsact":
-            hooked = (_read_hook(netlink, qdisc.ifindex, direction) for direction in _HOOKS)
+            hooked = (seen.filters(qdisc.ifindex, direction) for direction in HOOKS)
             if any(_is_foreign(found) for hook in hooked for found in hook):
                 shaped.add(qdisc.ifindex)
         elif qdisc.kind == "ingress" or (qdisc.parent == _TC_H_ROOT and qdisc.kind not in _PLAIN_QDISCS):
@@ -181,10 +144,10 @@ def shaped_devices(netlink: RouteSocket, devices: Collection[int]) -> set[int]:
     return shaped
 
 
-def _is_foreign(found: _HookFilter) -> bool:
+def _is_foreign(found: HookFilter) -> bool:
     ours = _is_marked(found) or not found.handle  # 0: the priority's own header
     return found.priority != FILTER_PRIORITY or not ours
 
 
-def _is_marked(found: _HookFilter) -> bool:
+def _is_marked(found: HookFilter) -> bool:
     return found.handle & 0xFF000000 == FILTER_MARK

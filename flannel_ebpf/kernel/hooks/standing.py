@@ -9,8 +9,8 @@ from ipaddress import IPv4Network
 from flannel_ebpf.desired.objects import Attach, Direction, filter_handle
 from flannel_ebpf.kernel.hooks import clsact, tcx
 from flannel_ebpf.kernel.hooks.ownership import name_in, name_of
-from flannel_ebpf.kernel.netlink.links import read_links
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
+from flannel_ebpf.kernel.seen import Seen
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -30,11 +30,12 @@ def standing(network: IPv4Network | None = None) -> list[Hook]:
     Raises KernelError.
     """
     with RouteSocket() as netlink:
-        names = {index: link.name for index, link in read_links(netlink).items()}
+        seen = Seen(netlink)
+        names = {index: link.name for index, link in seen.links.items()}
         handle = filter_handle(network) if network else None
         found = [
-            *clsact.read_filters(netlink, handle),
-            *tcx.read_filters(names, partial(name_in, network) if network else name_of),
+            *clsact.filters_in(seen, handle),
+            *tcx.filters_in(seen, names, partial(name_in, network) if network else name_of),
         ]
     return sorted(
         Hook(names[one.ifindex], one.direction, one.via, one.program, one.prog_id)

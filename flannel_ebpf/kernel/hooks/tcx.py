@@ -6,66 +6,41 @@ attached behind all others, which so see a packet before a redirect. Layout: uni
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import struct
 from collections.abc import Callable, Iterable, Iterator
 
-from flannel_ebpf.base.errors import BpfError, BpfUnavailable, KernelError
+from flannel_ebpf.base.errors import BpfError
 from flannel_ebpf.desired.objects import Direction, Filter
-from flannel_ebpf.kernel.bpf import Program, call
+from flannel_ebpf.kernel.bpf import TCX_HOOKS, Program, call
 from flannel_ebpf.kernel.hooks import ownership
+from flannel_ebpf.kernel.seen import Seen
 
-_ATTACH, _DETACH, _QUERY, _LINK_CREATE = 8, 9, 16, 28
-_HOOKS: dict[Direction, int] = {"ingress": 46, "egress": 47}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS
+_ATTACH, _DETACH, _LINK_CREATE = 8, 9, 28
 _REPLACE = 1 << 2
-_MOST = 64  # BPF_MPROG_MAX
 _GONE = {errno.ENOENT, errno.ENODEV}
 
 
-def attached(ifindex: int, direction: Direction) -> tuple[int, ...]:
-    """Return the ids of the programs on a hook in the order in which they run.
-
-    Raises BpfError: ENODEV without the device, EINVAL on a kernel without tcx.
-    """
-    ids = ctypes.create_string_buffer(_MOST * 4)
-    attr = struct.pack(
-        "=IIIIQIIQQQQ", ifindex, _HOOKS[direction], 0, 0, ctypes.addressof(ids), _MOST, 0, 0, 0, 0, 0
-    )
-    _, out = call(_QUERY, attr, f"ask about tcx of device {ifindex}")
-    count = struct.unpack_from("=I", out, 24)[0]
-    return struct.unpack_from(f"={count}I", ids.raw)
-
-
-def read_filters(devices: Iterable[int], name_of: Callable[[int], str]) -> Iterator[Filter]:
+def filters_in(seen: Seen, devices: Iterable[int], name_of: Callable[[int], str]) -> Iterator[Filter]:
     """Yield our programs on these devices; `name_of` gives a program's name by its id, "" for a stranger's.
 
     A kernel without tcx has none. Raises KernelError.
     """
-    for ifindex, direction, program in _read(devices):
-        name = name_of(program)
-        if name:
-            yield Filter(ifindex, direction, name, program, "tcx")
-
-
-def shaped_devices(devices: Iterable[int]) -> set[int]:
-    """Return those of `devices` with a program that is not ours, which a redirect would pass by."""
-    return {ifindex for ifindex, _, program in _read(devices) if ownership.is_foreign(program)}
-
-
-def _read(devices: Iterable[int]) -> Iterator[tuple[int, Direction, int]]:
     for ifindex in devices:
-        for direction in _HOOKS:
-            try:
-                found = attached(ifindex, direction)
-            except BpfError as error:
-                if error.code in _GONE:
-                    continue
-                if error.code == errno.EINVAL or isinstance(error, BpfUnavailable):
-                    return  # no tcx in this kernel, or no BPF at all for us
-                raise KernelError(str(error), error.code) from error
-            for program in found:
-                yield ifindex, direction, program
+        for direction in TCX_HOOKS:
+            for program in seen.programs(ifindex, direction):
+                name = name_of(program)
+                if name:
+                    yield Filter(ifindex, direction, name, program, "tcx")
+
+
+def shaped_devices(seen: Seen, devices: Iterable[int]) -> set[int]:
+    """Return those of `devices` with a program that is not ours, which a redirect would pass by."""
+    return {
+        ifindex
+        for ifindex in devices
+        if any(ownership.is_foreign(one) for hook in TCX_HOOKS for one in seen.programs(ifindex, hook))
+    }
 
 
 def put_filter(want: Filter, old: Filter | None, program: int) -> None:
@@ -94,11 +69,11 @@ def delete_filter(there: Filter) -> None:
 
 
 def _change(command: int, at: Filter, program: int, flags: int = 0, replaced: int = 0) -> None:
-    attr = struct.pack("=IIIIIIQ", at.ifindex, program, _HOOKS[at.direction], flags, replaced, 0, 0)
+    attr = struct.pack("=IIIIIIQ", at.ifindex, program, TCX_HOOKS[at.direction], flags, replaced, 0, 0)
     call(command, attr, f"tcx {at.direction} of device {at.ifindex}")
 
 
 def attach_for_now(ifindex: int, direction: Direction, program: int) -> int:
     """Attach by a link and return its descriptor: the program leaves with it, even of a killed process."""
-    attr = struct.pack("=IIIIQQ", program, ifindex, _HOOKS[direction], 0, 0, 0)
+    attr = struct.pack("=IIIIQQ", program, ifindex, TCX_HOOKS[direction], 0, 0, 0)
     return call(_LINK_CREATE, attr, f"link to tcx {direction} of device {ifindex}")[0]

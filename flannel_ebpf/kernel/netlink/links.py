@@ -12,10 +12,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from flannel_ebpf.base.errors import DeviceMissing
 from flannel_ebpf.base.model import Mac, Uplink
 from flannel_ebpf.desired.objects import VxlanLink
-from flannel_ebpf.kernel.netlink.bulk import (
-    U32,
-)
-from flannel_ebpf.kernel.netlink.route_socket import Request, RouteSocket, attribute, attributes
+from flannel_ebpf.kernel.netlink.route_socket import U32, Request, RouteSocket, attribute, attributes
 
 _RTM_GETLINK, _RTM_GETADDR = 18, 22
 _IFINFOMSG = struct.Struct("=BxHiII")  # family, type, index, flags, change

@@ -62,14 +62,15 @@ def configure(name: str, mtu: int, address: IPv4Address, network: IPv4Network) -
     with IPRoute() as ipr:
         index = _index(ipr, name)
         try:
-            _set_link(ipr, index, mtu)
+            set_up(ipr, index, mtu)
             _set_address(ipr, index, f"{address}/32")
             _set_route(ipr, index, str(network))
         except NetlinkError as error:
             raise KernelError(f"TUN device {name}: {error}", error.code) from error
 
 
-def _set_link(ipr: IPRoute, index: int, mtu: int) -> None:
+def set_up(ipr: IPRoute, index: int, mtu: int) -> None:
+    """Bring the device up with this MTU; one that is so already is left alone. Raises NetlinkError."""
     link = ipr.get_links(index)[0]
     if link.get_attr("IFLA_MTU") != mtu or not link["flags"] & _IFF_UP:
         ipr.link("set", index=index, mtu=mtu, state="up")

@@ -15,7 +15,6 @@ from flannel_ebpf.contract import abi
 from flannel_ebpf.desired.objects import MapEntry
 from flannel_ebpf.desired.plan import Failure, Op, Put
 from flannel_ebpf.kernel.bpf import Map, Program, possible_cpus
-from flannel_ebpf.kernel.programs import pins
 from flannel_ebpf.kernel.programs.loader import Loaded, LoadRequest, ensure_loaded
 
 log = logging.getLogger(__name__)
@@ -143,16 +142,6 @@ class Datapath:
     def slots(self) -> int:
         """Return how many peers' traffic can be told apart."""
         return self._maps["fl_peer_stats"].info.max_entries
-
-    def sweep(self) -> None:
-        """Unpin generations that are not in use; the kernel frees them once nothing is attached from them."""
-        if self._loaded is None:
-            return
-        used = {self._loaded.maps, *self._loaded.folders}
-        for generation in pins.Pins.of(self._network, self._root).generations():
-            if generation.path not in used:
-                log.info("dropping %s, which is not in use any more", generation.path)
-                pins.remove(generation.path)
 
 
 def _names(folders: Iterable[Path]) -> str:

@@ -12,17 +12,22 @@ dot: bpffs refuses those (kernel/bpf/inode.c: bpf_lookup).
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Literal
 
-from flannel_ebpf.base.errors import BpfError, BpfUnavailable
+from flannel_ebpf.base.errors import BpfError, BpfUnavailable, KernelError
 from flannel_ebpf.base.options import BPF_PIN_ROOT
+from flannel_ebpf.desired.objects import PinFolder
+from flannel_ebpf.desired.plan import Delete, Failure, Op
 from flannel_ebpf.kernel.bpf import Map, MapInfo, Program, ProgramInfo
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["maps", "progs", "xdp"]
 
@@ -113,6 +118,20 @@ def remove(path: Path) -> None:
         path.rmdir()
     except OSError as error:
         raise BpfError(f"unpin {path}: {error.strerror}", error.errno or 0) from error
+
+
+def apply(ops: Sequence[Op]) -> list[Failure]:
+    """Unpin the folders that are to go; return the operations that failed. Folders are made by the loader."""
+    failures = []
+    for op in ops:
+        if not isinstance(op, Delete) or not isinstance(op.obj, PinFolder):
+            continue
+        try:
+            remove(Path(op.obj.path))
+            log.info("dropped %s, which was not in use any more", op.obj.path)
+        except BpfError as error:
+            failures.append(Failure(op, KernelError(str(error), error.code)))
+    return failures
 
 
 def programs(path: Path) -> dict[str, ProgramInfo]:

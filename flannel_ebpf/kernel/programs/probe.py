@@ -11,7 +11,7 @@ import struct
 
 from flannel_ebpf.base.errors import BpfError, BpfUnavailable
 from flannel_ebpf.contract.abi import Cap
-from flannel_ebpf.kernel.bpf import Program
+from flannel_ebpf.kernel.bpf import Program, attached_by_tcx
 from flannel_ebpf.kernel.hooks import tcx
 
 _ADJUST_ROOM, _CSUM_LEVEL, _REDIRECT_NEIGH, _REDIRECT_PEER, _COARSE_NS = 50, 135, 152, 155, 160
@@ -73,7 +73,7 @@ def has_tcx() -> bool:
             number = program.info().id
             link = tcx.attach_for_now(_LOOPBACK, "ingress", program.fd)
             try:
-                found = tcx.attached(_LOOPBACK, "ingress")
+                found = attached_by_tcx(_LOOPBACK, "ingress")
                 Program.by_id(number).close()
             finally:
                 os.close(link)

@@ -21,6 +21,7 @@ from flannel_ebpf.desired.objects import (
     VxlanLink,
 )
 from flannel_ebpf.kernel.bpf import Program
+from flannel_ebpf.kernel.network import KernelNetwork
 
 _PASS = {3: 0, 6: 2}  # BPF_PROG_TYPE_SCHED_CLS: TC_ACT_OK; BPF_PROG_TYPE_XDP: XDP_PASS
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -47,7 +48,7 @@ def index_of(name: str) -> int:
 
 
 def scope(uplink: int, overlay: str = OVERLAY, network: IPv4Network = NETWORK) -> Scope:
-    return Scope(network, SUBNET, overlay, uplink, (f"net/ipv6/conf/{OVERLAY}/accept_ra",) if overlay else ())
+    return Scope(network, SUBNET, overlay, uplink)
 
 
 def vxlan(uplink: int) -> VxlanLink:
@@ -76,6 +77,19 @@ def named(*programs: Program) -> Callable[[int], str]:
     """Return what knows these programs as ours, by id."""
     names = {program.info().id: program.name for program in programs}
     return lambda number: names.get(number, "")
+
+
+def there(
+    kernel: KernelNetwork, where: Scope, *, wanted: frozenset[IPv4Network] = frozenset()
+) -> set[Object]:
+    """Return this network's kernel path as it is now, with the sysctl of its device."""
+    sysctls = [f"net/ipv6/conf/{where.overlay}/accept_ra"] if where.overlay == OVERLAY else []
+    return kernel.read(kernel.look(), where, wanted=wanted, sysctls=sysctls)
+
+
+def hooked(kernel: KernelNetwork, where: Scope, name_of: Callable[[int], str] = lambda _: "") -> set[Object]:
+    """Return what stands on hooks now; `name_of` as of KernelNetwork.hooks.read."""
+    return kernel.hooks.read(kernel.look(), where, name_of)
 
 
 class TinyProgram(Program):

@@ -11,7 +11,7 @@ from flannel_ebpf.base.errors import DeviceMissing
 from flannel_ebpf.desired.objects import HeadroomPort, Object
 from flannel_ebpf.desired.plan import Delete, Put, plan
 from flannel_ebpf.kernel.network import KernelNetwork
-from tests.netns.kernel.space import index_of, run, scope
+from tests.netns.kernel.space import hooked, index_of, run, scope
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def bridge(namespace: None) -> int:
 
 
 def settle(kernel: KernelNetwork, *desired: Object) -> None:
-    assert kernel.apply(plan(desired, kernel.read(scope(0))), scope(0)) == []
-    assert kernel.read(scope(0)) == set(desired)
+    assert kernel.hooks.apply(plan(desired, hooked(kernel, scope(0))), scope(0), {}) == []
+    assert hooked(kernel, scope(0)) == set(desired)
 
 
 def shown(device: str) -> Any:
@@ -61,20 +61,20 @@ def test_every_bridge_has_its_own(kernel: KernelNetwork, bridge: int) -> None:
 def test_a_port_whose_bridge_is_gone_is_removed(kernel: KernelNetwork, bridge: int) -> None:
     settle(kernel, HeadroomPort("flannel-h9", bridge))
     run("ip link del br0")
-    [left] = kernel.read(scope(0))
-    assert kernel.apply([Delete(left), Delete(left)], scope(0)) == []
-    assert kernel.read(scope(0)) == set()
+    [left] = hooked(kernel, scope(0))
+    assert kernel.hooks.apply([Delete(left), Delete(left)], scope(0), {}) == []
+    assert hooked(kernel, scope(0)) == set()
 
 
 def test_a_stranger_of_that_name_stays(kernel: KernelNetwork, bridge: int) -> None:
     run("ip link add flannel-h9 type bridge")
-    assert kernel.read(scope(0)) == set()
-    [failure] = kernel.apply([Put(HeadroomPort("flannel-h9", bridge))], scope(0))
+    assert hooked(kernel, scope(0)) == set()
+    [failure] = kernel.hooks.apply([Put(HeadroomPort("flannel-h9", bridge))], scope(0), {})
     assert "flannel-h9" in str(failure.error)
     assert shown("flannel-h9")["linkinfo"]["info_kind"] == "bridge"
 
 
 def test_a_bridge_that_is_gone_is_named(kernel: KernelNetwork) -> None:
-    [failure] = kernel.apply([Put(HeadroomPort("flannel-h9", 99))], scope(0))
+    [failure] = kernel.hooks.apply([Put(HeadroomPort("flannel-h9", 99))], scope(0), {})
     assert isinstance(failure.error, DeviceMissing)
     assert "master 99" in str(failure.error)

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from flannel_ebpf.base.model import PathFacts, PodPort
+from flannel_ebpf.base.model import PathFacts, PodPort, Uplink
 from flannel_ebpf.desired.objects import Direction, Filter, Route
 from flannel_ebpf.desired.plan import Put
 from flannel_ebpf.kernel.hooks import ownership
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.kernel.network import KernelNetwork
-from flannel_ebpf.kernel.pods import Links
+from flannel_ebpf.kernel.paths import Paths, path_facts
+from flannel_ebpf.kernel.pods import pod_ports
+from flannel_ebpf.kernel.seen import Seen
+from flannel_ebpf.kernel.uplink import same_uplink
 from tests.netns.kernel.space import PUBLIC_IP, SUBNET, TinyProgram, index_of, run, scope
 from tests.netns.tcx_stranger import attach, detach
 
 
 @pytest.fixture
-def links(uplink: int) -> Generator[Links, None, None]:
-    with RouteSocket() as netlink:
-        yield Links(netlink)
+def netlink(uplink: int) -> Generator[RouteSocket, None, None]:
+    with RouteSocket() as socket:
+        yield socket
+
+
+def ports(netlink: RouteSocket) -> list[PodPort]:
+    return pod_ports(Seen(netlink), SUBNET)
+
+
+def paths(netlink: RouteSocket, addresses: Sequence[IPv4Address], by: Uplink) -> Paths:
+    return path_facts(Seen(netlink), addresses, by, by.ip)
+
+
+def same(netlink: RouteSocket, ifindex: int, ip: IPv4Address) -> Uplink | None:
+    return same_uplink(Seen(netlink), ifindex, ip)
 
 
 @pytest.fixture
@@ -39,20 +54,20 @@ def pod(name: str, master: str = "") -> int:
     return index_of(name)
 
 
-def test_ports_are_the_bridges_veths(links: Links, bridge: int) -> None:
+def test_ports_are_the_bridges_veths(netlink: RouteSocket, bridge: int) -> None:
     first, second = pod("v1", "cni0"), pod("v2", "cni0")
     pod("elsewhere", "docker9")
     pod("free")
     expected = [PodPort(first, "v1", bridge), PodPort(second, "v2", bridge)]
-    assert links.pod_ports(SUBNET) == expected
+    assert ports(netlink) == expected
     run("ip link set v1 master docker9", "ip link del v2")
-    assert links.pod_ports(SUBNET) == []
+    assert ports(netlink) == []
 
 
-def test_ptp_veth_with_a_host_route_is_a_port(links: Links, uplink: int) -> None:
+def test_ptp_veth_with_a_host_route_is_a_port(netlink: RouteSocket, uplink: int) -> None:
     ptp = pod("ptp")
     run("ip route add 10.1.5.9/32 dev ptp", "ip route add 10.1.77.9/32 dev up0")
-    assert links.pod_ports(SUBNET) == [PodPort(ptp, "ptp")]
+    assert ports(netlink) == [PodPort(ptp, "ptp")]
 
 
 @pytest.mark.parametrize(
@@ -65,51 +80,53 @@ def test_ptp_veth_with_a_host_route_is_a_port(links: Links, uplink: int) -> None
         ("tc qdisc add dev v1 clsact", False),
     ],
 )
-def test_shaping_qdisc_is_seen(links: Links, bridge: int, command: str, shaped: bool) -> None:
+def test_shaping_qdisc_is_seen(netlink: RouteSocket, bridge: int, command: str, shaped: bool) -> None:
     pod("v1", "cni0")
     run(command)
-    assert [port.shaped for port in links.pod_ports(SUBNET)] == [shaped]
+    assert [port.shaped for port in ports(netlink)] == [shaped]
 
 
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
 def test_foreign_tcx_program_is_seen_ours_is_not(
-    links: Links, bridge: int, monkeypatch: pytest.MonkeyPatch, direction: Direction
+    netlink: RouteSocket, bridge: int, monkeypatch: pytest.MonkeyPatch, direction: Direction
 ) -> None:
     pod("v1", "cni0")
     ours = attach("v1", direction, "fl_from_pod")
     with monkeypatch.context() as known:
         known.setattr(ownership, "is_foreign", lambda number: number != ours)
-        assert [port.shaped for port in links.pod_ports(SUBNET)] == [False]
-    assert [port.shaped for port in links.pod_ports(SUBNET)] == [True], "a name alone makes it not ours"
+        assert [port.shaped for port in ports(netlink)] == [False]
+    assert [port.shaped for port in ports(netlink)] == [True], "a name alone makes it not ours"
     detach("v1", direction)
-    assert [port.shaped for port in links.pod_ports(SUBNET)] == [False]
+    assert [port.shaped for port in ports(netlink)] == [False]
 
 
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
-def test_foreign_filter_is_seen_ours_is_not(links: Links, bridge: int, uplink: int, direction: str) -> None:
+def test_foreign_filter_is_seen_ours_is_not(
+    netlink: RouteSocket, bridge: int, uplink: int, direction: str
+) -> None:
     port = pod("v1", "cni0")
     with TinyProgram.make() as tiny, KernelNetwork() as kernel:
         ours = Filter(port, "ingress", "fl_from_pod", tiny.info().id, "clsact")
-        assert kernel.apply([Put(ours)], scope(uplink), {"fl_from_pod": tiny.fd}) == []
-    assert [port.shaped for port in links.pod_ports(SUBNET)] == [False]
+        assert kernel.hooks.apply([Put(ours)], scope(uplink), {"fl_from_pod": tiny.fd}) == []
+    assert [port.shaped for port in ports(netlink)] == [False]
     run(f"tc filter add dev v1 {direction} protocol all pref 7 u32 match u32 0 0 classid 1:1")
-    assert [port.shaped for port in links.pod_ports(SUBNET)] == [True]
+    assert [port.shaped for port in ports(netlink)] == [True]
 
 
-def test_uplink_as_it_is_now(links: Links, uplink: int) -> None:
-    found = links.uplink_by_index(uplink, PUBLIC_IP)
+def test_uplink_as_it_is_now(netlink: RouteSocket, uplink: int) -> None:
+    found = same(netlink, uplink, PUBLIC_IP)
     assert found is not None
     assert (found.name, found.ip, found.prefix_len, found.mtu) == ("up0", PUBLIC_IP, 24, 1500)
     run("ip link set up0 down", "ip link set up0 name renamed mtu 1400", "ip link set renamed up")
-    renamed = links.uplink_by_index(uplink, PUBLIC_IP)
+    renamed = same(netlink, uplink, PUBLIC_IP)
     assert renamed is not None
     assert (renamed.name, renamed.mtu) == ("renamed", 1400)
     run(f"ip address del {PUBLIC_IP}/24 dev renamed")
-    assert links.uplink_by_index(uplink, PUBLIC_IP) is None
-    assert links.uplink_by_index(9999, PUBLIC_IP) is None
+    assert same(netlink, uplink, PUBLIC_IP) is None
+    assert same(netlink, 9999, PUBLIC_IP) is None
 
 
-def test_path_facts_follow_routing(links: Links, uplink: int) -> None:
+def test_path_facts_follow_routing(netlink: RouteSocket, uplink: int) -> None:
     run(
         "ip route add default via 192.168.64.1",
         "ip route add 172.20.0.0/16 via 192.168.64.1 mtu 1400",
@@ -118,7 +135,7 @@ def test_path_facts_follow_routing(links: Links, uplink: int) -> None:
         "ip route add unreachable 172.22.0.0/16",
         "ip route add unreachable 192.168.64.64/28",
     )
-    now = links.uplink_by_index(uplink, PUBLIC_IP)
+    now = same(netlink, uplink, PUBLIC_IP)
     assert now is not None
     expected = {
         "192.168.64.9": PathFacts(1500, on_link=True),
@@ -128,21 +145,21 @@ def test_path_facts_follow_routing(links: Links, uplink: int) -> None:
         "172.21.0.1": PathFacts(1300, on_link=True),
     }
     asked = [IPv4Address(text) for text in [*expected, "172.22.0.1", "192.168.64.65"]]
-    assert links.path_facts(asked, now) == {IPv4Address(text): facts for text, facts in expected.items()}
+    assert paths(netlink, asked, now) == {IPv4Address(text): facts for text, facts in expected.items()}
 
 
-def test_path_facts_of_a_wide_lan_with_thousands_of_routes_inside(links: Links, uplink: int) -> None:
+def test_path_facts_of_a_wide_lan_with_thousands_of_routes_inside(netlink: RouteSocket, uplink: int) -> None:
     """The pods' network may lie inside the uplink's own prefix: 10.0.0.5/8 and 10.1.0.0/16."""
     run("ip address add 10.0.0.5/8 dev up0")
-    wide = links.uplink_by_index(uplink, IPv4Address("10.0.0.5"))
+    wide = same(netlink, uplink, IPv4Address("10.0.0.5"))
     assert wide is not None
     with KernelNetwork() as kernel:
         gateway = IPv4Address("10.0.0.9")
         nets = [IPv4Network((int(IPv4Address("10.64.0.0")) + n * 256, 24)) for n in range(5000)]
-        assert kernel.apply([Put(Route(net, gateway, "up0")) for net in nets], scope(uplink, "")) == []
+        assert kernel.apply([Put(Route(net, gateway, "up0")) for net in nets]) == []
     asked = [IPv4Address("10.2.0.0") + number for number in range(5000)]
     started = time.process_time()
-    facts = links.path_facts([*asked, IPv4Address("10.64.7.1")], wide)
+    facts = paths(netlink, [*asked, IPv4Address("10.64.7.1")], wide)
     assert time.process_time() - started < 0.5  # 0.04 s here; comparing each with each takes seconds
     assert all(facts[address].on_link for address in asked)
     assert not facts[IPv4Address("10.64.7.1")].on_link

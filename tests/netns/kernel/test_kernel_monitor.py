@@ -14,7 +14,7 @@ from flannel_ebpf.desired.objects import FdbEntry, Filter, LinkAddress, Route
 from flannel_ebpf.desired.plan import Delete, Put, plan
 from flannel_ebpf.kernel.monitor import KernelMonitor
 from flannel_ebpf.kernel.network import KernelNetwork
-from tests.netns.kernel.space import OVERLAY, TinyProgram, node, peer, run, scope
+from tests.netns.kernel.space import OVERLAY, TinyProgram, node, peer, run, scope, there
 from tests.polls import eventually
 
 QUIET = 0.4
@@ -43,7 +43,7 @@ class Wakes:
 def kernel(uplink: int) -> Generator[KernelNetwork, None, None]:
     with KernelNetwork() as network:
         for _ in range(2):
-            network.apply(plan(node(uplink) | peer(7), network.read(scope(uplink))), scope(uplink))
+            network.apply(plan(node(uplink) | peer(7), there(network, scope(uplink))))
         yield network
 
 
@@ -94,7 +94,8 @@ def test_own_filters_and_addresses_do_not_wake(wakes: Wakes, kernel: KernelNetwo
     address = LinkAddress(OVERLAY, IPv4Interface("10.1.77.1/32"))
     with TinyProgram.make() as tiny:
         ours = Filter(uplink, "ingress", "fl_from_peer", tiny.info().id, "clsact")
-        assert kernel.apply([Put(address), Put(ours)], scope(uplink), {"fl_from_peer": tiny.fd}) == []
+        assert kernel.apply([Put(address)]) == []
+        assert kernel.hooks.apply([Put(ours)], scope(uplink), {"fl_from_peer": tiny.fd}) == []
         time.sleep(QUIET)
         assert wakes.count == 0
 
@@ -103,11 +104,11 @@ def test_own_peers_do_not_wake_and_the_same_done_by_others_does(
     wakes: Wakes, kernel: KernelNetwork, uplink: int
 ) -> None:
     ours = sorted(peer(9), key=lambda obj: isinstance(obj, Route))
-    assert kernel.apply([Put(obj) for obj in ours], scope(uplink)) == []
+    assert kernel.apply([Put(obj) for obj in ours]) == []
     time.sleep(QUIET)
     assert wakes.count == 0
-    assert kernel.apply([Delete(obj) for obj in reversed(ours)], scope(uplink)) == []
-    assert kernel.apply([Put(obj) for obj in ours], scope(uplink)) == []
+    assert kernel.apply([Delete(obj) for obj in reversed(ours)]) == []
+    assert kernel.apply([Put(obj) for obj in ours]) == []
     time.sleep(QUIET)
     assert wakes.count == 0
     assert not kernel.echoes
@@ -151,7 +152,7 @@ def test_flood_that_overruns_the_socket_is_a_change(kernel: KernelNetwork, uplin
         before = calls.count
         peers = [obj for number in range(10, 250) for obj in peer(number)]
         for make in (Put, Delete) * 5:
-            assert other.apply([make(obj) for obj in peers], scope(uplink)) == []
+            assert other.apply([make(obj) for obj in peers]) == []
         assert dropped() > 0
         go_on.set()
         eventually(lambda: calls.count > before, "the wake after the flood")

@@ -11,7 +11,16 @@ import pytest
 
 from flannel_ebpf.base.errors import DeviceMissing
 from flannel_ebpf.base.model import Mac
-from flannel_ebpf.desired.objects import LinkAddress, Neighbour, Object, Route, Scope, Sysctl, VxlanLink
+from flannel_ebpf.desired.objects import (
+    LinkAddress,
+    Neighbour,
+    Object,
+    Route,
+    Scope,
+    Sysctl,
+    TunLink,
+    VxlanLink,
+)
 from flannel_ebpf.desired.plan import Delete, Failure, Op, Put, plan
 from flannel_ebpf.kernel.network import KernelNetwork
 from tests.netns.kernel.space import (
@@ -25,6 +34,7 @@ from tests.netns.kernel.space import (
     peer,
     run,
     scope,
+    there,
     vxlan,
 )
 
@@ -39,11 +49,11 @@ def settle(kernel: KernelNetwork, where: Scope, desired: set[Object]) -> tuple[i
     """Plan and apply until the plan is empty; return the number of operations and the failures."""
     count, failures = 0, []
     for _ in range(4):
-        ops = plan(desired, kernel.read(where, wanted=wanted(desired)))
+        ops = plan(desired, there(kernel, where, wanted=wanted(desired)))
         if not ops or failures:
             break
         count += len(ops)
-        failures = kernel.apply(ops, where)
+        failures = kernel.apply(ops)
     else:
         pytest.fail(f"never settled: {ops}")
     return count, failures
@@ -52,8 +62,8 @@ def settle(kernel: KernelNetwork, where: Scope, desired: set[Object]) -> tuple[i
 def test_second_plan_is_empty(kernel: KernelNetwork, uplink: int) -> None:
     desired = node(uplink) | peer(7) | peer(9)
     assert settle(kernel, scope(uplink), desired) == (9, [])
-    assert kernel.read(scope(uplink)) == desired
-    assert plan(desired, kernel.read(scope(uplink))) == []
+    assert there(kernel, scope(uplink)) == desired
+    assert plan(desired, there(kernel, scope(uplink))) == []
 
 
 def test_device_is_what_flannel_makes(kernel: KernelNetwork, uplink: int) -> None:
@@ -79,10 +89,10 @@ def test_device_is_mended_in_place(kernel: KernelNetwork, uplink: int, change: s
     settle(kernel, scope(uplink), desired)
     before = index_of(OVERLAY)
     run(change)
-    assert plan(desired, kernel.read(scope(uplink))) != []
+    assert plan(desired, there(kernel, scope(uplink))) != []
     assert settle(kernel, scope(uplink), desired)[1] == []
     assert index_of(OVERLAY) == before
-    assert kernel.read(scope(uplink)) == desired
+    assert there(kernel, scope(uplink)) == desired
 
 
 @pytest.mark.parametrize(
@@ -103,13 +113,13 @@ def test_device_of_other_make_is_replaced(kernel: KernelNetwork, uplink: int, de
     desired = node(uplink) | peer(7)
     assert settle(kernel, scope(uplink), desired)[1] == []
     assert index_of(OVERLAY) != before
-    assert kernel.read(scope(uplink)) == desired
+    assert there(kernel, scope(uplink)) == desired
 
 
 def test_device_of_other_kind_is_left_alone(kernel: KernelNetwork, uplink: int) -> None:
     run(f"ip link add {OVERLAY} type bridge")
     before = index_of(OVERLAY)
-    [failure] = kernel.apply([Put(vxlan(uplink))], scope(uplink))
+    [failure] = kernel.apply([Put(vxlan(uplink))])
     assert "is a bridge device: rename or remove it" in str(failure.error)
     assert index_of(OVERLAY) == before
 
@@ -119,7 +129,7 @@ def test_deleted_device_comes_back_with_its_peers(kernel: KernelNetwork, uplink:
     settle(kernel, scope(uplink), desired)
     run(f"ip link del {OVERLAY}")
     assert settle(kernel, scope(uplink), desired)[1] == []
-    assert kernel.read(scope(uplink)) == desired
+    assert there(kernel, scope(uplink)) == desired
 
 
 CHANGES = [
@@ -151,7 +161,7 @@ def test_change_from_outside_is_undone(kernel: KernelNetwork, uplink: int, chang
     run(change)
     count, failures = settle(kernel, scope(uplink), desired)
     assert (count > 0, failures) == (True, [])
-    assert kernel.read(scope(uplink), wanted=wanted(desired)) == desired
+    assert there(kernel, scope(uplink), wanted=wanted(desired)) == desired
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -164,7 +174,7 @@ def test_any_sequence_of_changes_heals(kernel: KernelNetwork, uplink: int, seed:
             subprocess.run(command.split(), capture_output=True, check=False, timeout=30)
         desired = node(uplink) | peer(7) | peer(chance.randint(10, 99))
         assert settle(kernel, scope(uplink), desired)[1] == []
-        assert kernel.read(scope(uplink), wanted=wanted(desired)) == desired, f"seed {seed}"
+        assert there(kernel, scope(uplink), wanted=wanted(desired)) == desired, f"seed {seed}"
 
 
 def test_device_that_flanneld_made_is_right_as_it_is(kernel: KernelNetwork, uplink: int) -> None:
@@ -175,19 +185,25 @@ def test_device_that_flanneld_made_is_right_as_it_is(kernel: KernelNetwork, upli
         f"ip link set {OVERLAY} up",
         f"sysctl -q -w net/ipv6/conf/{OVERLAY}/accept_ra=0",
     )
-    assert plan(node(uplink), kernel.read(scope(uplink))) == []
+    assert plan(node(uplink), there(kernel, scope(uplink))) == []
 
 
 def test_udp_tunnel_has_an_address_and_the_networks_route(kernel: KernelNetwork, uplink: int) -> None:
     run("ip tuntap add flannel0 mode tun", "ip link set flannel0 up")
     where = Scope(NETWORK, SUBNET, "flannel0", uplink)
     desired: set[Object] = {
+        TunLink("flannel0", 1472),
         LinkAddress("flannel0", IPv4Interface(f"{SUBNET.network_address}/32")),
         Route(NETWORK, None, "flannel0"),
     }
-    assert settle(kernel, where, desired) == (2, [])
-    assert kernel.read(where) == desired
-    assert settle(kernel, where, set()) == (2, [])
+    assert settle(kernel, where, desired) == (3, [])
+    assert there(kernel, where) == desired
+    for change in ("down", "mtu 1400"):
+        run(f"ip link set flannel0 {change}")
+        assert settle(kernel, where, desired)[1] == []
+        assert there(kernel, where) == desired
+    assert settle(kernel, where, set()) == (3, [])
+    assert there(kernel, where) == set()
 
 
 FOREIGN = [
@@ -216,7 +232,7 @@ def test_foreign_objects_are_neither_read_nor_removed(kernel: KernelNetwork, upl
     run(*FOREIGN)
     before = foreign_state()
     settle(kernel, scope(uplink), desired | peer(7))
-    assert kernel.read(scope(uplink)) == desired | peer(7)
+    assert there(kernel, scope(uplink)) == desired | peer(7)
     assert settle(kernel, scope(uplink), desired)[1] == []
     assert foreign_state() == before
 
@@ -229,10 +245,10 @@ def test_flanneld_routes_are_adopted_not_duplicated(kernel: KernelNetwork, uplin
     )
     direct = Route(OTHER, IPv4Address("192.168.64.9"), "up0")
     desired = node(uplink) | peer(7) | {direct}
-    ops = plan(desired, kernel.read(scope(uplink), wanted=wanted(desired)))
+    ops = plan(desired, there(kernel, scope(uplink), wanted=wanted(desired)))
     olds = [op.old for op in ops if isinstance(op, Put) and isinstance(op.old, Route)]
     assert [old.protocol for old in olds] == [3, 3]
-    assert kernel.apply(ops, scope(uplink)) == []
+    assert kernel.apply(ops) == []
     assert run("ip route show 10.1.7.0/24") == "10.1.7.0/24 via 10.1.7.0 dev flannel.1 proto 251 onlink \n"
     assert run("ip route show 10.1.9.0/24") == "10.1.9.0/24 via 192.168.64.9 dev up0 proto 251 \n"
 
@@ -244,7 +260,7 @@ def test_peers_that_change_owner_keep_one_entry(kernel: KernelNetwork, uplink: i
     }
     desired = node(uplink) | moved | {obj for obj in peer(9) if type(obj).__name__ == "FdbEntry"}
     assert settle(kernel, scope(uplink), desired)[1] == []
-    assert kernel.read(scope(uplink)) == desired  # flannel leaks the old FDB entry here
+    assert there(kernel, scope(uplink)) == desired  # flannel leaks the old FDB entry here
 
 
 def test_host_gw_has_routes_only(kernel: KernelNetwork, uplink: int) -> None:
@@ -254,7 +270,7 @@ def test_host_gw_has_routes_only(kernel: KernelNetwork, uplink: int) -> None:
         Route(IPv4Network("10.1.5.0/24"), None, "", blackhole=True),
     }
     assert settle(kernel, where, desired) == (2, [])
-    assert kernel.read(where) == desired
+    assert there(kernel, where) == desired
     assert settle(kernel, where, set()) == (2, [])
 
 
@@ -271,18 +287,18 @@ def test_one_failure_stops_no_other(kernel: KernelNetwork, uplink: int) -> None:
     )
     assert str(by_object[far]) == said
     assert str(by_object[lost]) == "device 'flannel.9' is not there"
-    assert kernel.read(scope(uplink)) == node(uplink) | peer(7)
+    assert there(kernel, scope(uplink)) == node(uplink) | peer(7)
 
 
 def test_sysctl_that_is_not_there_is_said(kernel: KernelNetwork, uplink: int) -> None:
-    [failure] = kernel.apply([Put(Sysctl("net/ipv6/conf/flannel.9/accept_ra", "0"))], scope(uplink))
+    [failure] = kernel.apply([Put(Sysctl("net/ipv6/conf/flannel.9/accept_ra", "0"))])
     assert isinstance(failure.error, DeviceMissing)
     assert "flannel.9" in str(failure.error)
 
 
 def test_vni_taken_by_another_device_is_said_in_the_kernels_words(kernel: KernelNetwork, uplink: int) -> None:
     run("ip link add other type vxlan id 1 local 192.168.64.5 dev up0 dstport 8472")
-    [failure] = kernel.apply([Put(vxlan(uplink))], scope(uplink))
+    [failure] = kernel.apply([Put(vxlan(uplink))])
     assert "device flannel.1 (vxlan id 1 dstport 8472 local 192.168.64.5)" in str(failure.error)
     assert "already exists" in str(failure.error)
 
@@ -290,15 +306,15 @@ def test_vni_taken_by_another_device_is_said_in_the_kernels_words(kernel: Kernel
 def test_deleting_what_is_gone_is_no_failure(kernel: KernelNetwork, uplink: int) -> None:
     settle(kernel, scope(uplink), node(uplink))
     gone: list[Op] = [Delete(obj) for obj in [*peer(7), LinkAddress(OVERLAY, IPv4Interface("10.1.77.1/32"))]]
-    assert kernel.apply(gone, scope(uplink)) == []
+    assert kernel.apply(gone) == []
     run(f"ip link del {OVERLAY}")
-    assert kernel.apply([*gone, Delete(vxlan(uplink))], scope(uplink)) == []
+    assert kernel.apply([*gone, Delete(vxlan(uplink))]) == []
 
 
 def test_everything_of_ours_can_be_removed(kernel: KernelNetwork, uplink: int) -> None:
     before = foreign_state()
     settle(kernel, scope(uplink), node(uplink) | peer(7))
-    kernel.apply([Delete(obj) for obj in kernel.read(scope(uplink))], scope(uplink))
+    kernel.apply([Delete(obj) for obj in there(kernel, scope(uplink))])
     assert foreign_state() == before
 
 
@@ -308,23 +324,23 @@ def test_two_networks_do_not_see_each_other(kernel: KernelNetwork, uplink: int) 
     route = Route(IPv4Network("10.2.7.0/24"), IPv4Address("10.2.7.0"), "flannel.2", onlink=True)
     settle(kernel, scope(uplink), node(uplink) | peer(7))
     assert settle(kernel, other, {second, route})[1] == []
-    assert kernel.read(other) == {second, route}
-    assert kernel.read(scope(uplink)) == node(uplink) | peer(7)
+    assert there(kernel, other) == {second, route}
+    assert there(kernel, scope(uplink)) == node(uplink) | peer(7)
 
 
 def test_five_thousand_peers(kernel: KernelNetwork, uplink: int, capsys: pytest.CaptureFixture[str]) -> None:
     network = IPv4Network("10.0.0.0/8")
     where = Scope(network, IPv4Network("10.1.5.0/24"), OVERLAY, uplink)
-    kernel.apply([Put(vxlan(uplink))], where)
+    kernel.apply([Put(vxlan(uplink))])
     desired: set[Object] = {vxlan(uplink)}
     for number in range(512, 5512):
         desired |= peer(number, network)
-    ops = plan(desired, kernel.read(where))
+    ops = plan(desired, kernel.read(kernel.look(), where))
     started = time.monotonic()
-    failures = kernel.apply(ops, where)
+    failures = kernel.apply(ops)
     programmed = time.monotonic() - started
     started = time.monotonic()
-    actual = kernel.read(where)
+    actual = kernel.read(kernel.look(), where)
     read = time.monotonic() - started
     with capsys.disabled():
         print(f"\n5,000 peers: {len(ops)} objects programmed in {programmed:.3f} s, read in {read:.3f} s")  # noqa: T201 - the figure is the point
@@ -338,4 +354,4 @@ def test_network_outside_is_not_read(kernel: KernelNetwork, uplink: int) -> None
     settle(kernel, scope(uplink), node(uplink) | peer(7))
     elsewhere = IPv4Network("10.64.0.0/16")
     assert elsewhere != NETWORK
-    assert kernel.read(scope(uplink, overlay="", network=elsewhere)) == set()
+    assert there(kernel, scope(uplink, overlay="", network=elsewhere)) == set()

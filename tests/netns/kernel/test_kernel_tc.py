@@ -12,7 +12,7 @@ from flannel_ebpf.desired.objects import Filter, Object, XdpProgram
 from flannel_ebpf.desired.plan import Delete, Put, plan
 from flannel_ebpf.kernel.bpf import Program
 from flannel_ebpf.kernel.network import KernelNetwork
-from tests.netns.kernel.space import TinyProgram, index_of, named, run, scope
+from tests.netns.kernel.space import TinyProgram, hooked, index_of, named, run, scope
 
 FOREIGN = "protocol all pref 7 u32 match u32 0 0 classid 1:1"
 
@@ -36,21 +36,21 @@ def test_filters_are_put_found_and_settled(kernel: KernelNetwork, uplink: int, t
         Filter(index_of("up1"), "ingress", "fl_from_pod", tiny.info().id, "clsact"),
     }
     programs = {"fl_from_peer": tiny.fd, "fl_to_peer": tiny.fd, "fl_from_pod": tiny.fd}
-    assert kernel.apply(plan(desired, kernel.read(scope(uplink))), scope(uplink), programs) == []
-    assert kernel.read(scope(uplink)) == desired
-    assert plan(desired, kernel.read(scope(uplink))) == []
+    assert kernel.hooks.apply(plan(desired, hooked(kernel, scope(uplink))), scope(uplink), programs) == []
+    assert hooked(kernel, scope(uplink)) == desired
+    assert plan(desired, hooked(kernel, scope(uplink))) == []
     assert "direct-action" in run("tc filter show dev up0 ingress")
 
 
 def test_program_is_replaced_in_place(kernel: KernelNetwork, uplink: int, tiny: Program) -> None:
     first = Filter(uplink, "ingress", "fl_from_peer", tiny.info().id, "clsact")
-    kernel.apply([Put(first)], scope(uplink), {"fl_from_peer": tiny.fd})
+    kernel.hooks.apply([Put(first)], scope(uplink), {"fl_from_peer": tiny.fd})
     with TinyProgram.make(name="newer") as newer:
         second = Filter(uplink, "ingress", "fl_from_peer", newer.info().id, "clsact")
-        ops = plan({second}, kernel.read(scope(uplink)))
+        ops = plan({second}, hooked(kernel, scope(uplink)))
         assert ops == [Put(second, first)]
-        assert kernel.apply(ops, scope(uplink), {"fl_from_peer": newer.fd}) == []
-        assert kernel.read(scope(uplink)) == {second}
+        assert kernel.hooks.apply(ops, scope(uplink), {"fl_from_peer": newer.fd}) == []
+        assert hooked(kernel, scope(uplink)) == {second}
         assert run("tc filter show dev up0 ingress").count("fl_from_peer") == 1
 
 
@@ -58,11 +58,11 @@ def test_foreign_filters_stay(kernel: KernelNetwork, uplink: int, tiny: Program)
     run("tc qdisc add dev up0 clsact", f"tc filter add dev up0 ingress {FOREIGN}")
     before = run("tc filter show dev up0 ingress")
     ours = Filter(uplink, "ingress", "fl_from_peer", tiny.info().id, "clsact")
-    assert kernel.apply([Put(ours)], scope(uplink), {"fl_from_peer": tiny.fd}) == []
-    assert kernel.read(scope(uplink)) == {ours}
-    assert kernel.apply([Delete(ours)], scope(uplink)) == []
+    assert kernel.hooks.apply([Put(ours)], scope(uplink), {"fl_from_peer": tiny.fd}) == []
+    assert hooked(kernel, scope(uplink)) == {ours}
+    assert kernel.hooks.apply([Delete(ours)], scope(uplink), {}) == []
     assert run("tc filter show dev up0 ingress") == before
-    assert not kernel.drop_idle_clsact(uplink)
+    assert not kernel.hooks.drop_idle_clsact(kernel.look(), uplink)
     assert "clsact" in run("tc qdisc show dev up0")
 
 
@@ -70,19 +70,19 @@ def test_networks_on_one_hook_stay_apart(kernel: KernelNetwork, uplink: int, tin
     other = scope(uplink, network=IPv4Network("10.2.0.0/16"))
     ours = Filter(uplink, "ingress", "fl_from_peer", tiny.info().id, "clsact")
     for where in (scope(uplink), other):
-        assert kernel.apply([Put(ours)], where, {"fl_from_peer": tiny.fd}) == []
-    assert kernel.apply([Delete(ours)], other) == []
-    assert kernel.read(other) == set()
-    assert kernel.read(scope(uplink)) == {ours}
+        assert kernel.hooks.apply([Put(ours)], where, {"fl_from_peer": tiny.fd}) == []
+    assert kernel.hooks.apply([Delete(ours)], other, {}) == []
+    assert hooked(kernel, other) == set()
+    assert hooked(kernel, scope(uplink)) == {ours}
 
 
 def test_idle_clsact_goes_on_purge(kernel: KernelNetwork, uplink: int, tiny: Program) -> None:
     ours = Filter(uplink, "egress", "fl_to_peer", tiny.info().id, "clsact")
-    kernel.apply([Put(ours)], scope(uplink), {"fl_to_peer": tiny.fd})
-    assert not kernel.drop_idle_clsact(uplink)
-    kernel.apply([Delete(ours)], scope(uplink))
-    assert kernel.drop_idle_clsact(uplink)
-    assert not kernel.drop_idle_clsact(uplink)
+    kernel.hooks.apply([Put(ours)], scope(uplink), {"fl_to_peer": tiny.fd})
+    assert not kernel.hooks.drop_idle_clsact(kernel.look(), uplink)
+    kernel.hooks.apply([Delete(ours)], scope(uplink), {})
+    assert kernel.hooks.drop_idle_clsact(kernel.look(), uplink)
+    assert not kernel.hooks.drop_idle_clsact(kernel.look(), uplink)
     assert "clsact" not in run("tc qdisc show dev up0")
 
 
@@ -92,16 +92,16 @@ def test_deleting_a_filter_that_is_gone_is_no_failure(
     gone = [
         Delete(Filter(index, "ingress", "fl_from_pod", tiny.info().id, "clsact")) for index in (uplink, 9999)
     ]
-    assert kernel.apply(gone, scope(uplink)) == []
+    assert kernel.hooks.apply(gone, scope(uplink), {}) == []
     run("tc qdisc add dev up0 clsact")
-    assert kernel.apply(gone, scope(uplink)) == []
+    assert kernel.hooks.apply(gone, scope(uplink), {}) == []
 
 
 def test_filter_on_a_missing_device_is_said(kernel: KernelNetwork, uplink: int, tiny: Program) -> None:
     lost = Put(Filter(9999, "ingress", "fl_from_pod", tiny.info().id, "clsact"))
-    [failure] = kernel.apply([lost], scope(uplink), {"fl_from_pod": tiny.fd})
+    [failure] = kernel.hooks.apply([lost], scope(uplink), {"fl_from_pod": tiny.fd})
     assert isinstance(failure.error, DeviceMissing)
-    [failure] = kernel.apply([lost], scope(uplink), {})
+    [failure] = kernel.hooks.apply([lost], scope(uplink), {})
     assert str(failure.error) == "program 'fl_from_pod' is not loaded"
 
 
@@ -110,31 +110,31 @@ def test_xdp_put_change_of_mode_and_removal(kernel: KernelNetwork, uplink: int, 
     native = XdpProgram(uplink, "native", xdp.info().id)
     steps: list[set[Object]] = [{generic}, {native}, {generic}, set()]
     for desired in steps:
-        ops = plan(desired, kernel.read(scope(uplink), program_name=named(xdp)))
-        assert kernel.apply(ops, scope(uplink), {"fl_xdp": xdp.fd}) == []
-        assert kernel.read(scope(uplink), program_name=named(xdp)) == desired
+        ops = plan(desired, hooked(kernel, scope(uplink), named(xdp)))
+        assert kernel.hooks.apply(ops, scope(uplink), {"fl_xdp": xdp.fd}) == []
+        assert hooked(kernel, scope(uplink), named(xdp)) == desired
     assert "xdp" not in run("ip link show up0")
 
 
 def test_xdp_is_replaced_by_a_newer_program(kernel: KernelNetwork, uplink: int, xdp: Program) -> None:
     old = XdpProgram(uplink, "native", xdp.info().id)
-    kernel.apply([Put(old)], scope(uplink), {"fl_xdp": xdp.fd})
+    kernel.hooks.apply([Put(old)], scope(uplink), {"fl_xdp": xdp.fd})
     with TinyProgram.make(kind=6, name="newer") as newer:
         new = XdpProgram(uplink, "native", newer.info().id)
-        assert kernel.apply([Put(new, old)], scope(uplink), {"fl_xdp": newer.fd}) == []
-        assert kernel.read(scope(uplink), program_name=lambda _: "fl_xdp") == {new}
+        assert kernel.hooks.apply([Put(new, old)], scope(uplink), {"fl_xdp": newer.fd}) == []
+        assert hooked(kernel, scope(uplink), lambda _: "fl_xdp") == {new}
 
 
 @pytest.mark.parametrize("mode", ["generic", "native"])
 def test_foreign_xdp_program_stays(kernel: KernelNetwork, uplink: int, xdp: Program, mode: str) -> None:
     with TinyProgram.make(kind=6, name="foreign") as foreign:
         theirs = XdpProgram(uplink, "generic", foreign.info().id)
-        kernel.apply([Put(theirs)], scope(uplink), {"fl_xdp": foreign.fd})
-        assert kernel.read(scope(uplink), program_name=named(xdp)) == set()
+        kernel.hooks.apply([Put(theirs)], scope(uplink), {"fl_xdp": foreign.fd})
+        assert hooked(kernel, scope(uplink), named(xdp)) == set()
         ours = XdpProgram(uplink, "native" if mode == "native" else "generic", xdp.info().id)
-        [failure] = kernel.apply([Put(ours)], scope(uplink), {"fl_xdp": xdp.fd})
+        [failure] = kernel.hooks.apply([Put(ours)], scope(uplink), {"fl_xdp": xdp.fd})
         assert failure.error.code != 0
-        assert kernel.read(scope(uplink), program_name=lambda _: "fl_xdp") == {theirs}
+        assert hooked(kernel, scope(uplink), lambda _: "fl_xdp") == {theirs}
 
 
 def test_a_hundred_pods_are_read_quickly(kernel: KernelNetwork, uplink: int, tiny: Program) -> None:
@@ -145,5 +145,5 @@ def test_a_hundred_pods_are_read_quickly(kernel: KernelNetwork, uplink: int, tin
             hook = "ingress" if direction == "ingress" else "egress"
             desired.add(Filter(index_of(f"p{number}"), hook, program, tiny.info().id, "clsact"))
     programs = {"fl_from_pod": tiny.fd, "fl_to_pod": tiny.fd}
-    assert kernel.apply(plan(desired, set()), scope(uplink), programs) == []
-    assert kernel.read(scope(uplink)) == desired
+    assert kernel.hooks.apply(plan(desired, set()), scope(uplink), programs) == []
+    assert hooked(kernel, scope(uplink)) == desired

@@ -12,11 +12,11 @@ import pytest
 from flannel_ebpf.base.errors import DeviceMissing
 from flannel_ebpf.desired.objects import Attach, Filter, Object
 from flannel_ebpf.desired.plan import Delete, Op, Put, plan
-from flannel_ebpf.kernel.bpf import Program, call
+from flannel_ebpf.kernel.bpf import TCX_HOOKS, Program, attached_by_tcx, call
 from flannel_ebpf.kernel.hooks import tcx
 from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.programs.probe import has_tcx
-from tests.netns.kernel.space import TinyProgram, index_of, named, run, scope
+from tests.netns.kernel.space import TinyProgram, hooked, index_of, named, run, scope
 from tests.netns.tcx_stranger import TCX_DROP, attach, detach
 
 WAYS: list[Attach] = ["tcx", "clsact"]
@@ -41,19 +41,19 @@ def at(ifindex: int, program: Program, via: Attach = "tcx") -> Filter:
 def settle(kernel: KernelNetwork, uplink: int, want: Object, program: Program, *known: Program) -> list[Op]:
     """Do one pass, check that it leaves exactly `want`, and return what it did."""
     known = (program, *known)
-    ops = plan({want}, kernel.read(scope(uplink), program_name=named(*known)))
-    assert kernel.apply(ops, scope(uplink), {"fl_from_peer": program.fd}) == []
-    assert kernel.read(scope(uplink), program_name=named(*known)) == {want}
+    ops = plan({want}, hooked(kernel, scope(uplink), named(*known)))
+    assert kernel.hooks.apply(ops, scope(uplink), {"fl_from_peer": program.fd}) == []
+    assert hooked(kernel, scope(uplink), named(*known)) == {want}
     return ops
 
 
 def test_a_program_is_put_found_and_deleted(kernel: KernelNetwork, uplink: int, ours: Program) -> None:
     settle(kernel, uplink, at(uplink, ours), ours)
-    assert tcx.attached(uplink, "ingress") == (ours.info().id,)
+    assert attached_by_tcx(uplink, "ingress") == (ours.info().id,)
     assert "clsact" not in run("tc qdisc show dev up0"), "no qdisc is needed"
     assert settle(kernel, uplink, at(uplink, ours), ours) == []
-    assert kernel.apply([Delete(at(uplink, ours))], scope(uplink)) == []
-    assert tcx.attached(uplink, "ingress") == ()
+    assert kernel.hooks.apply([Delete(at(uplink, ours))], scope(uplink), {}) == []
+    assert attached_by_tcx(uplink, "ingress") == ()
 
 
 def test_a_program_is_replaced_in_its_place(
@@ -64,21 +64,21 @@ def test_a_program_is_replaced_in_its_place(
     assert settle(kernel, uplink, at(uplink, newer), newer, ours) == [
         Put(at(uplink, newer), at(uplink, ours))
     ]
-    assert tcx.attached(uplink, "ingress") == (newer.info().id, behind)
+    assert attached_by_tcx(uplink, "ingress") == (newer.info().id, behind)
 
 
 def test_a_program_stays_when_its_process_has_closed_it(kernel: KernelNetwork, uplink: int) -> None:
     number = attach("up0", "egress")
-    assert tcx.attached(uplink, "egress") == (number,)
+    assert attached_by_tcx(uplink, "egress") == (number,)
 
 
 def test_a_stranger_comes_before_us_and_stays(kernel: KernelNetwork, uplink: int, ours: Program) -> None:
     stranger = attach("up0", "ingress", "fl_from_pod")  # even under a name of ours
     settle(kernel, uplink, at(uplink, ours), ours)
-    assert tcx.attached(uplink, "ingress") == (stranger, ours.info().id)
-    assert kernel.apply([Delete(at(uplink, ours))], scope(uplink)) == []
-    assert tcx.attached(uplink, "ingress") == (stranger,)
-    assert kernel.read(scope(uplink)) == set()
+    assert attached_by_tcx(uplink, "ingress") == (stranger, ours.info().id)
+    assert kernel.hooks.apply([Delete(at(uplink, ours))], scope(uplink), {}) == []
+    assert attached_by_tcx(uplink, "ingress") == (stranger,)
+    assert hooked(kernel, scope(uplink)) == set()
 
 
 def test_what_a_stranger_decides_holds(kernel: KernelNetwork, uplink: int, ours: Program) -> None:
@@ -105,11 +105,11 @@ def test_networks_on_one_hook_stay_apart(
     other = scope(uplink, network=IPv4Network("10.2.0.0/16"))
     settle(kernel, uplink, at(uplink, ours), ours)
     theirs = at(uplink, newer)
-    assert kernel.apply([Put(theirs)], other, {"fl_from_peer": newer.fd}) == []
-    assert kernel.read(scope(uplink), program_name=named(ours)) == {at(uplink, ours)}
-    assert kernel.read(other, program_name=named(newer)) == {theirs}
-    assert kernel.apply([Delete(theirs)], other) == []
-    assert kernel.read(scope(uplink), program_name=named(ours)) == {at(uplink, ours)}
+    assert kernel.hooks.apply([Put(theirs)], other, {"fl_from_peer": newer.fd}) == []
+    assert hooked(kernel, scope(uplink), named(ours)) == {at(uplink, ours)}
+    assert hooked(kernel, other, named(newer)) == {theirs}
+    assert kernel.hooks.apply([Delete(theirs)], other, {}) == []
+    assert hooked(kernel, scope(uplink), named(ours)) == {at(uplink, ours)}
 
 
 @pytest.mark.parametrize("before", WAYS)
@@ -130,14 +130,14 @@ def test_a_change_that_was_cut_short_is_finished(
 ) -> None:
     """Both stand, as after a process that was killed between attaching and detaching."""
     both: list[Op] = [Put(at(uplink, ours, via)) for via in WAYS]
-    assert kernel.apply(both, scope(uplink), {"fl_from_peer": ours.fd}) == []
+    assert kernel.hooks.apply(both, scope(uplink), {"fl_from_peer": ours.fd}) == []
     ops = settle(kernel, uplink, at(uplink, ours, keep), ours)
     assert [type(op) for op in ops] == [Delete]
 
 
 def test_the_same_program_twice_is_refused_by_name(kernel: KernelNetwork, uplink: int, ours: Program) -> None:
     settle(kernel, uplink, at(uplink, ours), ours)
-    [failure] = kernel.apply([Put(at(uplink, ours))], scope(uplink), {"fl_from_peer": ours.fd})
+    [failure] = kernel.hooks.apply([Put(at(uplink, ours))], scope(uplink), {"fl_from_peer": ours.fd})
     assert str(failure.error) == f"put fl_from_peer at tcx ingress of device {uplink}: File exists"
     assert failure.error.code == errno.EEXIST
 
@@ -147,21 +147,21 @@ def test_a_missing_program_or_device_is_no_failure_when_deleting(
 ) -> None:
     gone = [Delete(at(index, ours)) for index in (uplink, 9999)]
     gone.append(Delete(Filter(uplink, "ingress", "fl_from_peer", 2**31 - 1, "tcx")))
-    assert kernel.apply(gone, scope(uplink)) == []
+    assert kernel.hooks.apply(gone, scope(uplink), {}) == []
 
 
 def test_a_missing_device_is_said(kernel: KernelNetwork, uplink: int, ours: Program) -> None:
-    [failure] = kernel.apply([Put(at(9999, ours))], scope(uplink), {"fl_from_peer": ours.fd})
+    [failure] = kernel.hooks.apply([Put(at(9999, ours))], scope(uplink), {"fl_from_peer": ours.fd})
     assert isinstance(failure.error, DeviceMissing)
     run("ip link del up0")
-    assert kernel.read(scope(uplink), program_name=named(ours)) == set()
-    assert list(tcx.read_filters([uplink], named(ours))) == []
+    assert hooked(kernel, scope(uplink), named(ours)) == set()
+    assert list(tcx.filters_in(kernel.look(), [uplink], named(ours))) == []
 
 
 def test_a_full_hook_is_read_whole(kernel: KernelNetwork, uplink: int, ours: Program) -> None:
     strangers = tuple(attach("up0", "ingress") for _ in range(62))  # 64, less one that ends the list
     settle(kernel, uplink, at(uplink, ours), ours)
-    assert tcx.attached(uplink, "ingress") == (*strangers, ours.info().id)
+    assert attached_by_tcx(uplink, "ingress") == (*strangers, ours.info().id)
 
 
 def test_a_bandwidth_plugins_qdisc_may_come_beside_ours(
@@ -177,17 +177,18 @@ def test_a_kernel_without_tcx_has_none_of_ours(
 ) -> None:
     """Its bpf(2) refuses the attach type, as this one's refuses a number that is none."""
     settle(kernel, uplink, at(uplink, ours), ours)
-    monkeypatch.setattr(tcx, "_HOOKS", {"ingress": 9999, "egress": 9998})
+    monkeypatch.setitem(TCX_HOOKS, "ingress", 9999)
+    monkeypatch.setitem(TCX_HOOKS, "egress", 9998)
     assert not has_tcx()
-    assert kernel.read(scope(uplink), program_name=named(ours)) == set()
-    assert tcx.shaped_devices([uplink]) == set()
+    assert hooked(kernel, scope(uplink), named(ours)) == set()
+    assert tcx.shaped_devices(kernel.look(), [uplink]) == set()
 
 
 def test_the_probe_tries_and_leaves_nothing(namespace: None) -> None:
     with open("/proc/kallsyms") as symbols:
         there = any(line.split()[2] == "tcx_prog_attach" for line in symbols)
     assert has_tcx() == there
-    assert tcx.attached(1, "ingress") == ()
+    assert attached_by_tcx(1, "ingress") == ()
 
 
 def test_the_probe_wants_to_find_its_program_again(namespace: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,5 +205,5 @@ def test_many_pods_are_read_in_little_time(kernel: KernelNetwork, uplink: int, o
     for number in range(50):
         run(f"ip link add p{number} type veth peer q{number}")
     desired: set[Object] = {at(index_of(f"p{number}"), ours) for number in range(50)}
-    assert kernel.apply(plan(desired, set()), scope(uplink), {"fl_from_peer": ours.fd}) == []
-    assert kernel.read(scope(uplink), program_name=named(ours)) == desired
+    assert kernel.hooks.apply(plan(desired, set()), scope(uplink), {"fl_from_peer": ours.fd}) == []
+    assert hooked(kernel, scope(uplink), named(ours)) == desired

@@ -7,7 +7,10 @@ from ipaddress import IPv4Address
 import pytest
 
 from flannel_ebpf.base.errors import ConfigError
-from flannel_ebpf.kernel.netlink.uplink import find_uplink
+from flannel_ebpf.base.model import Uplink
+from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
+from flannel_ebpf.kernel.seen import Seen
+from flannel_ebpf.kernel.uplink import find_uplink
 from tests.netns.kernel.space import run
 
 
@@ -26,6 +29,11 @@ def host(namespace: None) -> None:
         "ip route add default via 10.20.0.1 metric 100",
         "ip route add 203.0.113.0/24 via 192.168.64.1",
     )
+
+
+def find(**flags: object) -> Uplink:
+    with RouteSocket() as netlink:
+        return find_uplink(Seen(netlink), **flags)  # type: ignore[arg-type]  # a table of keyword arguments
 
 
 @pytest.mark.parametrize(
@@ -47,7 +55,7 @@ def host(namespace: None) -> None:
     ],
 )
 def test_choice(host: None, flags: dict[str, object], expected: tuple[str, str, int]) -> None:
-    found = find_uplink(**flags)  # type: ignore[arg-type]  # a table of keyword arguments
+    found = find(**flags)
     assert (found.name, str(found.ip), found.prefix_len) == expected
     assert found.mtu == 1500
 
@@ -65,13 +73,13 @@ def test_choice(host: None, flags: dict[str, object], expected: tuple[str, str, 
 )
 def test_unmatched_flag_is_named(host: None, flags: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        find_uplink(**flags)  # type: ignore[arg-type]  # a table of keyword arguments
+        find(**flags)
     assert said in str(caught.value)
 
 
 def test_no_default_route_is_said(host: None) -> None:
     run("ip route del default", "ip route del default")
     with pytest.raises(ConfigError, match="default route: 'none' cannot be used: one, or --iface"):
-        find_uplink()
+        find()
     with pytest.raises(ConfigError, match=r"--iface-can-reach: '8\.8\.8\.8'"):
-        find_uplink(can_reach="8.8.8.8")
+        find(can_reach="8.8.8.8")

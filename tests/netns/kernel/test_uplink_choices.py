@@ -14,6 +14,8 @@ from flannel_ebpf.base.errors import ConfigError
 from flannel_ebpf.commands.flags import options_from
 from flannel_ebpf.commands.node import up
 from flannel_ebpf.desired.backends import vxlan
+from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
+from flannel_ebpf.kernel.seen import Seen
 
 CONFIG = parse_network_config('{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan"}}', "test")
 
@@ -31,7 +33,8 @@ def ours(flags: str) -> str:
     given = up.make_context("up", flags.split()).params
     del given["verbosity"]
     try:
-        uplink, public_ip = choose_uplink(options_from(given), CONFIG)
+        with RouteSocket() as netlink:
+            uplink, public_ip = choose_uplink(Seen(netlink), options_from(given), CONFIG)
     except ConfigError:
         return REFUSED
     return f"{uplink.name} {uplink.ip} {public_ip} {vxlan.mtu(CONFIG, uplink)}"

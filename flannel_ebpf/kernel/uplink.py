@@ -11,13 +11,14 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Interface
 from flannel_ebpf.base.errors import ConfigError
 from flannel_ebpf.base.model import Uplink
 from flannel_ebpf.base.regex import compile_go
-from flannel_ebpf.kernel.netlink.bulk import RTA_DST, RTA_OIF, RTM_GETROUTE, RTMSG, U32
-from flannel_ebpf.kernel.netlink.links import Address, Link, read_addresses, read_links, uplink
-from flannel_ebpf.kernel.netlink.route_socket import Request, RouteSocket, attribute, attributes
+from flannel_ebpf.kernel.netlink.links import Address, Link, uplink
+from flannel_ebpf.kernel.netlink.route_socket import U32, Request, attribute, attributes
+from flannel_ebpf.kernel.netlink.routes import RTA_DST, RTA_OIF, RTM_GETROUTE, RTMSG
+from flannel_ebpf.kernel.seen import Seen
 
 log = logging.getLogger(__name__)
 
-_AF_INET, _RT_TABLE_MAIN, _RTA_PREFSRC = 2, 254, 7
+_AF_INET, _RTA_PREFSRC = 2, 7
 _IFA_F_TEMPORARY, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x20, 0x80
 
 _Attempt = tuple[str, str, Callable[[], Uplink]]
@@ -25,6 +26,7 @@ _Attempt = tuple[str, str, Callable[[], Uplink]]
 
 
 def find_uplink(
+    seen: Seen,
     iface: Sequence[str] = (),
     iface_regex: Sequence[str] = (),
     can_reach: str = "",
@@ -38,17 +40,16 @@ def find_uplink(
     against each one that was tried.
     """
     refused: list[ConfigError] = []
-    with RouteSocket() as netlink:
-        host = _Host(netlink)
-        for flag, value, find in host.attempts(iface, iface_regex, can_reach, public_ip):
-            try:
-                found = find()
-            except ConfigError as error:
-                refused.append(error)
-                continue
-            for other in refused:
-                log.warning("%s; %s %s is taken", other, flag, value)
-            return found
+    host = _Host(seen)
+    for flag, value, find in host.attempts(iface, iface_regex, can_reach, public_ip):
+        try:
+            found = find()
+        except ConfigError as error:
+            refused.append(error)
+            continue
+        for other in refused:
+            log.warning("%s; %s %s is taken", other, flag, value)
+        return found
     if len(refused) == 1:
         raise refused[0]
     tried = ", ".join(f"{error.source}={error.value}" for error in refused)
@@ -56,13 +57,22 @@ def find_uplink(
     raise ConfigError("uplink", tried, f"one that is there: {reasons}; there is {host.inventory()}")
 
 
-class _Host:
-    """The interfaces of this namespace as they are now."""
+def same_uplink(seen: Seen, ifindex: int, ip: IPv4Address) -> Uplink | None:
+    """Return the uplink as it is now, None when the device or its address `ip` is gone."""
+    link = seen.links.get(ifindex)
+    for address in seen.addresses if link else ():
+        if link and address.ifindex == ifindex and address.interface.ip == ip:
+            return uplink(link, address.interface)
+    return None
 
-    def __init__(self, netlink: RouteSocket) -> None:
-        self._netlink = netlink
-        self._links = read_links(netlink)
-        self._addresses = read_addresses(netlink)
+
+class _Host:
+    """The interfaces of this namespace as they were seen."""
+
+    def __init__(self, seen: Seen) -> None:
+        self._seen = seen
+        self._links = seen.links
+        self._addresses = seen.addresses
 
     def inventory(self) -> str:
         """Say what there is, for an error message."""
@@ -126,7 +136,7 @@ class _Host:
         except AddressValueError as error:
             raise ConfigError(flag, text, "an IPv4 address") from error
         body = RTMSG.pack(_AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_DST, target.packed)
-        [answer] = self._netlink.exchange([Request(RTM_GETROUTE, 0, body)])
+        [answer] = self._seen.netlink.exchange([Request(RTM_GETROUTE, 0, body)])
         found = attributes(answer.body, RTMSG.size) if not answer.code else {}
         link = self._links.get(_index(found))
         if link is None:
@@ -140,17 +150,11 @@ class _Host:
 
     def _by_default_route(self) -> Uplink:
         """Return the interface of the first default route, which is the one of the lowest metric."""
-        for body in self._netlink.dump(
-            RTM_GETROUTE, RTMSG.pack(_AF_INET, 0, 0, 0, _RT_TABLE_MAIN, 0, 0, 0, 0)
-        ):
-            if body[1] == 0 and body[4] == _RT_TABLE_MAIN:
-                link = self._links.get(_index(attributes(body, RTMSG.size)))
-                if link is not None:
-                    return self._best("default route", link.name, link)
-                expected = "one through a single interface"
-                break
-        else:
-            expected = "one"
+        first = next((route for route in self._seen.routes if route.dst[1] == 0), None)
+        link = self._links.get(first.oif) if first else None
+        if link is not None:
+            return self._best("default route", link.name, link)
+        expected = "one through a single interface" if first else "one"
         raise ConfigError("default route", "none", f"{expected}, or --iface with one of {self.inventory()}")
 
     def _best(self, flag: str, value: str, link: Link) -> Uplink:

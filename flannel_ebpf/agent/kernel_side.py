@@ -1,0 +1,73 @@
+"""The kernel path in a pass: devices, addresses, sysctls, neighbours, FDB entries and routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Network
+
+from flannel_ebpf.agent.side import Round, scope_of
+from flannel_ebpf.desired.backends import Node, backend_of
+from flannel_ebpf.desired.objects import (
+    LAST_METRIC,
+    FdbEntry,
+    LinkAddress,
+    Neighbour,
+    Object,
+    Route,
+    Scope,
+    Sysctl,
+    TunLink,
+    VxlanLink,
+)
+from flannel_ebpf.desired.plan import Failure, Op, Put
+from flannel_ebpf.kernel.network import KernelNetwork
+
+
+class KernelSide:
+    """What the backend asks of the kernel. `remember` is told of a sysctl of the host before it is changed.
+
+    With `blackhole`, packets for addresses of the own subnet that no bridge has go nowhere.
+    """
+
+    kinds = (VxlanLink, TunLink, LinkAddress, Sysctl, Neighbour, FdbEntry, Route)
+
+    def __init__(
+        self, kernel: KernelNetwork, remember: Callable[[Sysctl], None], *, blackhole: bool = False
+    ) -> None:
+        self._kernel = kernel
+        self._remember = remember
+        self._blackhole = blackhole
+
+    def wanted(self, now: Round) -> list[Object]:
+        """Return the backend's objects for this node and its peers."""
+        wanted = backend_of(now.node.config).objects(now.node, now.peers)
+        if self._blackhole:
+            wanted.append(Route(now.node.subnet, None, "", blackhole=True, metric=LAST_METRIC))
+        return wanted
+
+    def read(self, now: Round, wanted: Sequence[Object]) -> Iterable[Object]:
+        """Return this network's kernel path, and the routes of others that are to be adopted."""
+        return self._kernel.read(
+            now.seen,
+            scope_of(now.node),
+            wanted=frozenset(obj.dst for obj in wanted if isinstance(obj, Route)),
+            sysctls=[obj.path for obj in wanted if isinstance(obj, Sysctl)],
+        )
+
+    def apply(self, ops: Sequence[Op], scope: Scope) -> list[Failure]:
+        """Carry out operations on the kernel path; return those that failed."""
+        for op in ops:
+            if (
+                isinstance(op, Put)
+                and isinstance(op.old, Sysctl)
+                and isinstance(op.obj, Sysctl)
+                and op.obj.lent
+            ):
+                self._remember(op.old)
+        return self._kernel.apply(ops)
+
+    def programmed(self, node: Node) -> frozenset[IPv4Network]:
+        """Return the remote subnets that the kernel has routes of ours to: what a former process left."""
+        found = self._kernel.read(self._kernel.look(), scope_of(node))
+        routes = [obj for obj in found if isinstance(obj, Route) and obj.dst != node.config.network]
+        return frozenset(route.dst for route in routes if not route.blackhole)

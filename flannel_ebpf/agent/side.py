@@ -1,0 +1,54 @@
+"""The one shape of everything that a pass keeps right: what is wanted, what is there, apply.
+
+Four sides have it: the kernel path, the firewall, the programs, the relay. What they want and find are values
+of desired/objects.py, so that one `plan` puts all their operations into the one order that is safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from flannel_ebpf.base.model import PodPort
+from flannel_ebpf.desired.backends import Node, Peer, backend_of
+from flannel_ebpf.desired.objects import Object, Scope
+from flannel_ebpf.desired.plan import Failure, Op
+from flannel_ebpf.kernel.seen import Seen
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What the sides of one round stand on: this node, its peers and pods, and the kernel's tables."""
+
+    node: Node
+    peers: Sequence[Peer]
+    ports: Sequence[PodPort]
+    seen: Seen
+
+
+class Side(Protocol):
+    """One part of what carries packets. Its methods raise KernelError when the kernel cannot be read."""
+
+    @property
+    def kinds(self) -> tuple[type, ...]:
+        """The objects that it reads and applies; another side may want some of them too."""
+
+    def wanted(self, now: Round) -> Iterable[Object]:
+        """Return the objects that should be there; asked before `read`."""
+
+    def read(self, now: Round, wanted: Sequence[Object]) -> Iterable[Object]:
+        """Return the objects of its kinds that are there and ours. `wanted` is what all sides want."""
+
+    def apply(self, ops: Sequence[Op], scope: Scope) -> list[Failure]:
+        """Carry out operations on its kinds, in order; return those that failed."""
+
+
+def scope_of(node: Node) -> Scope:
+    """Return what tells this network's objects from everybody else's."""
+    return Scope(
+        network=node.config.network,
+        subnet=node.subnet,
+        overlay=backend_of(node.config).overlay_name(node.config),
+        uplink=node.uplink.ifindex,
+    )

@@ -1,0 +1,134 @@
+"""Routes of the main table as rtnetlink messages: those that stand, and requests for ours.
+
+Layout: linux/rtnetlink.h (rtmsg). Packed and parsed by hand: there is one route per peer.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
+
+from flannel_ebpf.desired.objects import LAST_METRIC, ROUTE_PROTOCOL, Route, Scope
+from flannel_ebpf.kernel.netlink.route_socket import U32, RouteSocket, attribute, attributes
+
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS, RTA_MULTIPATH, RTA_VIA = 1, 4, 5, 6, 8, 9, 18
+RTPROT_KERNEL, RTN_UNICAST, RTN_BLACKHOLE = 2, 1, 6
+RT_TABLE_MAIN = 254
+_AF_INET, _RTNH_F_ONLINK = 2, 4
+RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
+
+_KEPT = 1 << 15
+
+
+class KernelRoute(NamedTuple):
+    """A route of the main table as dumped; `dst` as (address, length), `gateway` None: absent.
+
+    `kind` is RTN_*. `plain`: one next hop, reached by IPv4, for every type of service; all of ours are.
+    """
+
+    dst: tuple[int, int]
+    gateway: bytes | None
+    oif: int
+    protocol: int
+    priority: int
+    kind: int
+    onlink: bool
+    plain: bool
+
+
+def read_main_table(netlink: RouteSocket) -> Iterator[KernelRoute]:
+    """Yield the main table's IPv4 routes, in the order of lookup. Raises KernelError."""
+    query = RTMSG.pack(_AF_INET, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
+    for body in netlink.dump(RTM_GETROUTE, query):
+        _, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(body)
+        if table != RT_TABLE_MAIN:
+            continue
+        found = attributes(body, RTMSG.size)
+        yield KernelRoute(
+            (int.from_bytes(found.get(RTA_DST, b""), "big"), length),
+            found.get(RTA_GATEWAY),
+            U32.unpack(found.get(RTA_OIF, b"\0\0\0\0"))[0],
+            protocol,
+            U32.unpack(found.get(RTA_PRIORITY, b"\0\0\0\0"))[0],
+            kind,
+            bool(flags & _RTNH_F_ONLINK),
+            not tos and RTA_MULTIPATH not in found and RTA_VIA not in found,
+        )
+
+
+def more_specific(routes: Iterable[KernelRoute], network: IPv4Network) -> dict[int, set[int]]:
+    """Return the routes of any kind strictly inside `network`: length -> addresses."""
+    inside: dict[int, set[int]] = {}
+    base, mask, bits = int(network.network_address), int(network.netmask), network.prefixlen
+    for route in routes:
+        address, length = route.dst
+        if length > bits and address & mask == base:
+            inside.setdefault(length, set()).add(address)
+    return inside
+
+
+def own_routes(
+    routes: Iterable[KernelRoute], scope: Scope, names: Mapping[int, str], wanted: AbstractSet[IPv4Network]
+) -> list[Route]:
+    """Return the routes that are ours, and those at a destination in `wanted` that we may adopt.
+
+    Ours: inside Network, with our protocol number or on the overlay device. To adopt (flanneld's): the
+    same destination as a wanted one, on the uplink or a blackhole. The kernel's own routes never count.
+    """
+    network, bits = int(scope.network.network_address), scope.network.prefixlen
+    mask = int(scope.network.netmask)
+    want = {(int(dst.network_address), dst.prefixlen) for dst in wanted}
+    found: dict[tuple[tuple[int, int], int], Route] = {}
+    for route in routes:
+        address, length = route.dst
+        if length < bits or address & mask != network or route.protocol == RTPROT_KERNEL:
+            continue
+        if not route.plain or route.kind not in (RTN_UNICAST, RTN_BLACKHOLE):
+            continue
+        if route.priority and (route.priority, route.protocol) != (LAST_METRIC, ROUTE_PROTOCOL):
+            continue
+        ifname = names.get(route.oif, "")
+        blackhole = route.kind == RTN_BLACKHOLE
+        ours = route.protocol == ROUTE_PROTOCOL or (scope.overlay != "" and ifname == scope.overlay)
+        adoptable = route.dst in want and length > bits and (route.oif == scope.uplink or blackhole)
+        if (ours or adoptable) and (route.dst, route.priority) not in found:
+            found[route.dst, route.priority] = _route(
+                *(route.dst, route.gateway, ifname, route.onlink, blackhole, route.protocol, route.priority)
+            )
+    return list(found.values())
+
+
+@lru_cache(_KEPT)  # to build thousands of them costs more than to read them, and they stay the same
+def _route(
+    dst: tuple[int, int],
+    gateway: bytes | None,
+    ifname: str,
+    onlink: bool,
+    blackhole: bool,
+    protocol: int,
+    metric: int,
+) -> Route:
+    via = IPv4Address(gateway) if gateway else None
+    return Route(IPv4Network(dst), via, ifname, onlink, blackhole, protocol, metric)
+
+
+def route_body(route: Route, ifindex: int, scope: int) -> bytes:
+    """Return the body of a request that makes or removes the route; `ifindex` 0: no device."""
+    kind = RTN_BLACKHOLE if route.blackhole else RTN_UNICAST
+    flags = _RTNH_F_ONLINK if route.onlink else 0
+    length = route.dst.prefixlen
+    header = RTMSG.pack(_AF_INET, length, 0, 0, RT_TABLE_MAIN, route.protocol, scope, kind, flags)
+    body = header + attribute(RTA_DST, route.dst.network_address.packed)
+    if route.gateway is not None:
+        body += attribute(RTA_GATEWAY, route.gateway.packed)
+    if ifindex:
+        body += attribute(RTA_OIF, U32.pack(ifindex))
+    if route.metric:
+        body += attribute(RTA_PRIORITY, U32.pack(route.metric))
+    return body
