@@ -7,7 +7,7 @@
 #include "open.h"
 #include "pods.h"
 
-/* May this packet of a pod leave the kernel's path? FL_UNKNOWN: yes. */
+/* May this packet of a pod leave the kernel's path? FL_GO_ON: yes. */
 static __always_inline enum fl_reason admit_tx(struct __sk_buff *skb, const struct ethhdr *eth,
 					       const struct fl_packet *p)
 {
@@ -34,13 +34,13 @@ static __always_inline enum fl_reason admit_tx(struct __sk_buff *skb, const stru
 	opening.ended = cell->ended;
 	if (!ends && !young) {
 		if (is_known_open(&opening, now))
-			return FL_UNKNOWN;
+			return FL_GO_ON;
 		flow = bpf_map_lookup_elem(&fl_flows, &key);
 	}
 	direction = direction_tx(flow);
 	if (flow && flow->ifindex == skb->ifindex && is_open(flow, &direction, p->proto, now)) {
 		note_open(&opening, opening_end(&direction, p->proto));
-		return FL_UNKNOWN;
+		return FL_GO_ON;
 	}
 	reason = check_sender(skb, eth, p->src);
 	if (reason)
@@ -62,7 +62,7 @@ static __always_inline enum fl_reason no_pod(struct __sk_buff *skb, const struct
 	return FL_NO_POD;
 }
 
-/* Is this packet's flow open towards a pod? FL_UNKNOWN: yes. */
+/* Is this packet's flow open towards a pod? FL_GO_ON: yes. */
 static __always_inline enum fl_reason admit_rx_flow(struct __sk_buff *skb, const struct fl_packet *p,
 						    struct fl_pod_v4 **pod)
 {
@@ -89,7 +89,7 @@ static __always_inline enum fl_reason admit_rx_flow(struct __sk_buff *skb, const
 	opening.ifindex = *pod ? (*pod)->ifindex : 0;
 	opening.ended = cell->ended;
 	if (*pod && is_known_open(&opening, now))
-		return FL_UNKNOWN;
+		return FL_GO_ON;
 	flow = bpf_map_lookup_elem(&fl_flows, &key);
 	direction = direction_rx(flow);
 	if (!flow || !is_open(flow, &direction, p->proto, now))
@@ -99,10 +99,10 @@ static __always_inline enum fl_reason admit_rx_flow(struct __sk_buff *skb, const
 		return learn_start(skb, &key, flow, &direction, 0, place, now);
 	}
 	note_open(&opening, opening_end(&direction, p->proto));
-	return FL_UNKNOWN;
+	return FL_GO_ON;
 }
 
-/* May this packet for a pod leave the kernel's path, and where to? FL_UNKNOWN: yes, to *pod. */
+/* May this packet for a pod leave the kernel's path, and where to? FL_GO_ON: yes, to *pod. */
 static __always_inline enum fl_reason admit_rx(struct __sk_buff *skb, const struct fl_packet *p,
 					       struct fl_pod_v4 **pod)
 {
@@ -117,7 +117,7 @@ static __always_inline enum fl_reason admit_rx(struct __sk_buff *skb, const stru
 	}
 	if (!*pod)
 		return no_pod(skb, p);
-	return (*pod)->flags & FL_POD_SHAPED ? FL_SHAPED : FL_UNKNOWN;
+	return (*pod)->flags & FL_POD_SHAPED ? FL_SHAPED : FL_GO_ON;
 }
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * The contract between the BPF programs and the control plane: every map key, map value, constant and
- * reason, and nothing else. flannel_ebpf/abi.py mirrors it; a test and every start of the daemon compare
+ * reason, and nothing else. flannel_ebpf/contract/abi.py mirrors it; a test and every start of the daemon compare
  * the mirror with the compiled object's BTF.
  *
  * Addresses are __u8[4] in wire order, so that `bpftool map dump` prints them readably. Ports and counters
@@ -151,6 +151,28 @@ struct fl_cell {
 	__u8 ended;   /* counts these flows' ends, each of which voids what fl_open knew */
 };
 
+#define FL_LINE 16 /* cells in a cache line */
+
+struct fl_line {
+	struct fl_cell cells[FL_LINE];
+};
+
+/* fl_open: hash of a flow's key and direction -> directions that were found open in fl_flows lately. */
+struct fl_open {
+	struct fl_flow_key_v4 key;
+	__u32 hash;    /* of the key */
+	__u32 until;   /* 2^FL_OPEN_SHIFT ns; wraps */
+	__u32 ifindex; /* pod's veth */
+	__u8 ended;    /* fl_cell.ended when fl_flows was looked at */
+	__u8 pad[3];
+};
+
+#define FL_OPEN_WAYS 2 /* in a cache line */
+
+struct fl_open_set {
+	struct fl_open ways[FL_OPEN_WAYS];
+};
+
 /* Where a packet was when its reason was counted: index into fl_count. */
 enum fl_hook {
 	FL_HOOK_FROM_POD,
@@ -184,7 +206,7 @@ struct fl_traffic {
  * All others: left to the kernel unmodified, for the reason named.
  */
 enum fl_reason {
-	FL_UNKNOWN = 0, /* not decided yet: a helper's "go on". Never counted; a bug if it is */
+	FL_GO_ON = 0, /* not decided yet: a helper's "go on". Never counted; a bug if it is */
 	FL_FAST_VXLAN,
 	FL_FAST_DIRECT,
 	FL_FAST_UDP,

@@ -24,7 +24,7 @@
 #define FL_REVALIDATE_NS (fl_cfg.revalidate_ms * 1000000LL)
 
 /* Epochs, rounded up, for which an entry of fl_flows may still open a direction: see is_open(). */
-#define FL_LEARNED_EPOCHS (2 * fl_cfg.revalidate_ms / 8589 + 1)
+#define FL_LEARNED_EPOCHS (2 * FL_REVALIDATE_NS / (1LL << FL_EPOCH_SHIFT) + 1)
 
 static __always_inline __u64 clock_ns(void)
 {

@@ -6,18 +6,41 @@
 #include "admit.h"
 #include "direct.h"
 #include "udp.h"
+#include "verdict.h"
 #include "vxlan.h"
+
+/* The common end of the three ways in: `mode` is how the packet came, `peer` who sent it, NULL if not known. */
+static __always_inline enum fl_reason carry_in(struct __sk_buff *skb, enum fl_mode mode, struct iphdr *ip,
+					       const struct fl_packet *p, const struct fl_peer_v4 *peer,
+					       __u8 outer_tos)
+{
+	struct fl_pod_v4 *pod;
+	enum fl_reason reason;
+	__u32 count;
+
+	reason = admit_rx(skb, p, &pod);
+	if (reason)
+		return reason;
+	count = segments(skb);
+	if (mode == FL_MODE_VXLAN)
+		reason = vxlan_deliver(skb, p, pod, outer_tos);
+	else if (mode == FL_MODE_UDP)
+		reason = udp_deliver(skb, pod);
+	else
+		reason = direct_deliver(skb, ip, pod);
+	if (peer && is_fast(reason))
+		count_rx(peer, p, count);
+	return reason;
+}
 
 /* A plain packet on the uplink, from a host-gw peer to a local pod. */
 static __always_inline enum fl_reason from_wire(struct __sk_buff *skb)
 {
 	struct fl_peer_v4 *peer;
 	struct fl_packet p = {};
-	struct fl_pod_v4 *pod;
 	enum fl_reason reason;
 	struct iphdr *ip;
 	void *data, *end;
-	__u32 count;
 
 	if (!readable_ipv4(skb, FL_ETH_LEN, &data, &end))
 		return FL_TRUNCATED;
@@ -28,19 +51,12 @@ static __always_inline enum fl_reason from_wire(struct __sk_buff *skb)
 	reason = parse_ipv4(ip, end, skb->len - FL_ETH_LEN, true, ttl_cost(FL_MODE_DIRECT), &p);
 	if (reason)
 		return reason;
-	reason = admit_rx(skb, &p, &pod);
-	if (reason)
-		return reason;
-	count = segments(skb);
-	reason = direct_deliver(skb, ip, pod);
-	if (reason == FL_FAST_DIRECT)
-		count_rx(peer, &p, count);
-	return reason;
+	return carry_in(skb, FL_MODE_DIRECT, ip, &p, peer, 0);
 }
 
 /*
  * Who sent a tunnel packet: *peer holds the inner source's subnet, NULL for what check_peer_source() lets pass
- * without. FL_UNKNOWN: it may send it, and its packets are not left to the kernel.
+ * without. FL_GO_ON: it may send it, and its packets are not left to the kernel.
  */
 static __always_inline enum fl_reason find_sender(__u32 outer, __u32 inner, struct fl_peer_v4 **peer)
 {
@@ -50,7 +66,7 @@ static __always_inline enum fl_reason find_sender(__u32 outer, __u32 inner, stru
 	reason = check_peer_source(*peer, outer, inner);
 	if (reason)
 		return reason;
-	return *peer && (*peer)->mode == FL_MODE_NONE ? FL_NOT_OVERLAY : FL_UNKNOWN;
+	return *peer && (*peer)->mode == FL_MODE_NONE ? FL_NOT_OVERLAY : FL_GO_ON;
 }
 
 static __always_inline enum fl_reason from_vxlan(struct __sk_buff *skb)
@@ -60,12 +76,10 @@ static __always_inline enum fl_reason from_vxlan(struct __sk_buff *skb)
 	struct fl_packet p = {};
 	struct fl_vxlan *vxlan;
 	struct ethhdr *inner;
-	struct fl_pod_v4 *pod;
 	enum fl_reason reason;
 	struct iphdr *ip;
 	void *data, *end;
 	__u8 outer_tos;
-	__u32 count;
 
 	if (!readable_ipv4(skb, FL_VXLAN_INNER, &data, &end))
 		return FL_TRUNCATED;
@@ -95,14 +109,7 @@ static __always_inline enum fl_reason from_vxlan(struct __sk_buff *skb)
 		return reason;
 	if (keeps_tunnel_state(skb, &p))
 		return FL_GSO;
-	reason = admit_rx(skb, &p, &pod);
-	if (reason)
-		return reason;
-	count = segments(skb);
-	reason = vxlan_deliver(skb, &p, pod, outer_tos);
-	if (peer && reason == FL_FAST_VXLAN)
-		count_rx(peer, &p, count);
-	return reason;
+	return carry_in(skb, FL_MODE_VXLAN, ip, &p, peer, outer_tos);
 }
 
 /* *taken: the packet goes on from the TUN. */
@@ -111,11 +118,9 @@ static __always_inline enum fl_reason from_udp(struct __sk_buff *skb, bool *take
 	struct fl_outer *outer;
 	struct fl_peer_v4 *peer;
 	struct fl_packet p = {};
-	struct fl_pod_v4 *pod;
 	enum fl_reason reason;
 	struct iphdr *ip;
 	void *data, *end;
-	__u32 count;
 
 	if (!readable_ipv4(skb, FL_UDP_INNER, &data, &end))
 		return FL_TRUNCATED;
@@ -131,15 +136,9 @@ static __always_inline enum fl_reason from_udp(struct __sk_buff *skb, bool *take
 		return reason;
 	if (keeps_tunnel_state(skb, &p))
 		return FL_GSO;
-	reason = admit_rx(skb, &p, &pod);
-	if (reason) {
-		*taken = udp_to_kernel(skb, outer);
-		return reason;
-	}
-	count = segments(skb);
-	reason = udp_deliver(skb, pod);
-	if (peer && reason == FL_FAST_UDP)
-		count_rx(peer, &p, count);
+	reason = carry_in(skb, FL_MODE_UDP, ip, &p, peer, 0);
+	if (!is_fast(reason) && !is_drop(reason))
+		*taken = udp_to_kernel(skb);
 	return reason;
 }
 

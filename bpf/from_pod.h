@@ -6,6 +6,7 @@
 #include "admit.h"
 #include "direct.h"
 #include "udp.h"
+#include "verdict.h"
 #include "vxlan.h"
 
 static __always_inline __u32 overhead(const struct fl_peer_v4 *peer)
@@ -35,7 +36,7 @@ static __always_inline enum fl_reason send(struct __sk_buff *skb, struct iphdr *
 		reason = direct_send(ip, peer);
 	else
 		return FL_NOT_OVERLAY;
-	if (reason <= FL_FAST_UDP)
+	if (is_fast(reason))
 		count_tx(peer, p, count);
 	return reason;
 }

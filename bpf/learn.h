@@ -7,7 +7,7 @@
 #include "pods.h"
 #include "tunnel.h"
 
-/* Both fl_to_* see what the kernel made of a packet. FL_UNKNOWN: *p is filled in. */
+/* Both fl_to_* see what the kernel made of a packet. FL_GO_ON: *p is filled in. */
 static __always_inline enum fl_reason parse_learning(struct __sk_buff *skb, __u32 offset, void **data,
 						     struct fl_packet *p)
 {

@@ -15,30 +15,11 @@
  * the rest of the program.
  */
 #define FL_SKETCH_LINES 500
-#define FL_LINE 16   /* cells in a cache line */
 #define FL_WAY_OUT 0 /* from pods */
 #define FL_WAY_IN 1
 
-struct fl_line {
-	struct fl_cell cells[FL_LINE];
-};
-
-/* For 10,000 flows at once with few collisions; one way is half a cache line, a set one. */
+/* For 10,000 flows at once with few collisions. */
 #define FL_OPEN_SETS 16384 /* of each way */
-#define FL_OPEN_WAYS 2
-
-struct fl_open {
-	struct fl_flow_key_v4 key;
-	__u32 hash;    /* of the key */
-	__u32 until;   /* 2^FL_OPEN_SHIFT ns; wraps */
-	__u32 ifindex; /* pod's veth */
-	__u8 ended;    /* fl_cell.ended when fl_flows was looked at */
-	__u8 pad[3];
-};
-
-struct fl_open_set {
-	struct fl_open ways[FL_OPEN_WAYS];
-};
 
 /* Filled in by the loader before load. */
 const volatile struct fl_config fl_cfg = {};

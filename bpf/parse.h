@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * From bytes to struct fl_packet. A helper returns FL_UNKNOWN to go on, any other reason to stop there.
+ * From bytes to struct fl_packet. A helper returns FL_GO_ON to go on, any other reason to stop there.
  * Callers prove once per layer that a layer's bytes are readable.
  */
 #ifndef FLANNEL_PARSE_H
@@ -128,14 +128,14 @@ static __always_inline enum fl_reason parse_l4(const __u8 *l4, const void *end, 
 			return FL_PROTOCOL;
 		p->sport = p->dport = *(const __u16 *)(l4 + 4);
 		p->headers = FL_IP_LEN + FL_L4_LEN;
-		return p->len < p->headers ? FL_TRUNCATED : FL_UNKNOWN;
+		return p->len < p->headers ? FL_TRUNCATED : FL_GO_ON;
 	default:
 		return FL_PROTOCOL;
 	}
 	p->sport = *(const __u16 *)l4;
 	p->dport = *(const __u16 *)(l4 + 2);
 	p->headers = FL_IP_LEN + l4_len;
-	return p->len < p->headers ? FL_TRUNCATED : FL_UNKNOWN;
+	return p->len < p->headers ? FL_TRUNCATED : FL_GO_ON;
 }
 
 /*

@@ -35,16 +35,16 @@ static __always_inline __u32 public_ip(const struct fl_peer_v4 *peer)
 static __always_inline enum fl_reason check_peer_source(const struct fl_peer_v4 *peer, __u32 outer, __u32 inner)
 {
 	if (fl_cfg.source_check == FL_CHECK_OFF || (peer && public_ip(peer) == outer))
-		return FL_UNKNOWN;
+		return FL_GO_ON;
 	if (!is_member(outer))
 		return FL_DROP_NOT_MEMBER;
-	return inner == outer ? FL_UNKNOWN : FL_DROP_PEER_SOURCE;
+	return inner == outer ? FL_GO_ON : FL_DROP_PEER_SOURCE;
 }
 
 /* For tunnel packets that carry no IPv4. */
 static __always_inline enum fl_reason check_member(__u32 outer)
 {
-	return fl_cfg.source_check == FL_CHECK_OFF || is_member(outer) ? FL_UNKNOWN : FL_DROP_NOT_MEMBER;
+	return fl_cfg.source_check == FL_CHECK_OFF || is_member(outer) ? FL_GO_ON : FL_DROP_NOT_MEMBER;
 }
 
 #endif

@@ -84,7 +84,7 @@ static __always_inline enum fl_reason check_sender(struct __sk_buff *skb, const 
 			return FL_NOT_GATEWAY;
 		flags = pod->flags;
 	}
-	return flags & FL_POD_SHAPED ? FL_SHAPED : FL_UNKNOWN;
+	return flags & FL_POD_SHAPED ? FL_SHAPED : FL_GO_ON;
 }
 
 /*

@@ -39,7 +39,7 @@ static __always_inline enum fl_reason match_outer(const struct ethhdr *eth, __u3
 	if (outer->ip.frag_off & FL_IP_MF_OR_OFFSET || len != frame_len - FL_ETH_LEN ||
 	    bpf_ntohs(outer->udp.len) != len - FL_IP_LEN || sum_ipv4(&outer->ip) != 0xffff)
 		return FL_OUTER;
-	return FL_UNKNOWN;
+	return FL_GO_ON;
 }
 
 /*
@@ -76,7 +76,7 @@ static __always_inline enum fl_reason make_room(struct __sk_buff *skb, __u32 len
 	if (fl_cfg.caps & FL_CAP_CSUM_LEVEL)
 		flags |= BPF_F_ADJ_ROOM_NO_CSUM_RESET;
 	if (!bpf_skb_adjust_room(skb, len, BPF_ADJ_ROOM_MAC, flags))
-		return FL_UNKNOWN;
+		return FL_GO_ON;
 	return skb->gso_size ? FL_GSO : FL_HELPER;
 }
 
@@ -108,7 +108,7 @@ static __always_inline enum fl_reason take_off(struct __sk_buff *skb, __s32 len)
 	/* what was verified so far was the outer checksum */
 	if (fl_cfg.caps & FL_CAP_CSUM_LEVEL)
 		bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
-	return FL_UNKNOWN;
+	return FL_GO_ON;
 }
 
 /* The inner IPv4 header, once take_off() has brought it behind the Ethernet header. */

@@ -47,10 +47,10 @@ static __always_inline enum fl_reason check_finished(struct __sk_buff *skb, cons
 	bool bpf = peer->flags & FL_PEER_BPF;
 
 	if (fl_cfg.uplink_finishes)
-		return FL_UNKNOWN;
+		return FL_GO_ON;
 	if (skb->gso_size)
-		return bpf && p->proto == IPPROTO_TCP ? FL_UNKNOWN : FL_GSO;
-	return !bpf && lacks_checksum(ip, end, p) ? FL_CHECKSUM : FL_UNKNOWN;
+		return bpf && p->proto == IPPROTO_TCP ? FL_GO_ON : FL_GSO;
+	return !bpf && lacks_checksum(ip, end, p) ? FL_CHECKSUM : FL_GO_ON;
 }
 
 static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const struct iphdr *ip,
@@ -82,10 +82,13 @@ static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const stru
  * Do the relay's part for a packet that the kernel shall carry on: what another node's programs sent may lack
  * checksum and cutting, which the kernel knows of and a relay cannot. They send outer checksum 0, relays never.
  */
-static __always_inline bool udp_to_kernel(struct __sk_buff *skb, const struct fl_outer *outer)
+static __always_inline bool udp_to_kernel(struct __sk_buff *skb)
 {
+	const struct fl_outer *outer = (void *)(long)skb->data + FL_ETH_LEN;
 	struct iphdr *ip;
 
+	if ((void *)(outer + 1) > (void *)(long)skb->data_end)
+		return false;
 	if (outer->udp.check || !fl_cfg.tun || take_off(skb, FL_UDP_OVERHEAD) || !inner_ipv4(skb, &ip))
 		return false;
 	decrement_ttl(ip, 1);
@@ -105,7 +108,7 @@ static __always_inline enum fl_reason take_off_unfinished(struct __sk_buff *skb)
 	if (take_off(skb, 1) || bpf_skb_adjust_room(skb, sizeof(head), BPF_ADJ_ROOM_MAC, 0) ||
 	    bpf_skb_store_bytes(skb, FL_ETH_LEN, &head, sizeof(head), 0))
 		return FL_DROP_BROKEN;
-	return FL_UNKNOWN;
+	return FL_GO_ON;
 }
 
 static __always_inline bool outer_unfinished(const struct fl_outer *outer)

@@ -18,6 +18,11 @@ static __noinline void count_reason(enum fl_hook hook, enum fl_reason reason)
 		((__u64 *)count)[hook]++;
 }
 
+static __always_inline bool is_fast(enum fl_reason reason)
+{
+	return reason >= FL_FAST_VXLAN && reason <= FL_FAST_UDP;
+}
+
 static __always_inline bool is_drop(enum fl_reason reason)
 {
 	if (reason == FL_DROP_BROKEN)
@@ -31,7 +36,7 @@ static __always_inline bool is_drop(enum fl_reason reason)
 static __always_inline int tc_verdict(enum fl_hook hook, enum fl_reason reason)
 {
 	count_reason(hook, reason);
-	if (reason >= FL_FAST_VXLAN && reason <= FL_FAST_UDP)
+	if (is_fast(reason))
 		return TC_ACT_REDIRECT;
 	return is_drop(reason) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }

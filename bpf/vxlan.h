@@ -87,7 +87,7 @@ static __always_inline enum fl_reason match_vxlan(const struct fl_vxlan *vxlan)
 {
 	if (vxlan->flags != FL_VXLAN_FLAGS || vxlan->vni & bpf_htonl(0xff))
 		return FL_VXLAN_HEADER;
-	return vxlan->vni == vxlan_vni() ? FL_UNKNOWN : FL_VNI;
+	return vxlan->vni == vxlan_vni() ? FL_GO_ON : FL_VNI;
 }
 
 /* Inner Ethernet header: the kernel would take it for its own device, and not as its own echo. */
@@ -99,7 +99,7 @@ static __always_inline enum fl_reason match_inner_mac(const struct ethhdr *inner
 		return FL_INNER_MAC;
 	if (inner->h_source[0] & 1 || (!*(const __u32 *)inner->h_source && !*(const __u16 *)&inner->h_source[4]))
 		return FL_INNER_MAC;
-	return FL_UNKNOWN;
+	return FL_GO_ON;
 }
 
 /* RFC 6040 at the tunnel's end. FL_ECN where the kernel would drop, log, or differ between versions. */
@@ -109,7 +109,7 @@ static __always_inline enum fl_reason match_ecn(__u8 outer, __u8 inner)
 	inner &= FL_ECN_MASK;
 	if (!inner && outer)
 		return FL_ECN;
-	return inner == FL_ECN_ECT_0 && outer == FL_ECN_ECT_1 ? FL_ECN : FL_UNKNOWN;
+	return inner == FL_ECN_ECT_0 && outer == FL_ECN_ECT_1 ? FL_ECN : FL_GO_ON;
 }
 
 /* Decapsulate a packet on which every check has passed, and deliver it. */

@@ -103,7 +103,7 @@ class Hook(IntEnum):
 
 Reason = IntEnum(
     "Reason",
-    "UNKNOWN FAST_VXLAN FAST_DIRECT FAST_UDP LEARN_NEW LEARN_REVALIDATE LEARN_LEFT LEARN_DELIVERED "
+    "GO_ON FAST_VXLAN FAST_DIRECT FAST_UDP LEARN_NEW LEARN_REVALIDATE LEARN_LEFT LEARN_DELIVERED "
     "LEARN_YOUNG LEARN_CHANGED TCP_STATE MEMBER NOT_OVERLAY NOT_IPV4 NOT_UNICAST TRUNCATED BAD_HEADER "
     "IP_OPTIONS FRAGMENT TTL TOO_BIG PROTOCOL GSO CHECKSUM ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD "
     "SHAPED NOT_GATEWAY POD_SOURCE HELPER DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_BROKEN",
@@ -200,6 +200,8 @@ def _places(codes: Iterable[str]) -> list[tuple[int, int]]:
 def _converters(kind: Any, code: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     if kind is IPv4Address:
         return (lambda address: address.packed), IPv4Address
+    if kind is bytes:
+        return bytes, bytes
     if kind is Mac:
         return (lambda mac: mac.octets), Mac
     if code.endswith("s"):
@@ -323,7 +325,7 @@ class Flow(Record):
 @_mirrors("fl_cell", "B B B B")
 @dataclass(frozen=True, slots=True)
 class Cell(Record):
-    """Value of fl_sketch: packets that flows with this hash sent lately, and when one touched fl_flows.
+    """One cell of fl_sketch: packets that flows with this hash sent lately, and when one touched fl_flows.
 
     Epochs of 2**33 ns, modulo 256; `packets` halves every epoch; `ended` counts ends of these flows.
     """
@@ -332,6 +334,34 @@ class Cell(Record):
     packets: int
     learned: int
     ended: int = 0
+
+
+@_mirrors("fl_line", "64s")
+@dataclass(frozen=True, slots=True)
+class Line(Record):
+    """Value of fl_sketch: a cache line of cells."""
+
+    cells: bytes
+
+
+@_mirrors("fl_open", "16s I I I B 3x")
+@dataclass(frozen=True, slots=True)
+class Open(Record):
+    """One way of a set of fl_open: a direction by its packed FlowKey and hash, and what ends it."""
+
+    key: bytes
+    hash: int
+    until: int
+    ifindex: int
+    ended: int
+
+
+@_mirrors("fl_open_set", "64s")
+@dataclass(frozen=True, slots=True)
+class OpenSet(Record):
+    """Value of fl_open: the directions that share a hash's place."""
+
+    ways: bytes
 
 
 @_mirrors("fl_count", "Q Q Q Q Q")

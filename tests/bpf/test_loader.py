@@ -33,6 +33,7 @@ def test_loads_pins_and_sets_constants(request_: LoadRequest) -> None:
         "fl_ports",
         "fl_flows",
         "fl_sketch",
+        "fl_open",
         "fl_peer_stats",
         "fl_reasons",
     }
@@ -46,7 +47,7 @@ def test_loads_pins_and_sets_constants(request_: LoadRequest) -> None:
         counted = {key: abi.Count.unpack(value) for key, value in reasons.sums().items()}
     # constants beside fl_cfg kept their value, or the packet would be counted as unknown
     assert counted[abi.pack_u32(abi.Reason.NOT_OVERLAY)].from_pod == 1
-    assert counted[abi.pack_u32(abi.Reason.UNKNOWN)].from_pod == 0
+    assert counted[abi.pack_u32(abi.Reason.GO_ON)].from_pod == 0
 
 
 def test_bpftool_prints_entries_by_name(request_: LoadRequest) -> None:

@@ -18,7 +18,7 @@ from tests.bpf.node import MARK, REDIRECT, Node
 CASES = [*FROM_POD, *FROM_PEER, *LEARNING, *XDP]
 
 UNREACHABLE = {
-    Reason.UNKNOWN: "a helper's 'go on', never a packet's end",
+    Reason.GO_ON: "a helper's 'go on', never a packet's end",
     Reason.DROP_BROKEN: "needs a helper that fails after an earlier one of the same packet succeeded",
 }
 

@@ -127,7 +127,7 @@ def test_everything_arrives_by_the_path_it_should(
         assert counted.path == (path if on_bpf else "kernel"), said
         if on_bpf and path == "kernel" and expected.reason:
             assert counted.any(expected.reason) > 0
-        assert counted.any(Reason.DROP_BROKEN) == counted.any(Reason.UNKNOWN) == 0
+        assert counted.any(Reason.DROP_BROKEN) == counted.any(Reason.GO_ON) == 0
         found.append(counted.path)
     if expected.reason == Reason.TOO_BIG and DATAPATHS[pair[0]] == "ebpf":
         assert seen[0].at(Hook.FROM_POD, Reason.TOO_BIG) > 0
@@ -140,5 +140,5 @@ def test_the_documented_table_has_these_cells_and_no_others() -> None:
 
 def test_the_documented_reasons_are_all_and_in_order() -> None:
     rows = [line.split("|")[1].strip() for line in DOCS.read_text().splitlines() if line.startswith("| ")]
-    start = rows.index("UNKNOWN")
+    start = rows.index("GO_ON")
     assert rows[start : start + len(Reason)] == [reason.name for reason in Reason]

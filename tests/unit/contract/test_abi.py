@@ -69,6 +69,8 @@ def _values(kind: Any, size: int) -> st.SearchStrategy[Any]:
         return st.binary(min_size=6, max_size=6).map(Mac)
     if kind is bool:
         return st.booleans()
+    if kind is bytes:
+        return st.binary(min_size=size, max_size=size)
     if kind is int:
         return st.integers(0, 256**size - 1)
     return st.sampled_from(list(kind))
