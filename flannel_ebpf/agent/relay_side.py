@@ -15,7 +15,8 @@ from flannel_ebpf.desired.backends import udp
 from flannel_ebpf.desired.objects import Object, RelayPeer, RelayProcess, Scope
 from flannel_ebpf.desired.plan import Failure, Op, Put
 from flannel_ebpf.relay import counters
-from flannel_ebpf.relay.supervise import Relay, RelaySpec
+from flannel_ebpf.relay.spec import RelaySpec
+from flannel_ebpf.relay.supervise import Relay
 
 log = logging.getLogger(__name__)
 

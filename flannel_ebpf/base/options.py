@@ -1,15 +1,16 @@
-"""The daemon's options as values: what flanneld's flags and ours say after they have been read.
+"""The daemon's options: one line says a flag's name, default, range and meaning, and nothing says it again.
 
-Names are the flags' with underscores, so `--subnet-file` is `subnet_file`. The command line checks ranges;
-these classes only carry.
+Names are the flags' with underscores, so `--subnet-file` is `subnet_file`. The command line checks ranges
+(`commands/flags.py`); these classes only carry.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 DatapathChoice = Literal["auto", "ebpf", "kernel"]
 FastpathChoice = Literal["flows", "subnets", "off"]
@@ -17,9 +18,50 @@ SourceCheckChoice = Literal["drop", "count", "off"]
 XdpChoice = Literal["off", "generic", "native", "auto"]
 AttachChoice = Literal["auto", "tcx", "clsact"]
 
+Spelling = Literal["", "endpoints", "prefix", "mark", "listen", "listen-address"]
+"""How a value is written, where its type does not say so."""
 
 BPF_PIN_ROOT = Path("/sys/fs/bpf/flannel-ebpf")
 """Where programs and maps are pinned unless `--bpf-pin-root` says otherwise."""
+
+
+class About(NamedTuple):
+    """What a flag means, its range (None: no bound), and how it is spelled."""
+
+    text: str
+    least: float | None = None
+    most: float | None = None
+    spelling: Spelling = ""
+
+
+def flag(
+    default: Any,
+    text: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    spelling: Spelling = "",
+    secret: bool = False,
+) -> Any:
+    """Return a dataclass field that is a flag; a `secret` one is never printed."""
+    return field(default=default, repr=not secret, metadata={"about": About(text, least, most, spelling)})
+
+
+class Described(NamedTuple):
+    """A flag as its dataclass has it: field name, type, default."""
+
+    name: str
+    kind: Any
+    default: Any
+    about: About
+
+
+def flags_of(options: type) -> Iterator[Described]:
+    """Yield the flags of a dataclass, in order."""
+    kinds = get_type_hints(options)
+    for one in fields(options):
+        if "about" in one.metadata:
+            yield Described(one.name, kinds[one.name], one.default, one.metadata["about"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +70,24 @@ class EtcdOptions:
 
     Endpoints are URLs; https makes the connection TLS. The server is checked against `cafile`, or the
     system's authorities without one (flanneld wants a client certificate before it does TLS at all).
-    `certfile` and `keyfile` come together or not at all.
+    `certfile` and `keyfile` come together or not at all. The flags' names begin with `etcd-`.
     """
 
-    endpoints: tuple[str, ...] = ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
-    prefix: str = "/coreos.com/network"
-    keyfile: str = ""
-    certfile: str = ""
-    cafile: str = ""
-    username: str = ""
-    password: str = field(default="", repr=False)
+    endpoints: tuple[str, ...] = flag(
+        ("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
+        "Comma list of etcd endpoints.",
+        spelling="endpoints",
+    )
+    prefix: str = flag("/coreos.com/network", "Key prefix of the network.", spelling="prefix")
+    keyfile: str = flag("", "Private key of the client, PEM.")
+    certfile: str = flag("", "Certificate of the client, PEM.")
+    cafile: str = flag("", "Certificate authority of the servers, PEM; it may stand alone.")
+    username: str = flag("", "User of etcd's own authentication.")
+    password: str = flag("", "Password of etcd's own authentication.", secret=True)
+
+
+STATE_FLAGS = frozenset({"subnet_file", "state_dir", "bpf_pin_root"})
+"""The flags that also commands about a node's state take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,54 +95,50 @@ class Options:
     """Everything `flannel-ebpf up` takes; the first part is flanneld's, with its defaults."""
 
     etcd: EtcdOptions = field(default_factory=EtcdOptions)
-    iface: tuple[str, ...] = ()
-    """Names or addresses; the first that resolves wins."""
-    iface_regex: tuple[str, ...] = ()
-    """Tried after `iface`: against all interfaces' addresses first, then their names."""
-    iface_can_reach: str = ""
-    """An address: take the interface and source of the kernel's route to it."""
-    public_ip: IPv4Address | None = None
-    """Published in the lease; None: the uplink's address."""
-    subnet_file: Path = Path("/run/flannel/subnet.env")
-    subnet_lease_renew_margin: int = 60
-    """Minutes before expiry, 1 to 1439."""
-    ip_masq: bool = False
-    ip_masq_fully_random_disable: bool = False
-    iptables_resync: int = 5
-    """Seconds between checks of the firewall rules and the blackhole route."""
-    iptables_forward_rules: bool = True
-    ip_blackhole_route: bool = False
-    healthz_ip: str = "0.0.0.0"  # noqa: S104 - flanneld's default; the server is off unless a port is given
-    healthz_port: int = 0
-    """0: no health server."""
+    subnet_file: Path = flag(
+        Path("/run/flannel/subnet.env"), "File that tells container runtimes the subnet and MTU."
+    )
+    iface: tuple[str, ...] = flag((), "Uplink by name or address; repeatable, the first that is there.")
+    iface_regex: tuple[str, ...] = flag((), "Uplink by regular expression, after --iface.")
+    iface_can_reach: str = flag("", "Uplink by the route to this address.")
+    public_ip: IPv4Address | None = flag(None, "Address that other nodes use to reach this one.")
+    subnet_lease_renew_margin: int = flag(60, "Minutes before expiry to renew the lease.", least=1, most=1439)
+    ip_masq: bool = flag(False, "Masquerade traffic that leaves the network.")
+    ip_masq_fully_random_disable: bool = flag(False, "Masquerade without fully random ports.")
+    iptables_resync: int = flag(5, "Seconds between checks of the firewall rules.", least=1)
+    iptables_forward_rules: bool = flag(True, "Accept forwarded traffic of the network.")
+    ip_blackhole_route: bool = flag(False, "Keep a blackhole route for the own subnet.")
+    healthz_ip: str = flag(
+        "0.0.0.0",  # noqa: S104 - flanneld's default; the server is off unless a port is given
+        "Address of the health server; empty: every one.",
+        spelling="listen-address",
+    )
+    healthz_port: int = flag(0, "Port of the health server; 0: none.", least=0, most=2**16 - 1)
 
-    datapath: DatapathChoice = "auto"
-    """auto: BPF where the host can run it, else the kernel path; ebpf: exit where it cannot."""
-    fastpath: FastpathChoice = "flows"
-    revalidate: float = 10.0
-    """Seconds for which an admitted flow stays off the kernel path."""
-    flow_entries: int = 262_144
-    attach: AttachChoice = "auto"
-    """How programs come onto tc hooks; auto: tcx where the kernel has it, else a clsact qdisc."""
-    pod_grace: float = 2.0
-    """Seconds that a new pod's veth is left to the CNI plugins before a clsact qdisc comes onto it."""
-    pod_headroom: bool = True
-    """Whether the pods' bridge gets a port that makes room for tunnel headers in their packets."""
-    source_check: SourceCheckChoice = "drop"
-    """For packets whose source is not who may send it, in BPF and in the udp relay."""
-    xdp: XdpChoice = "off"
-    fwmark: int = 0x2000
-    """The one skb->mark bit with which learning packets are marked inside this host."""
-    lease_ttl: int = 86_400
-    """Seconds."""
-    wipe_grace: float = 300.0
-    """Seconds to keep peers after etcd has come back without any of them."""
-    state_dir: Path = Path("/run/flannel-ebpf")
-    bpf_pin_root: Path = BPF_PIN_ROOT
-    bpf_objects: Path = Path(__file__).parents[1] / "_programs"
-    """Folder of datapath.bpf.o and xdp.bpf.o."""
-    metrics_listen: str = ""
-    """`ADDRESS:PORT` of the Prometheus endpoint; "": none."""
+    state_dir: Path = flag(Path("/run/flannel-ebpf"), "Folder for locks and state of this daemon.")
+    bpf_pin_root: Path = flag(BPF_PIN_ROOT, "Folder in a BPF file system for programs and maps.")
+    datapath: DatapathChoice = flag(
+        "auto", "auto: BPF where it can run, else the kernel path; ebpf: exit where it cannot."
+    )
+    fastpath: FastpathChoice = flag("flows", "Packets that BPF carries: of admitted flows, all, none.")
+    revalidate: float = flag(
+        10.0, "Seconds a flow is carried by BPF before it is looked at anew.", least=0.1, most=3600
+    )
+    flow_entries: int = flag(262_144, "Size of the flow table.", least=64, most=2**24)
+    attach: AttachChoice = flag("auto", "How programs come onto tc hooks; auto: tcx where there is one.")
+    pod_grace: float = flag(
+        2.0, "Seconds that a new pod's veth is left to CNI plugins before clsact.", least=0, most=60
+    )
+    pod_headroom: bool = flag(True, "Add a port to the pods' bridge that gives their packets headroom.")
+    source_check: SourceCheckChoice = flag("drop", "What to do with packets of a wrong source.")
+    xdp: XdpChoice = flag("off", "XDP program on the uplink.")
+    fwmark: int = flag(0x2000, "Bit of the packet mark for use inside this host.", spelling="mark")
+    lease_ttl: int = flag(86_400, "Seconds a lease lives without renewal.", least=5, most=9_000_000_000)
+    wipe_grace: float = flag(
+        300.0, "Seconds to keep peers that etcd has suddenly lost.", least=0, most=86_400
+    )
+    bpf_objects: Path = flag(Path(__file__).parents[1] / "_programs", "Folder of the compiled BPF programs.")
+    metrics_listen: str = flag("", "ADDRESS:PORT of the Prometheus endpoint.", spelling="listen")
 
     @property
     def renew_margin(self) -> float:

@@ -7,23 +7,24 @@ one dash is as good as two, and a boolean may stand alone or carry a value (`--i
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from importlib import metadata
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 from click.core import ParameterSource
 
 from flannel_ebpf.base.options import (
-    AttachChoice,
-    DatapathChoice,
+    STATE_FLAGS,
+    Described,
     EtcdOptions,
-    FastpathChoice,
     Options,
-    SourceCheckChoice,
-    XdpChoice,
+    Spelling,
+    flags_of,
 )
 from flannel_ebpf.commands.values import (
     Endpoints,
@@ -68,72 +69,54 @@ class Flag(click.Option):
         return (text,) if text is not None and self.multiple else text
 
 
-_DEFAULTS = Options()
-_ETCD_DEFAULTS = EtcdOptions()
-_PORT = Number(0, 2**16 - 1)
 _PATH = click.Path(path_type=Path)
+_SPELLINGS: Mapping[Spelling, click.ParamType[Any]] = {
+    "endpoints": Endpoints(),
+    "prefix": Prefix(),
+    "mark": Mark(),
+    "listen": Listen(),
+    "listen-address": ListenAddress(),
+}
 
 
-def _flag(name: str, kind: Any, text: str, **attributes: Any) -> Callable[[Any], Any]:
-    """Build one flag whose default is that of the option with the same name."""
-    field = name.replace("-", "_")
-    etcd = field.startswith("etcd_")
-    default = getattr(_ETCD_DEFAULTS, field.removeprefix("etcd_")) if etcd else getattr(_DEFAULTS, field)
-    if isinstance(default, tuple) and not attributes.get("multiple"):
+def _flag(one: Described, prefix: str = "") -> Callable[[Any], Any]:
+    """Build the click option of one flag."""
+    attributes: dict[str, Any] = {}
+    default = one.default
+    if one.about.spelling == "endpoints":
         default = ",".join(default)
-    if isinstance(default, bool):
+    elif one.kind == tuple[str, ...]:
+        attributes["multiple"] = True
+    elif one.kind is bool:
         attributes.update(is_flag=False, flag_value="true", metavar="[BOOLEAN]")
-    return click.option(f"--{name}", cls=Flag, type=kind, default=default, help=text, **attributes)
+    name = f"--{prefix}{one.name}".replace("_", "-")
+    return click.option(name, cls=Flag, type=_type(one), default=default, help=one.about.text, **attributes)
 
 
-def _choice(kind: Any) -> click.Choice[str]:
-    return click.Choice(get_args(kind))
+def _type(one: Described) -> Any:
+    """Return click's type of a flag's value, which checks its range."""
+    about = one.about
+    if about.spelling:
+        return _SPELLINGS[about.spelling]
+    if get_origin(one.kind) is Literal:
+        return click.Choice(get_args(one.kind))
+    types = {
+        bool: bool,
+        int: Number(_whole(about.least), _whole(about.most)),
+        float: Seconds(about.least or 0.0, about.most or math.inf),
+        Path: _PATH,
+        IPv4Address | None: OptionalAddress(),
+    }
+    return types.get(one.kind, str)
 
 
-_ETCD_FLAGS = (
-    _flag("etcd-endpoints", Endpoints(), "Comma list of etcd endpoints."),
-    _flag("etcd-prefix", Prefix(), "Key prefix of the network."),
-    _flag("etcd-keyfile", str, "Private key of the client, PEM."),
-    _flag("etcd-certfile", str, "Certificate of the client, PEM."),
-    _flag("etcd-cafile", str, "Certificate authority of the servers, PEM; it may stand alone."),
-    _flag("etcd-username", str, "User of etcd's own authentication."),
-    _flag("etcd-password", str, "Password of etcd's own authentication."),
-)
+def _whole(bound: float | None) -> int | None:
+    return None if bound is None else int(bound)
 
-_STATE_FLAGS = (
-    _flag("subnet-file", _PATH, "File that tells container runtimes the subnet and MTU."),
-    _flag("state-dir", _PATH, "Folder for locks and state of this daemon."),
-    _flag("bpf-pin-root", _PATH, "Folder in a BPF file system for programs and maps."),
-)
 
-_UP_FLAGS = (
-    _flag("iface", str, "Uplink by name or address; repeatable, the first that is there.", multiple=True),
-    _flag("iface-regex", str, "Uplink by regular expression, after --iface.", multiple=True),
-    _flag("iface-can-reach", str, "Uplink by the route to this address."),
-    _flag("public-ip", OptionalAddress(), "Address that other nodes use to reach this one."),
-    _flag("subnet-lease-renew-margin", Number(1, 1439), "Minutes before expiry to renew the lease."),
-    _flag("ip-masq", bool, "Masquerade traffic that leaves the network."),
-    _flag("ip-masq-fully-random-disable", bool, "Masquerade without fully random ports."),
-    _flag("iptables-resync", Number(min=1), "Seconds between checks of the firewall rules."),
-    _flag("iptables-forward-rules", bool, "Accept forwarded traffic of the network."),
-    _flag("ip-blackhole-route", bool, "Keep a blackhole route for the own subnet."),
-    _flag("healthz-ip", ListenAddress(), "Address of the health server; empty: every one."),
-    _flag("healthz-port", _PORT, "Port of the health server; 0: none."),
-    _flag("datapath", _choice(DatapathChoice), "auto: BPF where it can run, else the kernel path."),
-    _flag("fastpath", _choice(FastpathChoice), "Packets that BPF carries: of admitted flows, all, none."),
-    _flag("revalidate", Seconds(0.1, 3600), "Seconds a flow is carried by BPF before it is looked at anew."),
-    _flag("flow-entries", Number(64, 2**24), "Size of the flow table."),
-    _flag("attach", _choice(AttachChoice), "How programs come onto tc hooks; auto: tcx where there is one."),
-    _flag("pod-grace", Seconds(0, 60), "Seconds that a new pod's veth is left to CNI plugins before clsact."),
-    _flag("pod-headroom", bool, "Add a port to the pods' bridge that gives their packets headroom."),
-    _flag("source-check", _choice(SourceCheckChoice), "What to do with packets of a wrong source."),
-    _flag("xdp", _choice(XdpChoice), "XDP program on the uplink."),
-    _flag("fwmark", Mark(), "Bit of the packet mark for use inside this host."),
-    _flag("lease-ttl", Number(5, 9_000_000_000), "Seconds a lease lives without renewal."),
-    _flag("wipe-grace", Seconds(0, 86_400), "Seconds to keep peers that etcd has suddenly lost."),
-    _flag("bpf-objects", _PATH, "Folder of the compiled BPF programs."),
-    _flag("metrics-listen", Listen(), "ADDRESS:PORT of the Prometheus endpoint."),
-)
+_ETCD_FLAGS = tuple(_flag(one, "etcd_") for one in flags_of(EtcdOptions))
+_STATE_FLAGS = tuple(_flag(one) for one in flags_of(Options) if one.name in STATE_FLAGS)
+_UP_FLAGS = tuple(_flag(one) for one in flags_of(Options) if one.name not in STATE_FLAGS)
 
 _ONLY_ACCEPTED = (
     ("kube-subnet-mgr", bool),

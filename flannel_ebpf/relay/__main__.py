@@ -7,7 +7,6 @@ second, makes the workers read it again; SIGTERM ends the relay and leaves the T
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import logging
@@ -25,6 +24,7 @@ from flannel_ebpf.kernel.netlink import tun
 from flannel_ebpf.relay import peers
 from flannel_ebpf.relay.counters import Counters
 from flannel_ebpf.relay.forward import UDP_GRO, FromPeers, Refresh, ToPeers
+from flannel_ebpf.relay.spec import RelaySpec
 
 log = logging.getLogger("flannel_ebpf.relay")
 
@@ -34,57 +34,39 @@ _PR_SET_PDEATHSIG = 1
 _SIGNALS = {signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 
 
-def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m flannel_ebpf.relay", description=__doc__)
-    parser.add_argument("--tun", default="flannel0", help="TUN device, made if missing")
-    parser.add_argument("--bind", type=IPv4Address, required=True, help="public address of this node")
-    parser.add_argument("--port", type=int, default=8285, help="UDP port, here and at every peer")
-    parser.add_argument("--mtu", type=int, required=True, help="of the TUN: the uplink's less 28")
-    parser.add_argument("--address", type=IPv4Address, required=True, help="own subnet's network address")
-    parser.add_argument("--network", type=IPv4Network, required=True, help="the whole overlay network")
-    parser.add_argument("--peers", type=Path, required=True, help="JSON file: subnet to public address")
-    parser.add_argument(
-        "--source-check", choices=("drop", "count", "off"), default="drop", help="packets of a wrong source"
-    )
-    parser.add_argument("--batch", choices=("on", "off"), default="on", help="UDP_SEGMENT and UDP_GRO")
-    parser.add_argument("--queues", type=int, default=1, help="TUN queues, each with two processes")
-    parser.add_argument("--status", type=Path, help="file for the counters")
-    return parser.parse_args(argv)
-
-
 def main() -> int:
     """Run the relay until SIGTERM (0) or a failure (1), which is one line on stderr."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    options = arguments()
+    spec = RelaySpec.parse()
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        return _serve(options)
+        return _serve(spec)
     except FlannelError as error:
         log.error("%s", error)
         return 1
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(spec: RelaySpec) -> int:
     table = peers.PeerTable()
-    stamp = _stamp(options.peers)
-    table.replace(_read_peers(options.peers))
-    sockets = [_open_socket(options) for _ in range(options.queues)]
-    queues = tun.open_queues(options.tun, options.queues)
-    tun.configure(options.tun, options.mtu, options.address, options.network)
-    counters = Counters(options.status, 2 * options.queues)
+    peers_file = spec.folder / "peers.json"
+    stamp = _stamp(peers_file)
+    table.replace(_read_peers(peers_file))
+    sockets = [_open_socket(spec) for _ in range(spec.queues)]
+    queues = tun.open_queues(spec.tun, spec.queues)
+    tun.configure(spec.tun, spec.mtu, spec.address, spec.network)
+    counters = Counters(spec.folder / "counters", 2 * spec.queues)
     workers = []
     for number, (queue, sock) in enumerate(zip(queues, sockets, strict=True)):
         rows = counters.row(2 * number), counters.row(2 * number + 1)
-        for loop in _loops(options, queue, sock, table, rows):
-            workers.append(_fork(loop, options.peers, table))
+        for loop in _loops(spec, queue, sock, table, rows):
+            workers.append(_fork(loop, peers_file, table))
     counters.ready()
-    log.info("relaying %s over %s:%d, %d peers", options.tun, options.bind, options.port, len(table))
-    return _supervise(options.peers, stamp, workers)
+    log.info("relaying %s over %s:%d, %d peers", spec.tun, spec.bind, spec.port, len(table))
+    return _supervise(peers_file, stamp, workers)
 
 
 def _loops(
-    options: argparse.Namespace,
+    spec: RelaySpec,
     queue: FileIO,
     sock: socket.socket,
     table: peers.PeerTable,
@@ -96,25 +78,25 @@ def _loops(
         sock,
         table,
         rows[0],
-        mtu=options.mtu,
-        port=options.port,
-        address=options.address,
-        batch=options.batch == "on" and _can_batch(sock),
+        mtu=spec.mtu,
+        port=spec.port,
+        address=spec.address,
+        batch=spec.batch and _can_batch(sock),
     )
-    from_peers = FromPeers(queue, sock, table, rows[1], mtu=options.mtu, source_check=options.source_check)
+    from_peers = FromPeers(queue, sock, table, rows[1], mtu=spec.mtu, source_check=spec.source_check)
     return [to_peers.run, from_peers.run]
 
 
-def _open_socket(options: argparse.Namespace) -> socket.socket:
+def _open_socket(spec: RelaySpec) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        if options.queues > 1:
+        if spec.queues > 1:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER)
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _SOCKET_BUFFER)
-        sock.bind((str(options.bind), options.port))
+        sock.bind((str(spec.bind), spec.port))
     except OSError as error:
-        what = f"UDP socket {options.bind}:{options.port}: {error.strerror}"
+        what = f"UDP socket {spec.bind}:{spec.port}: {error.strerror}"
         raise KernelError(what, error.errno or 0) from error
     return sock
 

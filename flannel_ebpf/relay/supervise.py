@@ -17,20 +17,18 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Literal
 
 from flannel_ebpf.base.errors import ConfigError, KernelError, edge
-from flannel_ebpf.base.options import SourceCheckChoice
 from flannel_ebpf.kernel.netlink import tun
 from flannel_ebpf.relay import counters
 from flannel_ebpf.relay.peers import decode, encode
+from flannel_ebpf.relay.spec import RelaySpec
 
 log = logging.getLogger(__name__)
 
@@ -42,44 +40,6 @@ _START_SECONDS = 10.0
 _STOP_SECONDS = 3.0
 _WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 """struct flock of fcntl(2)."""
-
-
-@dataclass(frozen=True, slots=True)
-class RelaySpec:
-    """The relay's settings; a change of any needs a new process, peers do not.
-
-    `folder` is its run-time folder (peers, counters, lock, log). `mtu` is the TUN's: the uplink's less 28.
-    `batch` off keeps GRO from merging datagrams on a node whose BPF programs carry them.
-    """
-
-    folder: Path
-    tun: str
-    bind: IPv4Address
-    port: int
-    mtu: int
-    address: IPv4Address
-    network: IPv4Network
-    source_check: SourceCheckChoice = "drop"
-    batch: bool = True
-    queues: int = 1
-
-    def command(self) -> list[str]:
-        """Return the command line."""
-        words = {
-            "tun": self.tun,
-            "bind": self.bind,
-            "port": self.port,
-            "mtu": self.mtu,
-            "address": self.address,
-            "network": self.network,
-            "source-check": self.source_check,
-            "batch": "on" if self.batch else "off",
-            "queues": self.queues,
-            "peers": self.folder / "peers.json",
-            "status": self.folder / "counters",
-        }
-        flags = [text for name, value in words.items() for text in (f"--{name}", str(value))]
-        return [sys.executable, "-P", "-m", "flannel_ebpf.relay", *flags]
 
 
 class Relay:

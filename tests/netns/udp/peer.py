@@ -21,7 +21,7 @@ from pathlib import Path
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
 
-from flannel_ebpf.relay.supervise import RelaySpec
+from flannel_ebpf.relay.spec import RelaySpec
 from tests.namespaces import inside
 
 NODE, PEER, STRANGER = "192.168.78.1", "192.168.78.2", "192.168.78.3"
