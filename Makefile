@@ -12,13 +12,16 @@ BPF    := $(wildcard bpf/*.c bpf/*.h)
 # Files of tests that run at the same time: they mostly wait, for the kernel, for etcd, for time to pass.
 JOBS ?= $(shell expr 2 \* $$(nproc))
 
+# tests/hosts boots hosts with a systemd of their own, and has targets of its own.
+TESTS ?= tests/unit tests/bpf tests/netns
+
 # Frames that the fuzz tests mutate: a few in `make test`, many in `make fuzz`.
 FUZZ_FRAMES ?= 1000000
 
-.PHONY: help setup packages objects demo test check fuzz kernels bench wheel deb install clean
+.PHONY: help setup packages objects demo test check fuzz kernels bench wheel deb install packages-test clean
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: packages $(VENV)/stamp objects ## install packages, make the Python environment, compile the BPF programs
 
@@ -42,8 +45,8 @@ demo: setup ## build a two-node cluster here and show pods talking through the k
 	@$(PYTHON) tools/demo.py
 
 test: setup ## run all tests: unit, bpf (programs run by the kernel), netns (real traffic in the lab)
-	@$(PYTHON) -m pytest tests -m "not alone" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
-	@$(PYTHON) -m pytest tests -m alone -q $(PYTEST_ARGS) || test $$? = 5 # no such test is fine
+	@$(PYTHON) -m pytest $(TESTS) -m "not alone" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest $(TESTS) -m alone -q $(PYTEST_ARGS) || test $$? = 5 # no such test is fine
 
 check: setup ## formatting, lint, types, import rules, C style
 	$(BIN)/ruff format --check .
@@ -73,6 +76,9 @@ deb: setup ## build dist/flannel-ebpf_*.deb for Debian 12 and 13
 install: setup ## install for this host's Python, with unit, man pages and completion
 	@tools/packages/install.sh
 	@tools/packages/install_unit.sh
+
+packages-test: setup ## install, upgrade and purge the .deb on booted Debian 12 and 13, and the wheel elsewhere
+	@$(PYTHON) -m pytest tests/hosts/test_packages.py $(PYTEST_ARGS)
 
 clean: ## remove what the targets above made in this folder
 	@$(MAKE) --no-print-directory --quiet -C bpf clean

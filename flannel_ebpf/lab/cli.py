@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -84,8 +86,12 @@ def status(name: str) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute(name: str, host: str, command: tuple[str, ...]) -> None:
     """Run COMMAND in the node or pod HOST: `lab exec n1p1 -- ping -c1 10.1.2.2`."""
-    line = netns.inside(Lab.open(name).host(host).ns, command)
-    os.execvp(line[0], line)  # noqa: S606 - an argument list; the terminal becomes the command's
+    there = Lab.open(name).host(host)
+    line = netns.inside(there.ns, command)
+    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    if isinstance(there, Node):
+        environ |= there.variables  # so that `lab exec n1 -- flannel-ebpf status` is about that node
+    os.execvpe(line[0], line, environ)  # noqa: S606 - an argument list; the terminal becomes the command's
 
 
 @lab.command()

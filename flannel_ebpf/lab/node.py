@@ -102,6 +102,17 @@ class Node(Host):
             *extra_args,
         ]
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """Return flanneld's variables with which any command of ours is about this node."""
+        return {
+            "FLANNELD_ETCD_ENDPOINTS": ETCD_ENDPOINT,
+            "FLANNELD_ETCD_PREFIX": self.spec.etcd_prefix,
+            "FLANNELD_SUBNET_FILE": str(self.subnet_file),
+            "FLANNELD_STATE_DIR": str(self.state_dir),
+            "FLANNELD_BPF_PIN_ROOT": str(self.pin_root),
+        }
+
     def start_daemon(self, extra_args: Sequence[str] = ()) -> Process:
         """Start `flannel-ebpf up` here and return at once; its log is appended to.
 

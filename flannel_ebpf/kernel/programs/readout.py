@@ -21,10 +21,11 @@ def read_pinned(network: IPv4Network, root: Path) -> dict[str, Any]:
     if not folders:
         return {}
     newest = max(folders, key=lambda folder: folder.stat().st_mtime_ns)
-    return {"peers": list(_peers(newest)), "pods": list(_pods(newest)), "reasons": reasons(newest)}
+    return {"peers": list(read_peers(newest)), "pods": list(_pods(newest)), "reasons": reasons(newest)}
 
 
-def _peers(folder: Path) -> Iterator[dict[str, Any]]:
+def read_peers(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield every peer of fl_peers with its traffic, in the order of subnets; raises BpfError."""
     with Map.open(folder / "fl_peers") as peers, Map.open(folder / "fl_peer_stats") as stats:
         traffic = stats.sums()
         for key, value in sorted(peers.items().items(), key=lambda item: item[0][4:]):

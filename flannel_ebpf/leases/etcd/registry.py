@@ -86,6 +86,13 @@ class Registry:
             return self.snapshot()
         return Snapshot(header.revision, header.cluster_id, leases, before.skipped)
 
+    def seconds_left(self, lease: Lease) -> float | None:
+        """Return how long a lease still lives if nobody renews it, None for a reservation."""
+        if not lease.etcd_lease:
+            return None
+        asked = messages.LeaseTimeToLiveRequest(ID=lease.etcd_lease)
+        return float(self._client.ask("Lease/LeaseTimeToLive", asked).TTL)
+
     def read(self, key: str) -> lease_format.Item | None:
         """Return what is under `key` now, lease or not."""
         response = self._client.ask("KV/Range", messages.RangeRequest(key=key.encode()))

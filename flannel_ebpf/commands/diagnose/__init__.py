@@ -1,0 +1,1 @@
+"""Commands that say what is there and what is wrong; most of them without a daemon."""

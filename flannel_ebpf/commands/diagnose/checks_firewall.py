@@ -1,0 +1,244 @@
+"""Checks of everybody's firewall rules: what drops, masquerades or marks the overlay's packets.
+
+Rules are read as `iptables-save` and `nft -j` print them: this is advice, no proof. What netfilter decides about a
+packet, the programs leave to it in any case.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from ipaddress import IPv4Network
+from typing import Any
+
+from flannel_ebpf.commands.diagnose.facts import Facts, Json, subnet_of
+from flannel_ebpf.commands.diagnose.finding import Check, Finding
+
+_PORTS = {"vxlan": 8472, "udp": 8285}
+_DROPS = ("DROP", "REJECT")
+
+
+def port(facts: Facts) -> Iterator[Finding]:
+    """The tunnel's UDP port is ours, and no rule drops what comes to it."""
+    number = _tunnel_port(facts)
+    if not number:
+        return
+    for line in facts.sockets.splitlines():
+        if re.search(rf":{number}\s", line) and "users:" in line and facts.report["backend"] == "vxlan":
+            who = line.partition("users:")[2]
+            effect = "tunnel packets of other nodes do not arrive"
+            yield Finding(
+                f"UDP port {number} is taken by {who}", effect, "stop that, or set Backend.Port for all nodes"
+            )
+    yield from _same_tunnel(facts, number)
+    yield from _port_dropped(facts, number)
+
+
+def _same_tunnel(facts: Facts, number: int) -> Iterator[Finding]:
+    """Name another vxlan device of our VNI and port."""
+    own = _vxlan(facts.link(facts.report["overlay"]))
+    for link in facts.links:
+        data = _vxlan(link)
+        if (
+            link["ifname"] != facts.report["overlay"]
+            and data
+            and (data.get("id"), data.get("port")) == (own.get("id"), number)
+        ):
+            what = f"{link['ifname']} has our VNI and UDP port {number}"
+            yield Finding(what, "one of the two gets no packets", f"ip link delete {link['ifname']}")
+
+
+def _port_dropped(facts: Facts, number: int) -> Iterator[Finding]:
+    """Name rules that drop the tunnel's packets."""
+    for rule in _rules(facts.iptables, "INPUT", "PREROUTING", "OUTPUT"):
+        if re.search(rf"--dports? (\S*,)?{number}\b", rule) and _target(rule) in _DROPS:
+            yield Finding(f"a rule drops the tunnel's packets: {rule}", "this node and others do not hear each other",
+                          "remove it, or accept the port before it")  # fmt: skip
+    for chain, entry in _nft_rules(facts):
+        if (
+            chain.get("hook") in ("input", "prerouting", "output")
+            and _nft_drops(entry)
+            and _nft_dport(entry, number)
+        ):
+            what = f"a rule of nftables drops UDP port {number}, in {_nft_place(entry)}"
+            effect = "this node and others do not hear each other"
+            yield Finding(what, effect, "remove it, or accept the port before it")
+
+
+def forward(facts: Facts) -> Iterator[Finding]:
+    """Forwarded packets of the overlay are let through."""
+    network = facts.report.get("network")
+    if not network:
+        return
+    accepted = "FLANNEL-FWD" in facts.iptables or _accepts(facts.iptables, network)
+    by_nft = any(chain.get("table") == "flannel-ipv4" for chain in _nft_chains(facts))
+    if _policy(facts.iptables, "FORWARD") in _DROPS and not accepted:
+        what = "FORWARD of iptables drops by default, and nothing there accepts the overlay"
+        effect = "no packet goes between pods of different nodes"
+        if by_nft:
+            what += ": an accept of nftables (EnableNFTables) cannot override another table's drop"
+            do = 'set "EnableNFTables": false, or iptables -P FORWARD ACCEPT; Docker sets DROP at each start'
+        else:
+            do = "start the daemon with --iptables-forward-rules (its default)"
+        yield Finding(what, effect, do)
+    for chain in _nft_chains(facts):
+        foreign = chain.get("table") not in ("filter", "flannel-ipv4")
+        if chain.get("hook") == "forward" and chain.get("policy") == "drop" and foreign:
+            what = f"chain {chain['name']} of nftables table {chain['table']} drops what it does not accept"
+            effect = "pods of different nodes talk only as far as it accepts"
+            yield Finding(what, effect, f"accept ip saddr {network} and ip daddr {network} in it", "note")
+    for rule in _rules(facts.iptables, "FORWARD", "DOCKER-USER"):
+        if _target(rule) in _DROPS and _covers(rule, network):
+            effect = "such packets do not arrive"
+            if facts.report.get("options", {}).get("fastpath") == "subnets":
+                effect = "the kernel path drops such packets; --fastpath=subnets passes by it"
+            yield Finding(
+                f"a rule drops forwarded packets: {rule}", effect, "remove it, if that is not wanted", "note"
+            )
+
+
+def masquerade(facts: Facts) -> Iterator[Finding]:
+    """Nobody translates addresses between nodes: such packets cannot be accelerated."""
+    subnet = subnet_of(facts.report)
+    if subnet is None:
+        return
+    for rule in _rules(facts.iptables, "POSTROUTING"):
+        source = _network(rule, "-s")
+        if (
+            _target(rule) != "MASQUERADE"
+            or "flanneld" in rule
+            or source is None
+            or not subnet.overlaps(source)
+        ):
+            continue
+        if _ours_first(facts):
+            continue
+        docker = re.search(r"! -o (docker0|br-\w+)", rule)
+        what = f"{'Docker' if docker else 'a rule'} masquerades what pods send to other nodes: {rule}"
+        do = "exclude the overlay's network from it"
+        if docker:
+            do = "start the daemon with --ip-masq and Docker with --ip-masq=false (flannel-ebpf docker-opts says so)"
+        yield Finding(what, "nothing goes by BPF, and pods see the node's address", do)
+
+
+def docker(facts: Facts) -> Iterator[Finding]:
+    """Docker 28 and later drops packets that come from other hosts to unpublished ports (moby#49792)."""
+    subnet = subnet_of(facts.report)
+    for rule in _rules(facts.iptables, "PREROUTING", "DOCKER"):
+        target = _network(rule, "-d")
+        if subnet is None or target is None or _target(rule) != "DROP" or not target.subnet_of(subnet):
+            continue
+        if re.search(r"! -i \S+", rule):
+            what = f"Docker drops packets from other hosts to its containers: {rule}"
+            effect = "pods of other nodes reach published ports only"
+            do = "start Docker with --allow-direct-routing (docker-opts --allow-direct-routing; Docker 28.2)"
+            yield Finding(what, effect, do)
+            return
+
+
+def marks(facts: Facts) -> Iterator[Finding]:
+    """Nobody else gives a meaning to the packet mark that the programs use inside this host."""
+    ours = facts.report.get("options", {}).get("fwmark", 0)
+    if not ours:
+        return
+    for rule in facts.iptables.splitlines():
+        found = re.search(r"--(?:mark|set-xmark|or-mark|set-mark) (0x[0-9a-f]+)(?:/(0x[0-9a-f]+))?", rule)
+        if not found or not rule.startswith("-A") or "! --mark" in rule:
+            continue
+        mask = int(found[2] or "0xffffffff", 16)
+        # set-xmark 0x0/0xffffffff and whole-mark comparisons name every bit; only one that is ours counts
+        if int(found[1], 16) & mask & ours:
+            what = f"a rule uses bit {ours:#x} of the packet mark, which is ours: {rule}"
+            effect = "packets that teach the programs are taken for that rule's"
+            yield Finding(what, effect, "start the daemon with another --fwmark")
+
+
+def _vxlan(link: Json) -> Json:
+    """Return what the kernel says of a vxlan device, nothing of another."""
+    info = link.get("linkinfo", {})
+    return info.get("info_data", {}) if info.get("info_kind") == "vxlan" else {}
+
+
+def _tunnel_port(facts: Facts) -> int:
+    backend = facts.report.get("backend", "")
+    info = facts.link(facts.report.get("overlay") or "").get("linkinfo", {}).get("info_data", {})
+    return int(info.get("port", _PORTS.get(backend, 0)))
+
+
+def _rules(text: str, *chains: str) -> Iterator[str]:
+    for line in text.splitlines():
+        if any(line.startswith(f"-A {chain} ") for chain in chains):
+            yield line
+
+
+def _target(rule: str) -> str:
+    found = re.search(r" -j (\S+)", rule)
+    return found[1] if found else ""
+
+
+def _network(rule: str, flag: str) -> IPv4Network | None:
+    found = re.search(rf"(?<!! ){flag} (\d[\d./]*)", rule)
+    return IPv4Network(found[1], strict=False) if found else None
+
+
+def _covers(rule: str, network: str) -> bool:
+    """Say whether a rule names the overlay, or part of it, by address."""
+    named = [_network(rule, flag) for flag in ("-s", "-d")]
+    return any(one is not None and one.overlaps(IPv4Network(network)) for one in named)
+
+
+def _policy(text: str, chain: str) -> str:
+    return next((line.split()[1] for line in text.splitlines() if line.startswith(f":{chain} DROP")), "")
+
+
+def _accepts(text: str, network: str) -> bool:
+    rules = [rule for rule in _rules(text, "FORWARD", "DOCKER-USER") if _target(rule) == "ACCEPT"]
+    return any(_covers(rule, network) for rule in rules)
+
+
+def _ours_first(facts: Facts) -> bool:
+    """Say whether our masquerade rules come before everybody's in POSTROUTING: they let such packets go as they are."""
+    first = next(iter(_rules(facts.iptables, "POSTROUTING")), "")
+    return "FLANNEL-POSTRTG" in first
+
+
+def _nft_chains(facts: Facts) -> Iterator[dict[str, Any]]:
+    for one in facts.nft:
+        if "chain" in one:
+            yield one["chain"]
+
+
+def _nft_rules(facts: Facts) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield (base chain, rule) of tables that iptables does not write."""
+    bases = {(one["family"], one["table"], one["name"]): one for one in _nft_chains(facts)}
+    for one in facts.nft:
+        rule = one.get("rule")
+        if rule and not any("xt" in part for part in rule.get("expr", ())):
+            chain = bases.get((rule["family"], rule["table"], rule["chain"]), {})
+            yield chain, rule
+
+
+def _nft_drops(rule: dict[str, Any]) -> bool:
+    return any("drop" in part or "reject" in part for part in rule.get("expr", ()))
+
+
+def _nft_dport(rule: dict[str, Any], number: int) -> bool:
+    for part in rule.get("expr", ()):
+        match = part.get("match", {})
+        if match.get("left", {}) == {"payload": {"protocol": "udp", "field": "dport"}}:
+            right = match.get("right")
+            return right == number or (isinstance(right, dict) and number in right.get("set", ()))
+    return False
+
+
+def _nft_place(rule: dict[str, Any]) -> str:
+    return f"{rule['family']} {rule['table']} {rule['chain']}, handle {rule.get('handle')}"
+
+
+CHECKS: dict[str, Check] = {
+    "port": port,
+    "forward": forward,
+    "masquerade": masquerade,
+    "docker": docker,
+    "marks": marks,
+}

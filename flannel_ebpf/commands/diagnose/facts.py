@@ -1,0 +1,231 @@
+"""What `doctor` looks at: gathered once, and what cannot be read hides nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+from flannel_ebpf.base.errors import BpfError, EtcdError, FlannelError, KernelError
+from flannel_ebpf.base.options import EtcdOptions, Options
+from flannel_ebpf.commands.diagnose.networks import Here
+from flannel_ebpf.commands.diagnose.paths import ip
+from flannel_ebpf.commands.diagnose.tables import pods_of
+from flannel_ebpf.host import subnet_env
+from flannel_ebpf.kernel import sysctl
+from flannel_ebpf.kernel.hooks.standing import Hook, standing
+from flannel_ebpf.kernel.programs import pins
+from flannel_ebpf.kernel.programs.probe import has_tcx, probe
+from flannel_ebpf.kernel.programs.readout import reasons
+
+Json = Mapping[str, Any]
+
+SYSCTLS = (
+    "net/ipv4/ip_forward",
+    "net/ipv4/conf/all/rp_filter",
+    "net/bridge/bridge-nf-call-iptables",
+    "net/netfilter/nf_conntrack_tcp_be_liberal",
+    "net/netfilter/nf_conntrack_count",
+    "net/netfilter/nf_conntrack_max",
+)
+_STA_UNSYNC = 0x40
+_TIMEX_BYTES = 512
+_TIMEX_STATUS = 40  # offset of timex.status on 64-bit machines (linux/timex.h)
+
+
+@dataclass(frozen=True, slots=True)
+class Etcd:
+    """What etcd answered: `error` is "" when it did, `seconds` how long that took."""
+
+    asked: bool
+    error: str = ""
+    seconds: float = 0.0
+    lease: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """This host. A text of what failed stands in `unread`, by the fact's name."""
+
+    root: bool = True
+    features: Sequence[str] = ()
+    bpf_error: str = ""
+    binding: bool = True
+    here: Here | None = None
+    sysctls: Mapping[str, str | None] = field(default_factory=dict)
+    links: Sequence[Json] = ()
+    routes: Sequence[Json] = ()
+    neighbours: Sequence[Json] = ()
+    iptables: str = ""
+    nft: Sequence[Json] = ()
+    sockets: str = ""
+    processes: Sequence[str] = ()
+    hooks: Sequence[Hook] = ()
+    reasons: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    pods: Sequence[Json] = ()
+    peers: Sequence[Json] = ()
+    etcd: Etcd = Etcd(asked=False)
+    clock_synchronised: bool = True
+    subnet_file: Json = field(default_factory=dict)
+    driver: str = ""
+    unread: Mapping[str, str] = field(default_factory=dict)
+
+    def link(self, name: str) -> Json:
+        """Return the device called `name`, empty when there is none."""
+        return next((one for one in self.links if one["ifname"] == name), {})
+
+    @property
+    def report(self) -> Json:
+        """What the daemon last told, empty when none has."""
+        return self.here.report if self.here else {}
+
+
+class _Reader:
+    """Calls what reads, and notes what it cannot."""
+
+    def __init__(self) -> None:
+        self.unread: dict[str, str] = {}
+
+    def __call__(self, name: str, read: Any, *arguments: Any, otherwise: Any) -> Any:
+        try:
+            return read(*arguments)
+        except (FlannelError, OSError, ValueError) as error:
+            self.unread[name] = str(error)
+            return otherwise
+
+
+def gather(options: Options, here: Here | None) -> Facts:
+    """Look at this host and at the network `here`; never raises for what it cannot read."""
+    read = _Reader()
+    uplink = here.report.get("uplink", "") if here else ""
+    features, bpf_error = _features(options)
+    maps = here.maps if here else None
+    return Facts(
+        root=os.geteuid() == 0,
+        features=features,
+        bpf_error=bpf_error,
+        binding=importlib.util.find_spec("bcc") is not None,
+        here=here,
+        sysctls=_sysctls(here),
+        links=read("links", ip, "-details", "-stats", "link", "show", otherwise=()),
+        routes=read("routes", ip, "-4", "route", "show", "table", "all", otherwise=()),
+        neighbours=read("neighbours", ip, "-4", "neigh", "show", "dev", uplink, otherwise=())
+        if uplink
+        else (),
+        iptables="\n".join(_output(one) for one in ("iptables-nft-save", "iptables-legacy-save")),
+        nft=json.loads(_output("nft", "-j", "list", "ruleset") or "{}").get("nftables", ()),
+        sockets=_output("ss", "-H", "-u", "-l", "-n", "-p"),
+        processes=_processes(),
+        hooks=read("hooks", standing, here.network, otherwise=()) if here else (),
+        reasons=read("reasons", reasons, maps, otherwise={}) if maps else {},
+        pods=read("pods", pods_of, here, otherwise=()) if here and maps else (),
+        etcd=_etcd(options, here),
+        clock_synchronised=_clock(),
+        subnet_file=read("subnet file", _subnet_file, options.subnet_file, otherwise={}),
+        driver=_driver(uplink),
+        unread=read.unread,
+    )
+
+
+def _features(options: Options) -> tuple[Sequence[str], str]:
+    try:
+        pins.require_bpffs(options.bpf_pin_root)
+        found = [(cap.name or "").lower() for cap in probe()]
+        return [*found, "tcx"] if has_tcx() else found, ""
+    except BpfError as error:
+        return (), str(error)
+
+
+def _sysctls(here: Here | None) -> dict[str, str | None]:
+    devices = [here.report.get("overlay"), here.report.get("uplink")] if here else []
+    paths = [*SYSCTLS, *(f"net/ipv4/conf/{one.replace('/', '.')}/rp_filter" for one in devices if one)]
+    found: dict[str, str | None] = {}
+    for path in paths:
+        try:
+            found[path] = sysctl.read(path)
+        except KernelError:
+            found[path] = None
+    return found
+
+
+def _output(*command: str) -> str:
+    """Return what a tool prints, "" when it is not there or refuses."""
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _processes() -> list[str]:
+    """Return the names of the programs that run in our network namespace."""
+    own = os.stat("/proc/self/ns/net").st_ino
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "ns/net").stat().st_ino == own:
+                found.append((entry / "comm").read_text().strip())
+        except OSError:  # it has ended, or is not ours to see
+            continue
+    return found
+
+
+def _etcd(options: Options, here: Here | None) -> Etcd:
+    """Ask etcd for our own lease, within some seconds."""
+    from flannel_ebpf.leases.etcd import EtcdClient, Registry  # noqa: PLC0415 - gRPC is slow to import
+
+    told = dict(here.report.get("etcd", {})) if here else {}
+    asked = told_options(options.etcd, told)
+    if asked.username and not asked.password:
+        return Etcd(asked=False, error="it wants a password, which only the daemon has")
+    begun = time.monotonic()
+    client = EtcdClient(asked)
+    try:
+        leases = Registry(client, asked.prefix).snapshot().leases
+    except EtcdError as error:
+        return Etcd(asked=True, error=str(error), seconds=time.monotonic() - begun)
+    finally:
+        client.close()
+    subnet = here.report.get("subnet") if here else None
+    own = next((one for one in leases if str(one.subnet) == subnet), None)
+    lease = {"public_ip": str(own.public_ip), "data": own.backend_data} if own else {}
+    return Etcd(asked=True, seconds=time.monotonic() - begun, lease=lease)
+
+
+def told_options(given: EtcdOptions, told: Json) -> EtcdOptions:
+    """Return the options of etcd: those given, or the daemon's where none is given."""
+    if given.endpoints != EtcdOptions().endpoints or not told:
+        return given
+    names = ("prefix", "keyfile", "certfile", "cafile", "username")
+    return EtcdOptions(
+        tuple(told["endpoints"]), **{name: told.get(name, "") for name in names}, password=given.password
+    )
+
+
+def _clock() -> bool:
+    """Say whether something keeps this host's clock right (adjtimex(2))."""
+    state = ctypes.create_string_buffer(_TIMEX_BYTES)
+    ctypes.CDLL(None).adjtimex(state)
+    return not int.from_bytes(state.raw[_TIMEX_STATUS : _TIMEX_STATUS + 4], "little") & _STA_UNSYNC
+
+
+def _subnet_file(path: Path) -> dict[str, str]:
+    return dict(subnet_env.assignments(path.read_text()))
+
+
+def _driver(device: str) -> str:
+    place = Path(f"/sys/class/net/{device}/device/driver")
+    return place.resolve().name if device and place.exists() else ""
+
+
+def subnet_of(report: Json) -> IPv4Network | None:
+    """Return this node's subnet, None when no daemon has told."""
+    return IPv4Network(report["subnet"]) if report.get("subnet") else None

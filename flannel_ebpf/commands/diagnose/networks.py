@@ -1,0 +1,75 @@
+"""Which networks this node has, and what is known of each: the daemon's report, the pinned maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flannel_ebpf.agent import status_file
+from flannel_ebpf.base.errors import FlannelError
+from flannel_ebpf.base.options import Options
+from flannel_ebpf.commands.diagnose.console import NothingHereError
+from flannel_ebpf.commands.values import Subnet
+from flannel_ebpf.host.lock import holder, lock_path
+from flannel_ebpf.kernel.programs import pins
+
+network_flag: Callable[[Any], Any] = click.option(
+    "--network", "only", type=Subnet(), help="Of several networks on this host, this one."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """One network on this node: the daemon's `report`, empty without one; `maps`, None without pins."""
+
+    network: IPv4Network
+    report: dict[str, Any] = field(default_factory=dict)
+    pid: int = 0
+    maps: Path | None = None
+
+
+def networks(options: Options, only: IPv4Network | None = None) -> list[Here]:
+    """Return this node's networks, those of `only` if it is given; raises NothingHereError without any."""
+    try:
+        reported = {IPv4Network(one["network"]) for one in status_file.read_all(options.state_dir)}
+        known = sorted(reported | pins.networks(options.bpf_pin_root))
+    except PermissionError as error:
+        raise FlannelError(f"{error.filename}: {error.strerror}: this takes root") from error
+    found = [_here(options, network) for network in known if only in (None, network)]
+    if found:
+        return found
+    if only and known:
+        raise NothingHereError(f"there is no network {only} here: {', '.join(map(str, known))}")
+    places = f"{options.state_dir} and {options.bpf_pin_root}"
+    raise NothingHereError(f"no daemon has run here: nothing is in {places}")
+
+
+def _here(options: Options, network: IPv4Network) -> Here:
+    return Here(
+        network,
+        status_file.read(options.state_dir, network),
+        holder(lock_path(options.state_dir, network)),
+        newest_maps(network, options.bpf_pin_root),
+    )
+
+
+def newest_maps(network: IPv4Network, root: Path) -> Path | None:
+    """Return the folder of the maps that programs use now."""
+    folders = [one.path for one in pins.Pins.of(network, root).generations() if one.kind == "maps"]
+    return max(folders, key=lambda folder: folder.stat().st_mtime_ns, default=None)
+
+
+def maps_of(here: Sequence[Here]) -> list[tuple[Here, Path]]:
+    """Return those networks that have maps; raises NothingHereError when none has."""
+    found = [(one, one.maps) for one in here if one.maps]
+    if not found:
+        why = next((one.report.get("datapath", {}).get("why_not") for one in here), "")
+        raise NothingHereError(
+            f"no BPF maps are here: packets take the kernel path{f' ({why})' if why else ''}"
+        )
+    return found

@@ -1,0 +1,135 @@
+"""What maps and devices hold, as plain rows for tables and JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from enum import IntEnum, IntFlag
+from pathlib import Path
+from typing import Any
+
+from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.abi import FlowBit, PodFlag, Record
+from flannel_ebpf.kernel.bpf import Map
+from flannel_ebpf.kernel.programs.readout import read_peers
+
+SENT = FlowBit.TX_ENTERED | FlowBit.TX_LEFT
+HEARD = FlowBit.RX_ARRIVED | FlowBit.RX_DELIVERED
+
+PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
+
+MAPS: dict[str, tuple[type[Record] | None, type[Record]]] = {
+    "fl_peers": (abi.SubnetKey, abi.Peer),
+    "fl_vteps": (abi.AddrKey, abi.SubnetKey),
+    "fl_pods": (abi.AddrKey, abi.Pod),
+    "fl_ports": (None, abi.Port),
+    "fl_flows": (abi.FlowKey, abi.Flow),
+    "fl_reasons": (None, abi.Count),
+    "fl_peer_stats": (None, abi.Traffic),
+}
+"""Map -> how its keys and values are read; None: a number."""
+
+
+def peers(folder: Path) -> list[dict[str, Any]]:
+    """Return every peer with its traffic by BPF."""
+    return list(read_peers(folder))
+
+
+def pods(folder: Path, names: dict[int, str], programs: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """Return every pod that the programs know, then pods' devices on which none is known.
+
+    `names` are those of devices, `programs` what stands on each.
+    """
+    with Map.open(folder / "fl_pods") as known, Map.open(folder / "fl_ports") as ports:
+        flags = {abi.unpack_u32(key): abi.Port.unpack(value).flags for key, value in ports.items().items()}
+        learned = {
+            abi.AddrKey.unpack(key).addr: abi.Pod.unpack(value) for key, value in known.items().items()
+        }
+    found = []
+    for address, pod in sorted(learned.items()):
+        shaped = PodFlag.SHAPED in (pod.flags | flags.get(pod.ifindex, PodFlag(0)))
+        found.append(
+            {"ip": str(address), "mac": str(pod.mac), **_place(pod.ifindex, names, programs, shaped)}
+        )
+    silent = flags.keys() - {pod.ifindex for pod in learned.values()}
+    for ifindex in sorted(silent):
+        shaped = PodFlag.SHAPED in flags[ifindex]
+        found.append({"ip": "", "mac": "", **_place(ifindex, names, programs, shaped)})
+    return found
+
+
+def _place(
+    ifindex: int, names: dict[int, str], programs: dict[str, list[str]], shaped: bool
+) -> dict[str, Any]:
+    """Return what is known of a pod's device, and by which path its packets go."""
+    device = names.get(ifindex, "")
+    standing = programs.get(device, [])
+    return {
+        "device": device,
+        "programs": standing,
+        "path": "kernel" if shaped or not standing else "bpf",
+        "why": _why_kernel(ifindex, shaped=shaped, standing=bool(standing)),
+    }
+
+
+def _why_kernel(ifindex: int, *, shaped: bool, standing: bool) -> str:
+    if not ifindex:
+        return "its device is not known yet"
+    if shaped:
+        return "a qdisc, filter or program of others stands on its device"
+    return "" if standing else "no program stands on its device"
+
+
+def flows(folder: Path, names: dict[int, str]) -> Iterator[dict[str, Any]]:
+    """Yield every connection that the programs know; ages in seconds, None: never."""
+    now = time.monotonic_ns()
+    with Map.open(folder / "fl_flows") as known:
+        for key, value in known.items().items():
+            flow, which = abi.Flow.unpack(value), abi.FlowKey.unpack(key)
+            yield {
+                "pod": str(which.pod),
+                "pod_port": which.pod_port,
+                "remote": str(which.remote),
+                "remote_port": which.remote_port,
+                "protocol": PROTOCOLS.get(which.proto, str(which.proto)),
+                "sends_by_bpf": flow.bits & SENT == SENT,
+                "hears_by_bpf": flow.bits & HEARD == HEARD,
+                "bits": int(flow.bits),
+                "sent_age": _age(now, flow.tx_since),
+                "heard_age": _age(now, flow.rx_since),
+                "device": names.get(flow.ifindex, ""),
+            }
+
+
+def _age(now: int, since: int) -> float | None:
+    return round((now - since) / 1e9, 3) if since else None
+
+
+def entries(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Return a map's entries: {"key": ..., "value": {field: ...}}, per-CPU values added up."""
+    key_kind, value_kind = MAPS[name]
+    with Map.open(folder / name) as one:
+        raw = one.sums() if name in ("fl_reasons", "fl_peer_stats") else one.items()
+    found = []
+    for key, value in sorted(raw.items()):
+        if key_kind is None:
+            shown: Any = abi.unpack_u32(key)
+            shown = abi.Reason(shown).name.lower() if name == "fl_reasons" else shown
+        else:
+            shown = _plain(key_kind.unpack(key))
+        found.append({"key": shown, "value": _plain(value_kind.unpack(value))})
+    return found
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    return {one.name: _value(getattr(record, one.name)) for one in fields(record)}  # type: ignore[arg-type]  # Record's children are dataclasses
+
+
+def _value(value: object) -> int | str:
+    """Return a number as itself and an enum's member by its name."""
+    if isinstance(value, IntEnum):
+        return value.name.lower()
+    if isinstance(value, IntFlag):
+        return "|".join(one.name.lower() for one in value if one.name) or 0
+    return value if isinstance(value, int) else str(value)
