@@ -125,7 +125,7 @@ class Daemon:
         kernel = stack.enter_context(KernelNetwork())
         sides = self._sides(node, kernel)
         reconciler = Reconciler(kernel, sides)
-        report = Report(options.state_dir, options.datapath)
+        report = Report(options)
         programmed = sides.kernel.programmed(node)
         cluster = Cluster(registry, keeper, options.wipe_grace, programmed, self._wake.for_leases)
         stack.callback(cluster.stop)

@@ -1,55 +1,26 @@
-"""What the daemon last did, in a file for `flannel-ebpf status`: everything else is read from the kernel."""
+"""The daemon's report of each pass, for `flannel-ebpf status` (host/report.py has its file)."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
-from ipaddress import IPv4Network
-from pathlib import Path
 from typing import Any
 
 from flannel_ebpf.agent.reconcile import Outcome
 from flannel_ebpf.base.model import Lease
+from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.backends import Node, backend_of
+from flannel_ebpf.host import report
 from flannel_ebpf.leases.cluster import View
 
 log = logging.getLogger(__name__)
 
 
-SUFFIX = ".status.json"
-
-
-def path_of(state_dir: Path, network: IPv4Network) -> Path:
-    """Return where the report of a network lies."""
-    return state_dir / f"{network.network_address}-{network.prefixlen}{SUFFIX}"
-
-
-def read_all(state_dir: Path) -> list[dict[str, Any]]:
-    """Return the reports in `state_dir`, one per network; a broken file is left out."""
-    found = []
-    for path in sorted(state_dir.glob(f"*{SUFFIX}")):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(json.loads(path.read_text()))
-    return found
-
-
-def read(state_dir: Path, network: IPv4Network) -> dict[str, Any]:
-    """Return the report of one network, empty when there is none or it is broken."""
-    try:
-        found = json.loads(path_of(state_dir, network).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 class Report:
     """Writes the report when it changed; a report that cannot be written is a warning, once."""
 
-    def __init__(self, state_dir: Path, asked: str) -> None:
-        self._state_dir = state_dir
-        self._asked = asked
+    def __init__(self, options: Options) -> None:
+        self._options = options
         self._written: dict[str, Any] = {}
         self._warned = False
 
@@ -58,6 +29,7 @@ class Report:
         content = {
             "pid": os.getpid(),
             "network": str(node.config.network),
+            "etcd_prefix": self._options.etcd.prefix,
             "backend": node.config.backend_type,
             "overlay": backend_of(node.config).overlay_name(node.config),
             "uplink": node.uplink.name,
@@ -65,7 +37,7 @@ class Report:
             "subnet": str(node.subnet),
             "reservation": lease.etcd_lease == 0,
             "datapath": {
-                "asked": self._asked,
+                "asked": self._options.datapath,
                 "accelerated": outcome.accelerated,
                 "attach": outcome.attach,
                 "why_not": outcome.why_not,
@@ -74,17 +46,15 @@ class Report:
             "pods": outcome.pods,
             "skipped": [f"{one.key}: {one.why}" for one in (*view.skipped, *outcome.skipped)],
             "failures": [str(error) for error in outcome.errors],
+            "handed_over": False,
         }
         if content == self._written:
             return
-        path = path_of(self._state_dir, node.config.network)
-        new = path.with_name(path.name + ".new")
         try:
-            new.write_text(json.dumps(content, indent=2) + "\n")
-            new.rename(path)
+            report.write(self._options.state_dir, content)
         except OSError as error:
             if not self._warned:
-                log.warning("--state-dir: %s cannot be written: %s", path, error.strerror)
+                log.warning("--state-dir: the report cannot be written: %s", error)
             self._warned = True
             return
         self._written = content

@@ -13,10 +13,11 @@ from typing import Any
 import click
 
 from flannel_ebpf.agent import relay_side
-from flannel_ebpf.agent.status_file import read_all
 from flannel_ebpf.base.errors import BpfError, ConfigError, KernelError
 from flannel_ebpf.base.options import Options
-from flannel_ebpf.host.lock import holder, lock_path
+from flannel_ebpf.commands.which import Asked, chosen
+from flannel_ebpf.host import report
+from flannel_ebpf.host.lock import claimant, holder, lock_path, role_of
 from flannel_ebpf.kernel.hooks.standing import standing
 from flannel_ebpf.kernel.programs.readout import read_pinned
 
@@ -24,23 +25,33 @@ SHOWN = 4
 """Devices named of all those that a program stands on."""
 
 
-def status(options: Options, *, as_json: bool) -> int:
-    """Print the state of every network that a daemon serves or has served here.
+def status(options: Options, asked: Asked, *, as_json: bool) -> int:
+    """Print the state of every network that is asked for and that a daemon serves or has served here.
 
     Returns 0 when a daemon runs for each of them, 3 otherwise (as `systemctl status` does). Raises
-    ConfigError when no daemon has ever written its state into `--state-dir`.
+    ConfigError when nothing of a daemon is here.
     """
-    reports = read_all(options.state_dir)
-    if not reports:
-        raise ConfigError("--state-dir", str(options.state_dir), "the folder of a daemon that has run")
-    for one in reports:
-        network = IPv4Network(one["network"])
-        one["running"] = holder(lock_path(options.state_dir, network)) == one["pid"]
-        one["kernel"] = kernel_side(network, options.bpf_pin_root)
-        if one["backend"] == "udp":
-            one["relay"] = relay_side.state(options.state_dir)
+    networks = chosen(options, asked)
+    if not networks:
+        places = f"{options.state_dir} and {options.bpf_pin_root}"
+        raise ConfigError("--state-dir", None, f"no daemon has run here: looked in {places}")
+    reports = [state_of(options, network, told) for network, told in networks.items()]
     click.echo(json.dumps(reports, indent=2) if as_json else "\n\n".join(_text(one) for one in reports))
     return 0 if all(one["running"] for one in reports) else 3
+
+
+def state_of(options: Options, network: IPv4Network, told: report.Content | None) -> report.Content:
+    """Return a network's report, as far as there is one, with what the kernel says beside it."""
+    lock = lock_path(options.state_dir, network)
+    pid = claimant(f"network {network}") or (holder(lock) if role_of(lock) != "down" else 0)
+    kernel = kernel_side(network, options.bpf_pin_root)
+    if told is None:
+        lost = f"{report.path_of(options.state_dir, network)} is missing or no report of this version"
+        return {"network": str(network), "running": bool(pid), "pid": pid, "lost": lost, "kernel": kernel}
+    one = {**told, "running": bool(pid), "pid": pid or told["pid"], "kernel": kernel}
+    if one["backend"] == "udp":
+        one["relay"] = relay_side.state(options.state_dir)
+    return one
 
 
 def kernel_side(network: IPv4Network, root: Path) -> dict[str, Any]:
@@ -53,14 +64,21 @@ def kernel_side(network: IPv4Network, root: Path) -> dict[str, Any]:
 
 
 def _text(one: dict[str, Any]) -> str:
-    datapath = one["datapath"]
     kernel = one["kernel"]
+    daemon = f"daemon    {'running, process ' + str(one['pid']) if one['running'] else 'NOT running'}"
+    if "lost" in one:
+        lines = [
+            f"network   {one['network']}",
+            daemon,
+            f"report    {one['lost']}",
+            *_hook_lines(kernel.get("hooks", ())),
+        ]
+        return "\n".join(lines)
     lines = [
         f"network   {one['network']}, {one['backend']}",
         f"node      {one['public_ip']} on {one['uplink']}, subnet {one['subnet']}",
-        f"daemon    {'running, process ' + str(one['pid']) if one['running'] else 'NOT running'}",
-        f"datapath  {'BPF by ' + datapath.get('attach', 'clsact') if datapath['accelerated'] else 'kernel'}"
-        + (f": {datapath['why_not']}" if datapath["why_not"] else ""),
+        daemon,
+        f"datapath  {_datapath(one)}",
         f"peers     {one['peers']['wanted']}, pods {one['pods']}",
     ]
     relay = one.get("relay", {})
@@ -81,6 +99,16 @@ def _text(one: dict[str, Any]) -> str:
         counts = ", ".join(f"{hook} {packets}" for hook, packets in hooks.items())
         lines.append(f"packets   {reason:<18} {counts}")
     return "\n".join(lines)
+
+
+def _datapath(one: dict[str, Any]) -> str:
+    """Say how packets travel: what stands in the kernel counts, whatever a daemon once reported."""
+    hooks, datapath = one["kernel"].get("hooks", ()), one["datapath"]
+    if hooks:
+        return "BPF by " + " and ".join(sorted({hook["via"] for hook in hooks}))
+    if one["handed_over"]:
+        return "kernel: no program is attached since `down`"
+    return f"kernel: {datapath['why_not']}" if datapath["why_not"] else "kernel"
 
 
 def _hook_lines(hooks: Iterable[dict[str, Any]]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from flannel_ebpf.base.errors import AlreadyRunning, ConfigError
+from flannel_ebpf.host.places import place
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def _users_of(sockets: set[str]) -> Iterator[tuple[int, int]]:
 
 def lock_path(state_dir: Path, network: IPv4Network) -> Path:
     """Return where the lock of a network lies."""
-    return state_dir / f"{network.network_address}-{network.prefixlen}.lock"
+    return place(state_dir, network, ".lock")
 
 
 def holder(path: Path) -> int:

@@ -7,14 +7,18 @@ purge leaves those values as they are.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
 from flannel_ebpf.base.errors import ConfigError
+from flannel_ebpf.host.places import place
 
 SUFFIX = ".before.json"
+
+_SYSCTL = re.compile(r"net(/[\w-][\w.-]*)+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +30,27 @@ class Before:
     """
 
     sysctls: Mapping[str, str] = field(default_factory=dict)
-    routes: tuple[str, ...] = ()
+    routes: tuple[IPv4Network, ...] = ()
 
 
 def path_of(state_dir: Path, network: IPv4Network) -> Path:
     """Return where the memory of a network lies."""
-    return state_dir / f"{network.network_address}-{network.prefixlen}{SUFFIX}"
+    return place(state_dir, network, SUFFIX)
 
 
 def read(state_dir: Path, network: IPv4Network) -> Before:
     """Return what is remembered; nothing when the file is missing or broken."""
     try:
         values = json.loads(path_of(state_dir, network).read_text())
-        return Before(dict(values["sysctls"]), tuple(values["routes"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        sysctls = {path: value for path, value in values["sysctls"].items() if _is_ours(path, value)}
+        return Before(sysctls, tuple(map(IPv4Network, values["routes"])))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Before()
+
+
+def _is_ours(path: object, value: object) -> bool:
+    """Say whether this is a value of the network stack: what is read here is written there, by root."""
+    return isinstance(path, str) and isinstance(value, str) and bool(_SYSCTL.fullmatch(path))
 
 
 def remember_sysctl(state_dir: Path, network: IPv4Network, path: str, value: str) -> None:
@@ -50,10 +60,17 @@ def remember_sysctl(state_dir: Path, network: IPv4Network, path: str, value: str
         _write(state_dir, network, replace(known, sysctls={**known.sysctls, path: value}))
 
 
+def forget_sysctls(state_dir: Path, network: IPv4Network) -> None:
+    """Forget values that have been given back; raises ConfigError."""
+    known = read(state_dir, network)
+    if known.sysctls:
+        _write(state_dir, network, replace(known, sysctls={}))
+
+
 def remember_routes(state_dir: Path, network: IPv4Network, routes: Iterable[IPv4Network]) -> None:
     """Remember destinations whose routes no longer carry our mark; raises ConfigError."""
     known = read(state_dir, network)
-    every = tuple(sorted({*known.routes, *map(str, routes)}))
+    every = tuple(sorted({*known.routes, *routes}))
     if every != known.routes:
         _write(state_dir, network, replace(known, routes=every))
 
@@ -61,9 +78,10 @@ def remember_routes(state_dir: Path, network: IPv4Network, routes: Iterable[IPv4
 def _write(state_dir: Path, network: IPv4Network, what: Before) -> None:
     path = path_of(state_dir, network)
     new = path.with_name(path.name + ".new")
+    text = json.dumps({"sysctls": dict(what.sysctls), "routes": [str(route) for route in what.routes]})
     try:
         state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        new.write_text(json.dumps(asdict(what)) + "\n")
+        new.write_text(text + "\n")
         new.rename(path)
     except OSError as error:
         raise ConfigError(

@@ -198,8 +198,8 @@ def restart(node: Node, *extra_args: str, kill: bool = False) -> str:
     return node.daemon_log()[mark:]
 
 
-def flannel(node: Node, command: str, *arguments: str) -> str:
-    """Run `flannel-ebpf down` or `status` for this node as an operator would; return what it says."""
+def command(node: Node, name: str, *arguments: str) -> list[str]:
+    """Return `flannel-ebpf NAME` for this node, as an operator would give it."""
     places = (
         f"--etcd-endpoints={ETCD_ENDPOINT}",
         f"--etcd-prefix={node.spec.etcd_prefix}",
@@ -207,7 +207,18 @@ def flannel(node: Node, command: str, *arguments: str) -> str:
         f"--state-dir={node.state_dir}",
         f"--bpf-pin-root={node.pin_root}",
     )
-    line = [sys.executable, "-m", "flannel_ebpf", command, *places, *arguments]
-    done = node.run(line, check=False)
+    return [sys.executable, "-m", "flannel_ebpf", name, *places, *arguments]
+
+
+def tell(node: Node, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `flannel-ebpf NAME` for this node, whatever comes of it."""
+    done = node.run(command(node, name, *arguments), check=False)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def flannel(node: Node, name: str, *arguments: str) -> str:
+    """Run `flannel-ebpf down` or `status` for this node; return what it says."""
+    done = tell(node, name, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr

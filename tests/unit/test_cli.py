@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from flannel_ebpf.base.errors import KernelError
 from flannel_ebpf.base.options import EtcdOptions, Options
 from flannel_ebpf.cli import COMMANDS, as_flanneld, main
+from flannel_ebpf.commands.which import Asked
 
 
 @pytest.fixture(autouse=True)
@@ -294,8 +295,12 @@ def test_the_daemons_status_is_the_commands(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("arguments", "target", "expected"),
     [
-        (["down"], "commands.down:down", {"purge": False, "release": False}),
-        (["down", "--purge", "--release"], "commands.down:down", {"purge": True, "release": True}),
+        (["down"], "commands.down:down", {"purge": False, "release": False, "force": False}),
+        (
+            ["down", "--purge", "--release", "--force"],
+            "commands.down:down",
+            {"purge": True, "release": True, "force": True},
+        ),
         (["status"], "commands.status:status", {"as_json": False}),
         (["status", "--json"], "commands.status:status", {"as_json": True}),
     ],
@@ -303,14 +308,20 @@ def test_the_daemons_status_is_the_commands(daemon: Daemon) -> None:
 def test_down_and_status_are_about_the_network_that_the_flags_name(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], target: str, expected: dict[str, bool]
 ) -> None:
-    calls: list[tuple[Options, dict[str, bool]]] = []
+    calls: list[tuple[Options, Asked, dict[str, bool]]] = []
     name, _, function = target.partition(":")
     module = ModuleType(f"flannel_ebpf.{name}")
-    setattr(module, function, lambda options, **given: calls.append((options, given)))
+    setattr(module, function, lambda options, asked, **given: calls.append((options, asked, given)))
     monkeypatch.setitem(sys.modules, f"flannel_ebpf.{name}", module)
     assert main([*arguments, "--state-dir=/run/two", "--etcd-prefix=/net/two"]) == 0
     options = Options(etcd=EtcdOptions(prefix="/net/two"), state_dir=Path("/run/two"))
-    assert calls == [(options, expected)]
+    assert calls.pop() == (options, Asked(prefix="/net/two"), expected)
+    assert main([*arguments, "--network=10.1.0.0/16", "--network", "10.2.0.0/16"]) == 0
+    both = (IPv4Network("10.1.0.0/16"), IPv4Network("10.2.0.0/16"))
+    assert calls.pop() == (Options(), Asked(networks=both), expected)
+    monkeypatch.setenv("FLANNELD_ETCD_PREFIX", "/net/two")  # the daemon's environment names no network
+    assert main(arguments) == 0
+    assert calls.pop()[1] == Asked()
 
 
 def test_log_lines_look_like_klogs_and_stay_lines(daemon: Daemon, capfd: pytest.CaptureFixture[str]) -> None:

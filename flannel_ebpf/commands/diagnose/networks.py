@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from flannel_ebpf.agent import status_file
-from flannel_ebpf.base.errors import FlannelError
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.diagnose.console import NothingHereError
 from flannel_ebpf.commands.values import Subnet
+from flannel_ebpf.commands.which import known
+from flannel_ebpf.host import report
 from flannel_ebpf.host.lock import holder, lock_path
 from flannel_ebpf.kernel.programs import pins
 
@@ -35,24 +35,20 @@ class Here:
 
 def networks(options: Options, only: IPv4Network | None = None) -> list[Here]:
     """Return this node's networks, those of `only` if it is given; raises NothingHereError without any."""
-    try:
-        reported = {IPv4Network(one["network"]) for one in status_file.read_all(options.state_dir)}
-        known = sorted(reported | pins.networks(options.bpf_pin_root))
-    except PermissionError as error:
-        raise FlannelError(f"{error.filename}: {error.strerror}: this takes root") from error
-    found = [_here(options, network) for network in known if only in (None, network)]
+    there = known(options)
+    found = [_here(options, network, told) for network, told in there.items() if only in (None, network)]
     if found:
         return found
-    if only and known:
-        raise NothingHereError(f"there is no network {only} here: {', '.join(map(str, known))}")
+    if only and there:
+        raise NothingHereError(f"there is no network {only} here: {', '.join(map(str, there))}")
     places = f"{options.state_dir} and {options.bpf_pin_root}"
     raise NothingHereError(f"no daemon has run here: nothing is in {places}")
 
 
-def _here(options: Options, network: IPv4Network) -> Here:
+def _here(options: Options, network: IPv4Network, told: report.Content | None) -> Here:
     return Here(
         network,
-        status_file.read(options.state_dir, network),
+        told or {},
         holder(lock_path(options.state_dir, network)),
         newest_maps(network, options.bpf_pin_root),
     )

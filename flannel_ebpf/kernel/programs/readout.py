@@ -7,6 +7,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+from flannel_ebpf.base.errors import BpfError, edge
 from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.kernel.programs.pins import Pins
@@ -20,7 +21,8 @@ def read_pinned(network: IPv4Network, root: Path) -> dict[str, Any]:
     folders = [one.path for one in Pins.of(network, root).generations() if one.kind == "maps"]
     if not folders:
         return {}
-    newest = max(folders, key=lambda folder: folder.stat().st_mtime_ns)
+    with edge(f"pins of {network}", BpfError):  # a generation may go while we look
+        newest = max(folders, key=lambda folder: folder.stat().st_mtime_ns)
     return {"peers": list(read_peers(newest)), "pods": list(_pods(newest)), "reasons": reasons(newest)}
 
 

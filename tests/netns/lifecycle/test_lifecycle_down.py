@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,14 @@ import pytest
 from flannel_ebpf.lab import Lab, Node
 from flannel_ebpf.lab.spec import ETCD_ENDPOINT
 from tests.netns.labs import MakeLab
-from tests.netns.life import flannel, ready, restart, stream
+from tests.netns.life import command, flannel, ready, restart, stream, tell
 from tests.polls import eventually
+
+BE_LIBERAL = "net.netfilter.nf_conntrack_tcp_be_liberal"
+
+
+def value(node: Node, sysctl: str) -> str:
+    return node.run(["sysctl", "-n", sysctl]).stdout.strip()
 
 
 def bpftool(*words: str) -> Any:
@@ -110,12 +119,18 @@ def test_nothing_is_left_after_churn_and_purge(
 
 
 def test_down_leaves_the_kernel_path_and_may_be_repeated(make_lab: MakeLab) -> None:
-    lab = make_lab(datapath="ebpf")
+    lab = make_lab(datapath="ebpf", extra_up_args=("--ip-blackhole-route",))
     node = lab.node("n1")
+    node.run(["sysctl", "-w", f"{BE_LIBERAL}=0"])
+    eventually(lambda: value(node, BE_LIBERAL) == "1", "the daemon needs it")
     with stream(lab.pod("n1p1"), lab.pod("n2p1")) as delivery:
         flannel(node, "down")
         flannel(node, "down")
     assert delivery.lost == 0
+    assert value(node, BE_LIBERAL) == "0"
+    assert "blackhole" not in node.run(["ip", "route"]).stdout
+    said = tell(node, "status").stdout
+    assert "datapath  kernel: no program is attached since `down`" in said
     assert node.daemon is None
     assert not node.pin_root.exists()
     assert node.hooks() == []
@@ -123,6 +138,96 @@ def test_down_leaves_the_kernel_path_and_may_be_repeated(make_lab: MakeLab) -> N
     node.start_daemon()
     ready(node)
     lab.wait_attached([node])
+
+
+def test_a_purge_leaves_alone_what_flanneld_has_taken_over(make_lab: MakeLab, tmp_path: Path) -> None:
+    lab = make_lab(datapath="kernel", pods_per_node=1)
+    node, there = lab.node("n1"), str(lab.pod("n2p1").ip)
+    with pretended_flanneld(node, tmp_path):
+        assert "is a flanneld in this network namespace" in tell(node, "down", "--purge").stderr
+        assert node.daemon is not None
+        flannel(node, "down")
+        assert "is a flanneld in this network namespace" in tell(node, "down", "--purge").stderr
+    node.run(["touch", str(node.subnet_file)])
+    assert "was written after this network was handed over" in tell(node, "down", "--purge").stderr
+    node.run(["touch", "-d", "2020-01-01", str(node.subnet_file)])
+    node.run(["ip", "route", "add", "10.1.222.0/24", "via", "10.1.222.0", "dev", "flannel.1", "onlink"])
+    refused = tell(node, "down", "--purge")
+    assert refused.returncode == 1
+    assert "the route to 10.1.222.0/24 is not ours. Nothing was removed" in refused.stderr
+    assert lab.pod("n1p1").run(["ping", "-c1", "-W2", there]).returncode == 0
+    flannel(node, "down", "--purge", "--force")
+    assert not any("flannel" in line for line in everything(node)["links"])
+
+
+@contextmanager
+def pretended_flanneld(node: Node, folder: Path) -> Iterator[None]:
+    """Run a process of that name; a real one is not on every machine that runs the tests."""
+    program = folder / "flanneld"
+    shutil.copy("/bin/sleep", program)
+    process = node.popen([str(program), "60"])
+    try:
+        comm = Path(f"/proc/{process.pid}/comm")
+        eventually(lambda: comm.read_text() == "flanneld\n", "it runs")
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_network_that_only_flanneld_made_is_none_of_ours(make_lab: MakeLab) -> None:
+    lab = make_lab(nodes=1, datapath="kernel", pods_per_node=0, start_daemons=False)
+    node = lab.node("n1")
+    node.subnet_file.write_text("FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.5.1/24\nFLANNEL_MTU=1450\n")
+    vxlan = "id 1 dev eth0 local 192.168.64.1 dstport 8472 nolearning"
+    for line in (
+        f"link add flannel.1 type vxlan {vxlan}",
+        "address add 10.1.5.0/32 dev flannel.1",
+        "link set flannel.1 up",
+        "route add 10.1.7.0/24 via 10.1.7.0 dev flannel.1 onlink",
+    ):
+        node.run(["ip", *line.split()])
+    node.state_dir.rmdir()
+    before = everything(node)
+    assert "nothing to do: no network of ours" in flannel(node, "down", "--purge")
+    assert changes(before, everything(node)) == []
+
+
+def test_down_works_on_a_full_disk(make_lab: MakeLab) -> None:
+    lab = make_lab(datapath="ebpf", pods_per_node=1)
+    node = lab.node("n1")
+    node.kill_daemon()
+    full = f"mount -t tmpfs -o size=8k full {node.state_dir}; head -c 1M /dev/zero > {node.state_dir}/x"
+    script = f"{full}; exec {' '.join(command(node, 'down'))}"
+    said = node.run(["unshare", "--mount", "sh", "-c", script], check=False)
+    assert "No space left on device" in said.stderr
+    assert "Traceback" not in said.stderr
+    assert node.hooks() == []
+    assert lab.pod("n1p1").run(["ping", "-c1", "-W2", str(lab.pod("n2p1").ip)]).returncode == 0
+
+
+def test_several_downs_at_once_all_end_well(make_lab: MakeLab) -> None:
+    lab = make_lab(nodes=1, datapath="ebpf", pods_per_node=1)
+    node = lab.node("n1")
+    for _ in range(3):
+        downs = [node.popen(command(node, "down", *purge)) for purge in ((), ("--purge",), ())]
+        said = [one.communicate(timeout=60)[1] for one in downs]
+        assert [one.returncode for one in downs] == [0, 0, 0], said
+        assert node.hooks() == []
+        node.start_daemon()
+        ready(node)
+        lab.wait_attached([node])
+
+
+def test_down_finds_a_daemon_whose_files_are_gone(make_lab: MakeLab) -> None:
+    lab = make_lab(nodes=1, datapath="ebpf", pods_per_node=1)
+    node = lab.node("n1")
+    daemon = node.daemon
+    assert daemon
+    node.run(["sh", "-c", f"rm -r {node.state_dir}/*"])
+    flannel(node, "down")
+    assert not daemon.alive
+    assert node.hooks() == []
 
 
 def test_release_frees_the_lease_and_only_this_nodes(make_lab: MakeLab) -> None:
@@ -154,6 +259,8 @@ HALF_BROKEN = {
     "no uplink": "ip link del eth0",
     "an unfinished load": "mkdir {pins}/10-1-0-0-16/progs-0123-tmp",
     "a broken report": "echo '{{' > {state}/10.1.0.0-16.status.json",
+    "folders for files": "cd {state}; rm *.json; mkdir 10.1.0.0-16.status.json 10.1.0.0-16.before.json",
+    "another's report": 'echo \'{{"network":"10.1.0.0/16"}}\' > {state}/10.1.0.0-16.status.json',
 }
 
 
@@ -164,6 +271,11 @@ def test_purge_works_on_a_half_broken_node(make_lab: MakeLab, fault: str) -> Non
     node.kill_daemon()
     command = HALF_BROKEN[fault].format(state=node.state_dir, pins=node.pin_root, env=node.subnet_file)
     node.run(["sh", "-c", command])
+    assert "running" in tell(node, "status").stdout  # whatever lies there, it is told without a trace
+    if "folders" in fault:
+        refused = tell(node, "down", "--purge")
+        assert "10.1.0.0-16.status.json cannot be removed: Is a directory" in refused.stderr
+        node.run(["sh", "-c", f"rmdir {node.state_dir}/*.json"])
     flannel(node, "down", "--purge")
     left = everything(node)
     assert not any("flannel" in line or "proto 251" in line for line in left["links"] + left["routes"])

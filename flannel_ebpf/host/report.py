@@ -1,0 +1,87 @@
+"""What the daemon last did, in a file for `status` and `down`; everything else is read from the kernel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from flannel_ebpf.host.places import networks_of, place
+
+SUFFIX = ".status.json"
+
+Content = dict[str, Any]
+
+_SHAPE: Mapping[str, Any] = {
+    "pid": int,
+    "network": IPv4Network,
+    "etcd_prefix": str,
+    "backend": str,
+    "overlay": str,
+    "uplink": str,
+    "public_ip": IPv4Address,
+    "subnet": IPv4Network,
+    "reservation": bool,
+    "datapath": {"asked": str, "accelerated": bool, "attach": str, "why_not": str},
+    "peers": {"wanted": int, "held": str},
+    "pods": int,
+    "skipped": [str],
+    "failures": [str],
+    "handed_over": bool,
+}
+"""Keys and what their values are; addresses and networks are texts."""
+
+_LATER: Content = {"etcd_prefix": "", "handed_over": False}
+"""What a report of an older version lacks."""
+
+
+def path_of(state_dir: Path, network: IPv4Network) -> Path:
+    """Return where the report of a network lies."""
+    return place(state_dir, network, SUFFIX)
+
+
+def read(state_dir: Path, network: IPv4Network) -> Content | None:
+    """Return the report of one network, None when there is none, or none that can be used.
+
+    `handed_over`: a `down` has given the kernel path to whoever comes next. `etcd_prefix` is "" when an older
+    version wrote it.
+    """
+    try:
+        found = json.loads(path_of(state_dir, network).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    found = _LATER | found
+    return found if _fits(found, _SHAPE) and found["network"] == str(network) else None
+
+
+def read_all(state_dir: Path) -> Iterator[tuple[IPv4Network, Content | None]]:
+    """Yield each network that has a report, with the report if it can be used."""
+    for network in networks_of(state_dir, SUFFIX):
+        yield network, read(state_dir, network)
+
+
+def write(state_dir: Path, content: Content) -> None:
+    """Replace the report of a network in one step; raises OSError."""
+    path = path_of(state_dir, IPv4Network(content["network"]))
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(content, indent=2) + "\n")
+    new.rename(path)
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    if isinstance(shape, Mapping):
+        return isinstance(value, dict) and all(
+            key in value and _fits(value[key], inner) for key, inner in shape.items()
+        )
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(one, shape[0]) for one in value)
+    if shape in (IPv4Address, IPv4Network):
+        try:
+            return isinstance(value, str) and str(shape(value)) == value
+        except ValueError:
+            return False
+    return type(value) is shape

@@ -1,0 +1,56 @@
+"""What may lie where the daemon's report should be."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_ebpf.host import report
+from tests.unit.commands.test_down import content
+
+NETWORK = IPv4Network("10.1.0.0/16")
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    report.write(tmp_path, content())
+    assert report.read(tmp_path, NETWORK) == content()
+    assert list(report.read_all(tmp_path)) == [(NETWORK, content())]
+
+
+def test_an_older_versions_report_lacks_what_came_later(tmp_path: Path) -> None:
+    old = {key: value for key, value in content().items() if key not in ("etcd_prefix", "handed_over")}
+    report.write(tmp_path, old)
+    assert report.read(tmp_path, NETWORK) == content(etcd_prefix="")
+
+
+WRONG: dict[str, Any] = {
+    "network": "10.2.0.0/16",
+    "pid": "1",
+    "public_ip": "no address",
+    "subnet": "10.1.5.1/24",
+    "pods": True,
+    "datapath": {},
+    "peers": {"wanted": 1},
+    "skipped": [1],
+    "failures": "none",
+    "backend": None,
+}
+RUBBISH = ("", "{", "{}", "[]", "5", "null", "[" * 100_000, '{"network": "rubbish"}')
+
+
+@pytest.mark.parametrize("text", [*RUBBISH, *(json.dumps(content() | {key: WRONG[key]}) for key in WRONG)])
+def test_rubbish_is_no_report(tmp_path: Path, text: str) -> None:
+    report.path_of(tmp_path, NETWORK).write_text(text)
+    assert report.read(tmp_path, NETWORK) is None
+    assert list(report.read_all(tmp_path)) == [(NETWORK, None)]
+
+
+def test_other_things_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    report.path_of(tmp_path, NETWORK).mkdir()
+    (tmp_path / "somebody.status.json").write_text("{}")
+    (tmp_path / "10.1.0.0-99.status.json").write_text("{}")
+    assert list(report.read_all(tmp_path)) == [(NETWORK, None)]
