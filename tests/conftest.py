@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-frames", type=int, default=20_000, help="mutated frames per fuzz test (default 20000)"
     )
+    parser.addoption("--race-tries", type=int, default=100, help="allocations in a race test (default 100)")
 
 
 def pytest_configure() -> None:
@@ -46,6 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def fuzz_frames(request: pytest.FixtureRequest) -> int:
     """How many frames a fuzz test feeds."""
     return int(request.config.getoption("--fuzz-frames"))
+
+
+@pytest.fixture(scope="session")
+def race_tries(request: pytest.FixtureRequest) -> int:
+    """How often a race test has nodes race."""
+    return int(request.config.getoption("--race-tries"))
 
 
 NO_SKIPS = "a skip counts as a failure here: every machine that runs these tests must be able to run all"

@@ -16,7 +16,7 @@ import time
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from flannel_ebpf.base.model import Lease
+from flannel_ebpf.base.model import Claim, Endpoint, Lease
 from flannel_ebpf.base.options import EtcdOptions
 from flannel_ebpf.contract.abi import SubnetKey
 from flannel_ebpf.kernel.bpf import Map
@@ -34,22 +34,28 @@ LOOK_EVERY = 0.0005
 """Seconds between looks into the map: without a pause the measurement takes a core from what it measures."""
 
 
+def subnet_of(number: int) -> IPv4Network:
+    """Return a subnet of NETWORK's upper half; number below 32768."""
+    return IPv4Network((0x0A800000 + (number << 8), 24))
+
+
 def lease_of(number: int) -> Lease:
-    """Return a vxlan lease of a node that does not exist, in NETWORK's upper half; number below 32768."""
-    subnet = IPv4Network((0x0A800000 + (number << 8), 24))
+    """Return a vxlan lease of a node that does not exist."""
     data = {"VNI": 1, "VtepMAC": f"02:00:00:01:{number >> 8:02x}:{number & 255:02x}"}
-    return Lease(subnet, IPv4Address(0xC0A84000 + (1 << 16) + number), "vxlan", data)
+    address = IPv4Address(0xC0A84000 + (1 << 16) + number)
+    return Lease.of([subnet_of(number)], Claim("vxlan", (Endpoint(address, data),)))
 
 
-def put_and_wait(peers: Map, registry: Registry, lease: Lease) -> float:
+def put_and_wait(peers: Map, registry: Registry, number: int) -> float:
     """Write a lease and return the milliseconds until its peer is in the map."""
-    key = SubnetKey(len=lease.subnet.prefixlen, addr=lease.subnet.network_address).pack()
+    lease, subnet = lease_of(number), subnet_of(number)
+    key = SubnetKey(len=subnet.prefixlen, addr=subnet.network_address).pack()
     since = time.monotonic()
     registry.create(lease, ttl=0)  # a key without TTL is one request
     while peers.lookup(key) is None:
         time.sleep(LOOK_EVERY)
         if time.monotonic() - since > DEADLINE:
-            raise SystemExit(f"{lease.subnet} was not programmed within {DEADLINE:.0f} s")
+            raise SystemExit(f"{subnet} was not programmed within {DEADLINE:.0f} s")
     return (time.monotonic() - since) * 1000
 
 
@@ -66,7 +72,7 @@ def inner(map_path: str, leases: int, puts: int) -> None:
                 raise SystemExit(f"only {len(peers.items())} of {leases} peers were programmed")
             time.sleep(0.1)
         numbers = range(leases, leases + puts)
-        taken = sorted(put_and_wait(peers, registry, lease_of(number)) for number in numbers)
+        taken = sorted(put_and_wait(peers, registry, number) for number in numbers)
     client.close()
     print(
         f"put to peer programmed, {puts} puts beside {leases} leases: "

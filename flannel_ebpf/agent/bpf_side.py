@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flannel_ebpf.agent.side import Round, scope_of
 from flannel_ebpf.base.errors import BpfError
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import Fastpath
 from flannel_ebpf.desired.backends import backend_of, udp
@@ -103,7 +104,7 @@ class BpfSide:
         node, seen, programs = now.node, now.seen, self._loaded.programs
         self._entries = self.bpf.read()
         self.slots = contents.assign_slots(now.peers, contents.slots_in(self._entries), self.bpf.slots())
-        overlay = seen.index_of(backend_of(node.config).overlay_name(node.config))
+        overlay = seen.index_of(backend_of(node.config).overlay_name(node.config, Family.V4))
         old = self._newcomers.settled(now.ports, time.monotonic())
         self.due = self._newcomers.due
         wanted: list[Object] = [
@@ -133,7 +134,7 @@ class BpfSide:
         return loaded
 
     def _constants(self, now: Round) -> abi.Config:
-        config = contents.constants(now.node, now.peers, self._settings)
+        config = contents.constants(now.node.stacks[0], now.peers, self._settings)
         if config.backend != abi.Mode.UDP:
             return config
         finishes = ethtool.finishes(now.node.uplink.name)

@@ -115,7 +115,7 @@ class Daemon:
         enter = self._stack.enter_context
         enter(network_lock(self._options.state_dir, config.network))
         enter(claim(f"network {config.network}", "stop that one, or give this one another --etcd-prefix"))
-        overlay = backend_of(config).overlay_name(config)
+        overlay = backend_of(config).overlay_name(config, config.pools[0].family)
         if overlay:
             enter(claim(f"device {overlay}", "each vxlan network of a host needs a Backend.VNI of its own"))
 
@@ -133,7 +133,7 @@ class Daemon:
         watch = Watch(client, registry.watched, cluster.wake, cluster.wake_after_gap)
         stack.callback(watch.stop)
         watch.start()
-        overlay = backend_of(node.config).overlay_name(node.config)
+        overlay = backend_of(node.config).overlay_name(node.config, node.stacks[0].family)
         stack.enter_context(KernelMonitor(self._wake.for_all, overlay, kernel.ports, kernel.echoes))
         stack.enter_context(RulesMonitor(sides.firewall.changed))
         self._loop = Loop(options, node, Parts(kernel, reconciler, sides.firewall, report, cluster, keeper))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Callable
-from ipaddress import IPv4Address
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from flannel_ebpf.base.config import NetworkConfig, UdpConfig, VxlanConfig, parse_network_config
 from flannel_ebpf.base.errors import ConfigError, EtcdError, FlannelError, LeaseError, UnknownBackend
-from flannel_ebpf.base.model import Lease, Mac, Uplink
+from flannel_ebpf.base.family import Address, Family, family_of
+from flannel_ebpf.base.model import Claim, Endpoint, Lease, Mac, Uplink, named
 from flannel_ebpf.base.options import Options
-from flannel_ebpf.desired.backends import Node, backend_of, udp, vxlan
+from flannel_ebpf.desired.backends import Node, Stack, backend_of, udp, vxlan
 from flannel_ebpf.host import subnet_env
 from flannel_ebpf.kernel.netlink.links import find_link, vxlan_link
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
@@ -62,13 +62,16 @@ def read_config(registry: Registry) -> NetworkConfig:
     source = f"etcd key {config_key(registry.prefix)}"
     if text is None:
         raise ConfigError(source, None, "the network config, such as " + EXAMPLE)
-    return parse_network_config(text, source)
+    config = parse_network_config(text, source)
+    if any(pool.family is Family.V6 for pool in config.pools):
+        raise ConfigError(f"{source}, key EnableIPv6", True, "false or absent: IPv6 has no data path yet")
+    return config
 
 
 EXAMPLE = '{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}'
 
 
-def choose_uplink(seen: Seen, options: Options, config: NetworkConfig) -> tuple[Uplink, IPv4Address]:
+def choose_uplink(seen: Seen, options: Options, config: NetworkConfig) -> tuple[Uplink, Address]:
     """Return the uplink and the address that peers use; raises ConfigError.
 
     host-gw refuses a public address that is not the uplink's own, as flannel does: peers route to it.
@@ -84,32 +87,34 @@ def choose_uplink(seen: Seen, options: Options, config: NetworkConfig) -> tuple[
     return uplink, public_ip
 
 
-def vtep_mac(config: NetworkConfig, public_ip: IPv4Address, leases: tuple[Lease, ...]) -> Mac | None:
+def vtep_mac(config: NetworkConfig, public_ip: Address, leases: tuple[Lease, ...]) -> Mac | None:
     """Return our VTEP's address: the one our lease has, else the device's, else one derived from this host.
 
     So it survives restarts, a device deleted or altered while no daemon ran, and reboots, and peers never
-    need to hear of a new one.
+    need to hear of a new one. Each family has its own.
     """
     if not isinstance(config.backend, VxlanConfig):
         return None
-    for lease in leases:
-        if lease.public_ip == public_ip and lease.backend_type == vxlan.BACKEND_TYPE:
+    family = family_of(public_ip)
+    for part in (lease.part(family) for lease in leases):
+        if part and part.public_ip == public_ip and part.backend_type == vxlan.BACKEND_TYPE:
             try:
-                return vxlan.vtep_mac_of(lease)
+                return vxlan.vtep_mac_of(part)
             except ConfigError as error:
                 log.warning("our own lease is not used for the VTEP address: %s", error)
+    name = vxlan.overlay_name(config, family)
     with RouteSocket() as netlink:
-        link = find_link(netlink, vxlan.overlay_name(config))
+        link = find_link(netlink, name)
     device = vxlan_link(link) if link else None
-    return device.mac if device else _derived_mac(config, public_ip)
+    return device.mac if device else _derived_mac(config, name, public_ip)
 
 
-def _derived_mac(config: NetworkConfig, public_ip: IPv4Address) -> Mac:
+def _derived_mac(config: NetworkConfig, device: str, public_ip: Address) -> Mac:
     try:
         machine = Path("/etc/machine-id").read_text().strip()
     except OSError:
         machine = ""
-    seed = f"{machine} {config.network} {vxlan.overlay_name(config)} {public_ip}"
+    seed = f"{machine} {config.network} {device} {public_ip}"
     octets = bytearray(hashlib.blake2b(seed.encode(), digest_size=6).digest())
     octets[0] = octets[0] & 0xFE | 0x02  # unicast, locally administered, as flannel's random ones
     return Mac(bytes(octets))
@@ -121,28 +126,30 @@ def take_lease(
     options: Options,
     config: NetworkConfig,
     uplink: Uplink,
-    public_ip: IPv4Address,
+    public_ip: Address,
 ) -> Node:
     """Take a lease and return this node as it then stands; raises LeaseError, EtcdError."""
     mac = vtep_mac(config, public_ip, registry.snapshot().leases)
-    backend_type, data = lease_data(config, mac)
+    claim = claim_of(config, [(public_ip, mac)])
     if isinstance(config.backend, UdpConfig) and _programs_stay(options, config):
-        data = udp.BPF_DATA
+        claim = Claim("", (Endpoint(public_ip, udp.BPF_DATA),))
     previous = subnet_env.read(options.subnet_file)
     if previous.warning:
         log.warning("%s", previous.warning)
-    lease = keeper.acquire(config, public_ip, backend_type, data, previous.subnet)
+    lease = keeper.acquire(config, claim, previous.subnets)
     how = "kept" if keeper.reused else "acquired"
-    log.info("subnet %s %s for public IP %s on %s", lease.subnet, how, public_ip, uplink.name)
-    return Node(config, uplink, public_ip, lease.subnet, mac)
+    log.info("subnet %s %s for public IP %s on %s", named(lease.subnets), how, public_ip, uplink.name)
+    return Node((Stack(config, config.pools[0], uplink, public_ip, lease.subnets[0], mac),))
+
+
+def claim_of(config: NetworkConfig, ways: Iterable[tuple[Address, Mac | None]]) -> Claim:
+    """Return what our own lease says, from our address and VTEP address in each family."""
+    backend = backend_of(config)
+    said = [(address, *backend.lease_data(config, mac)) for address, mac in ways]
+    return Claim(said[0][1], tuple(Endpoint(address, data) for address, _, data in said))
 
 
 def _programs_stay(options: Options, config: NetworkConfig) -> bool:
     """Say whether the programs of a former daemon are attached and will be used."""
     wanted = options.datapath != "kernel" and options.fastpath != "off"
     return wanted and config.network in pins.networks(options.bpf_pin_root)
-
-
-def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
-    """Return BackendType and BackendData of our own lease."""
-    return backend_of(config).lease_data(config, mac)

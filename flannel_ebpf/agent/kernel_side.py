@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import IPv4Network
 
 from flannel_ebpf.agent.side import Round, scope_of
-from flannel_ebpf.desired.backends import Node, backend_of
+from flannel_ebpf.base.family import Network
+from flannel_ebpf.desired import backends
+from flannel_ebpf.desired.backends import Node
 from flannel_ebpf.desired.objects import (
     LAST_METRIC,
     FdbEntry,
@@ -40,7 +41,7 @@ class KernelSide:
 
     def wanted(self, now: Round) -> list[Object]:
         """Return the backend's objects for this node and its peers."""
-        wanted = backend_of(now.node.config).objects(now.node, now.peers)
+        wanted = backends.objects(now.node, now.peers)
         if self._blackhole:
             wanted.append(Route(now.node.subnet, None, "", blackhole=True, metric=LAST_METRIC))
         return wanted
@@ -66,7 +67,7 @@ class KernelSide:
                 self._remember(op.old)
         return self._kernel.apply(ops)
 
-    def programmed(self, node: Node) -> frozenset[IPv4Network]:
+    def programmed(self, node: Node) -> frozenset[Network]:
         """Return the remote subnets that the kernel has routes of ours to: what a former process left."""
         found = self._kernel.read(self._kernel.look(), scope_of(node))
         routes = [obj for obj in found if isinstance(obj, Route) and obj.dst != node.config.network]

@@ -13,13 +13,16 @@ from dataclasses import dataclass, replace
 
 from flannel_ebpf.agent import health
 from flannel_ebpf.agent.firewall_side import FirewallSide
-from flannel_ebpf.agent.join import choose_uplink, lease_data
+from flannel_ebpf.agent.join import choose_uplink, claim_of
 from flannel_ebpf.agent.reconcile import Outcome, Reconciler
 from flannel_ebpf.agent.status_file import Report
 from flannel_ebpf.base.config import NetworkConfig, UdpConfig
 from flannel_ebpf.base.errors import ConfigError, DeviceUnsupported, KernelError
+from flannel_ebpf.base.family import Address
+from flannel_ebpf.base.model import Claim, Endpoint, Uplink, named
 from flannel_ebpf.base.options import Options
-from flannel_ebpf.desired.backends import Node, backend_of, udp
+from flannel_ebpf.desired import backends
+from flannel_ebpf.desired.backends import Node, udp
 from flannel_ebpf.host import subnet_env
 from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.seen import Seen
@@ -157,19 +160,23 @@ class Loop:
 
         An uplink that the options no longer find, because it was renamed, is followed by its index.
         """
-        node = self._node
+        [stack] = self._node.stacks
         try:
-            uplink, public_ip = choose_uplink(seen, self._options, node.config)
+            uplink, public_ip = choose_uplink(seen, self._options, stack.config)
         except ConfigError as error:
-            renamed = same_uplink(seen, node.uplink.ifindex, node.uplink.ip)
-            self._problems.add(f"uplink {(renamed or node.uplink).name} is kept: {error}")
-            self._node = replace(node, uplink=renamed or node.uplink)
+            renamed = same_uplink(seen, stack.uplink.ifindex, stack.uplink.ip)
+            self._problems.add(f"uplink {(renamed or stack.uplink).name} is kept: {error}")
+            self._take(renamed or stack.uplink, stack.public_ip)
             return
-        if public_ip != node.public_ip:
-            log.warning("public IP changes from %s to %s", node.public_ip, public_ip)
-            self._parts.keeper.update(public_ip, lease_data(node.config, node.vtep_mac)[1])
+        if public_ip != stack.public_ip:
+            log.warning("public IP changes from %s to %s", stack.public_ip, public_ip)
+            self._parts.keeper.update(claim_of(stack.config, [(public_ip, stack.vtep_mac)]))
             self._announced = None
-        self._node = replace(node, uplink=uplink, public_ip=public_ip)
+        self._take(uplink, public_ip)
+
+    def _take(self, uplink: Uplink, public_ip: Address) -> None:
+        [stack] = self._node.stacks
+        self._node = Node((replace(stack, uplink=uplink, public_ip=public_ip),))
 
     def _announce(self, outcome: Outcome) -> None:
         """Say in the lease what programs stand here, as soon as they do: udp peers must know."""
@@ -177,7 +184,7 @@ class Loop:
             return
         data = udp.BPF_DATA if outcome.accelerated else None
         if data != self._announced:
-            self._parts.keeper.update(self._node.public_ip, data)
+            self._parts.keeper.update(Claim("", (Endpoint(self._node.stacks[0].public_ip, data),)))
             self._announced = data
 
     def _settle(self, outcome: Outcome) -> float:
@@ -202,7 +209,7 @@ class Loop:
         if not self.ready:
             self.ready = True
             health.notify_ready()
-            log.info("ready: subnet %s, MTU in %s", self._node.subnet, self._options.subnet_file)
+            log.info("ready: subnet %s, MTU in %s", named(self._node.subnets), self._options.subnet_file)
         return 0.0
 
     def _say(self, problems: set[str]) -> None:
@@ -217,5 +224,4 @@ def _worded(error: KernelError, config: NetworkConfig) -> str:
 
 
 def _environment(node: Node, options: Options) -> subnet_env.SubnetEnv:
-    mtu = backend_of(node.config).mtu(node.config, node.uplink)
-    return subnet_env.SubnetEnv(node.config.network, node.subnet, mtu, options.ip_masq)
+    return subnet_env.SubnetEnv(node.config.networks, node.subnets, backends.mtu(node), options.ip_masq)

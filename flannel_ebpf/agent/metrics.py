@@ -6,7 +6,6 @@ Read when scraped, from the pinned maps: a scrape costs one dump of two per-CPU 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Network
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -15,13 +14,14 @@ from prometheus_client.registry import Collector
 
 from flannel_ebpf.agent.reconcile import Outcome
 from flannel_ebpf.base.errors import BpfError
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.kernel.programs.readout import read_pinned
 
 
 class NodeCollector(Collector):
     """Turns pinned maps and the last outcome into metrics. `last` returns None before the first pass."""
 
-    def __init__(self, network: IPv4Network, pin_root: Path, last: Callable[[], Outcome | None]) -> None:
+    def __init__(self, network: Network, pin_root: Path, last: Callable[[], Outcome | None]) -> None:
         self._network = network
         self._pin_root = pin_root
         self._last = last

@@ -18,7 +18,8 @@ from flannel_ebpf.agent.relay_side import RelaySide
 from flannel_ebpf.agent.side import Round, Side, scope_of
 from flannel_ebpf.base.errors import DeviceMissing, KernelError
 from flannel_ebpf.base.model import Lease, Skipped
-from flannel_ebpf.desired.backends import Node, Peer, backend_of, part
+from flannel_ebpf.desired import backends
+from flannel_ebpf.desired.backends import Node, Peer
 from flannel_ebpf.desired.objects import DEVICES, Scope
 from flannel_ebpf.desired.plan import Failure, Op, plan
 from flannel_ebpf.desired.short_pass import Settled, change, follow
@@ -91,9 +92,10 @@ class Reconciler:
         cannot run.
         """
         self._settled = None
-        usable, strange = part(node.config.network, leases)
-        paths = path_facts(seen, {lease.public_ip for lease in usable}, node.uplink, node.public_ip)
-        peers, unusable = backend_of(node.config).peers(node, usable, paths)
+        usable, strange = backends.usable(node, leases)
+        [stack] = node.stacks
+        paths = path_facts(seen, {part.public_ip for part in usable}, stack.uplink, stack.public_ip)
+        peers, unusable = backends.peers(node, usable, paths)
         skipped = [*strange, *unusable]
         now = Round(node, peers, pod_ports(seen, node.subnet), seen)
         writes = 0
@@ -138,8 +140,10 @@ class Reconciler:
         if before is None:
             return None
         node, changed = before.node, change(before.leases, leases)
-        addresses = [lease.public_ip for lease in changed.come]
-        paths = ask_paths(self._kernel.netlink, addresses, node.uplink, node.public_ip)
+        [stack] = node.stacks
+        parts = [part for lease in changed.come if (part := lease.part(stack.family))]
+        addresses = [part.public_ip for part in parts]
+        paths = ask_paths(self._kernel.netlink, addresses, stack.uplink, stack.public_ip)
         done = follow(before, leases, changed, paths)
         if done is None:
             return None

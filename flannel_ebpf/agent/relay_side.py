@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 from flannel_ebpf.agent.side import Round
 from flannel_ebpf.base.config import UdpConfig
 from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.family import Family, ipv4
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.backends import udp
 from flannel_ebpf.desired.objects import Object, RelayPeer, RelayProcess, Scope
@@ -49,17 +51,17 @@ class RelaySide:
 
     def wanted(self, now: Round) -> list[Object]:
         """Return the relay with this node's settings; its peers are among the backend's objects."""
-        node = now.node
-        if not isinstance(node.config.backend, UdpConfig):
+        node, stack = now.node, now.node.stack(Family.V4)
+        if stack is None or not isinstance(node.config.backend, UdpConfig):
             return []
         spec = RelaySpec(
             folder=folder(self._options.state_dir),
             tun=udp.TUN_NAME,
-            bind=node.uplink.ip,
+            bind=ipv4(stack.uplink.ip),
             port=node.config.backend.port,
-            mtu=udp.mtu(node.config, node.uplink),
-            address=node.subnet.network_address,
-            network=node.config.network,
+            mtu=udp.mtu(node.config, stack.uplink),
+            address=ipv4(stack.subnet.network_address),
+            network=IPv4Network(str(stack.network)),
             source_check=self._options.source_check,
             batch=self._batch,
         )

@@ -49,6 +49,6 @@ def scope_of(node: Node) -> Scope:
     return Scope(
         network=node.config.network,
         subnet=node.subnet,
-        overlay=backend_of(node.config).overlay_name(node.config),
+        overlay=backend_of(node.config).overlay_name(node.config, node.stacks[0].family),
         uplink=node.uplink.ifindex,
     )

@@ -31,9 +31,9 @@ class Report:
             "network": str(node.config.network),
             "etcd_prefix": self._options.etcd.prefix,
             "backend": node.config.backend_type,
-            "overlay": backend_of(node.config).overlay_name(node.config),
+            "overlay": backend_of(node.config).overlay_name(node.config, node.stacks[0].family),
             "uplink": node.uplink.name,
-            "public_ip": str(node.public_ip),
+            "public_ip": str(node.stacks[0].public_ip),
             "subnet": str(node.subnet),
             "reservation": lease.etcd_lease == 0,
             "datapath": {

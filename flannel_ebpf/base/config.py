@@ -6,13 +6,13 @@ Ranges of VNI, port and MTU are the kernel's; flannel leaves them to it, we say 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from flannel_ebpf.base.errors import ConfigError, UnknownBackend
+from flannel_ebpf.base.errors import UnknownBackend
+from flannel_ebpf.base.family import Address, Family, Network, family_of
+from flannel_ebpf.base.json_keys import Keys, read_object
 
 BackendType = Literal["vxlan", "host-gw", "udp"]
 
@@ -27,8 +27,8 @@ UDP_PORT = 8285
 
 MAX_VNI = 2**24 - 1
 MAX_PORT = 2**16 - 1
-MIN_VXLAN_MTU = 68 + 50
-"""Uplink MTU that leaves flannel.<VNI> IPv4's least MTU, 68, below 50 bytes of outer headers."""
+MIN_VXLAN_MTU = {Family.V4: 68 + 50, Family.V6: 1280 + 70}
+"""Uplink MTU that leaves the vxlan device its family's least (RFC 791, RFC 8200) below the outer headers."""
 MAX_MTU = 65535
 
 
@@ -61,19 +61,47 @@ class UdpConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkConfig:
-    """A checked network config with every default filled in.
+class Pool:
+    """One family's addresses of a network, and which of its subnets may be leased.
 
-    Subnets of length `subnet_len` whose network address lies in `subnet_min`..`subnet_max`, both
-    inclusive and aligned, may be leased.
+    Those are of length `subnet_len`, with a network address in `subnet_min`..`subnet_max`, both inclusive and
+    aligned.
     """
 
-    network: IPv4Network
+    network: Network
     subnet_len: int
-    subnet_min: IPv4Address
-    subnet_max: IPv4Address
+    subnet_min: Address
+    subnet_max: Address
+
+    @property
+    def family(self) -> Family:
+        """Which family it is."""
+        return family_of(self.network)
+
+    def offers(self, subnet: Network) -> bool:
+        """Say whether `subnet` is one of those that may be leased."""
+        first, last = int(self.subnet_min), int(self.subnet_max)
+        same = (subnet.version, subnet.prefixlen) == (self.network.version, self.subnet_len)
+        return same and first <= int(subnet.network_address) <= last
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """A checked network config with every default filled in; `pools` has one for each family, IPv4 first."""
+
+    pools: tuple[Pool, ...]
     enable_nftables: bool
     backend: VxlanConfig | HostGwConfig | UdpConfig
+
+    @property
+    def network(self) -> Network:
+        """The first family's network, by which a host knows this one: files, pins and locks are named so."""
+        return self.pools[0].network
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The network of each family."""
+        return tuple(pool.network for pool in self.pools)
 
     @property
     def backend_type(self) -> BackendType:
@@ -88,83 +116,104 @@ def parse_network_config(text: str, source: str) -> NetworkConfig:
     their network address: all as flanneld reads it. Raises ConfigError, and as its subclass UnknownBackend
     for a backend that only another program, or none, can run.
     """
-    keys = _read_object(text, source)
-    if not keys.flag("EnableIPv4", True):
-        raise keys.error("EnableIPv4", "true, which is also the default: only IPv4 networks are implemented")
-    if keys.flag("EnableIPv6", False):
-        raise keys.error("EnableIPv6", "false or absent: IPv6 comes later")
-    network = _network(keys)
-    subnet_len = _subnet_len(keys, network)
-    subnet_min, subnet_max = _subnet_range(keys, network, subnet_len)
+    keys = read_object(text, source)
+    enabled = {Family.V4: keys.flag("EnableIPv4", True), Family.V6: keys.flag("EnableIPv6", False)}
+    pools = tuple(_pool(keys, _RULES[family]) for family in Family if enabled[family])
+    if not pools:
+        raise keys.error("EnableIPv4", "true, or EnableIPv6 true: a network has at least one family")
     return NetworkConfig(
-        network=network,
-        subnet_len=subnet_len,
-        subnet_min=subnet_min,
-        subnet_max=subnet_max,
+        pools=pools,
         enable_nftables=keys.flag("EnableNFTables", False),
-        backend=_backend(keys),
+        backend=_backend(keys, enabled),
     )
 
 
-def _network(keys: _Keys) -> IPv4Network:
-    text = keys.text("Network")
-    expected = "an IPv4 network such as 10.1.0.0/16"
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What flannel asks of one family: its keys' first word, subnets' usual length, examples for errors."""
+
+    family: Family
+    word: str
+    usual_len: int
+    network: str
+    subnet: str
+
+
+_RULES = {
+    Family.V4: _Rules(Family.V4, "", 24, "10.1.0.0/16", "10.1.16.0"),
+    Family.V6: _Rules(Family.V6, "IPv6", 64, "fc00::/48", "fc00:0:0:16::"),
+}
+
+
+def _pool(keys: Keys, rules: _Rules) -> Pool:
+    network = _network(keys, rules)
+    subnet_len = _subnet_len(keys, rules, network)
+    return Pool(network, subnet_len, *_subnet_range(keys, rules, network, subnet_len))
+
+
+def _network(keys: Keys, rules: _Rules) -> Network:
+    key = f"{rules.word}Network"
+    text = keys.text(key)
+    expected = f"an {rules.family} network such as {rules.network}"
     if text is None:
-        raise keys.error("Network", expected)
+        raise keys.error(key, expected)
     address, _, length = text.partition("/")
-    if not (length.isascii() and length.isdigit()):  # Python also reads netmasks, which Go does not
-        raise keys.error("Network", expected)
+    if not (length.isascii() and length.isdigit()) or "%" in address:  # Python also reads netmasks and zones
+        raise keys.error(key, expected)
     try:
-        network = IPv4Network((address, int(length)), strict=False)
-    except (AddressValueError, NetmaskValueError) as error:
-        raise keys.error("Network", expected) from error
+        network = rules.family.network(address, int(length), strict=False)
+    except ValueError as error:
+        raise keys.error(key, expected) from error
     if network.prefixlen == 0:
-        raise keys.error("Network", f"{expected}, not the whole of IPv4")
+        raise keys.error(key, f"{expected}, not the whole of {rules.family}")
     return network
 
 
-def _subnet_len(keys: _Keys, network: IPv4Network) -> int:
-    given = keys.number("SubnetLen", 0, 0, MAX_PORT)
+def _subnet_len(keys: Keys, rules: _Rules, network: Network) -> int:
+    key, bits = f"{rules.word}SubnetLen", rules.family.bits
+    given = keys.number(key, 0, 0, MAX_PORT)
     if given == 0:  # as in Go, where 0 and absent are the same
-        if network.prefixlen > 28:
-            raise keys.error("Network", "at most a /28, so that it holds four subnets of four addresses")
-        return 24 if network.prefixlen <= 22 else network.prefixlen + 2
-    if given > 30:
-        raise keys.error("SubnetLen", "at most 30, so that a subnet holds a bridge and a pod")
-    if given < network.prefixlen + 2:
-        raise keys.error(
-            "SubnetLen", f"at least {network.prefixlen + 2}, so that Network {network} holds four subnets"
-        )
+        if network.prefixlen > bits - 4:
+            at_most = f"at most a /{bits - 4}, so that it holds four subnets of four addresses"
+            raise keys.error(f"{rules.word}Network", at_most)
+        return rules.usual_len if network.prefixlen <= rules.usual_len - 2 else network.prefixlen + 2
+    if given > bits - 2:
+        raise keys.error(key, f"at most {bits - 2}, so that a subnet holds a bridge and a pod")
+    least = network.prefixlen + 2
+    if given < least:
+        raise keys.error(key, f"at least {least}, so that {rules.word}Network {network} holds four subnets")
     return given
 
 
-def _subnet_range(keys: _Keys, network: IPv4Network, subnet_len: int) -> tuple[IPv4Address, IPv4Address]:
-    size = 2 ** (32 - subnet_len)
+def _subnet_range(keys: Keys, rules: _Rules, network: Network, subnet_len: int) -> tuple[Address, Address]:
+    family, size = rules.family, 2 ** (rules.family.bits - subnet_len)
+    lowest, highest = f"{rules.word}SubnetMin", f"{rules.word}SubnetMax"
     # The first subnet is left out: its network address is also the whole network's.
-    first = keys.address("SubnetMin") or network.network_address + size
-    last = keys.address("SubnetMax") or network.broadcast_address - size + 1
-    for key, address in (("SubnetMin", first), ("SubnetMax", last)):
+    first = keys.address(lowest, family, rules.subnet) or network.network_address + size
+    last = keys.address(highest, family, rules.subnet) or network.broadcast_address - size + 1
+    for key, address in ((lowest, first), (highest, last)):
         if address not in network:
-            raise keys.error(key, f"an address inside Network {network}")
+            raise keys.error(key, f"an address inside {rules.word}Network {network}")
         if int(address) % size:
-            aligned = IPv4Address(int(address) - int(address) % size)
+            aligned = family.address(int(address) - int(address) % size)
             raise keys.error(key, f"the first address of a /{subnet_len} subnet, such as {aligned}")
-    if first > last:  # flanneld starts and reports "out of subnets" on every node
-        key = "SubnetMin" if "SubnetMin" in keys else "SubnetMax"
-        raise keys.error(key, f"SubnetMin {first} not above SubnetMax {last}")
+    if int(first) > int(last):  # flanneld starts and reports "out of subnets" on every node
+        key = lowest if lowest in keys else highest
+        raise keys.error(key, f"{lowest} {first} not above {highest} {last}")
     return first, last
 
 
-def _backend(keys: _Keys) -> VxlanConfig | HostGwConfig | UdpConfig:
-    if "Backend" not in keys:
-        return UdpConfig()  # flannel's default since before vxlan existed
+def _backend(keys: Keys, enabled: Mapping[Family, bool]) -> VxlanConfig | HostGwConfig | UdpConfig:
     backend = keys.object("Backend")
-    name = (backend.text("Type") or "").lower()
+    # Without a Backend flannel takes udp, its default since before vxlan existed.
+    name = (backend.text("Type") or "").lower() if "Backend" in keys else UdpConfig.type
+    if name == UdpConfig.type and not enabled[Family.V4]:
+        raise backend.error("Type", "vxlan or host-gw where EnableIPv4 is false: udp carries IPv4 alone")
     if name == "vxlan":
         return VxlanConfig(
             vni=backend.number("VNI", 1, 0, MAX_VNI),
             port=backend.number("Port", 0, 0, MAX_PORT) or VXLAN_PORT,
-            mtu=_vxlan_mtu(backend),
+            mtu=_vxlan_mtu(backend, Family.V6 if enabled[Family.V6] else Family.V4),
             gbp=backend.flag("GBP", False),
             learning=backend.flag("Learning", False),
             direct_routing=backend.flag("DirectRouting", False),
@@ -180,90 +229,8 @@ def _backend(keys: _Keys) -> VxlanConfig | HostGwConfig | UdpConfig:
     raise UnknownBackend(error.source, error.value, error.expected)
 
 
-def _vxlan_mtu(backend: _Keys) -> int:
-    mtu = backend.number("MTU", 0, 0, MAX_MTU)
-    if 0 < mtu < MIN_VXLAN_MTU:
-        raise backend.error("MTU", f"0 (take the uplink's) or {MIN_VXLAN_MTU} to {MAX_MTU}")
+def _vxlan_mtu(backend: Keys, family: Family) -> int:
+    mtu, least = backend.number("MTU", 0, 0, MAX_MTU), MIN_VXLAN_MTU[family]
+    if 0 < mtu < least:
+        raise backend.error("MTU", f"0 (take the uplink's) or {least} to {MAX_MTU} with {family}")
     return mtu
-
-
-class _Keys:
-    """Typed access to one JSON object, blind to letter case, with errors that say where a key stands."""
-
-    def __init__(self, values: dict[str, Any], source: str, parent: str = "") -> None:
-        self._values = values
-        self._source = source
-        self._parent = parent
-
-    def __contains__(self, key: str) -> bool:
-        return key.casefold() in self._values
-
-    def error(self, key: str, expected: str) -> ConfigError:
-        return ConfigError(
-            f"{self._source}, key {self._parent}{key}", self._values.get(key.casefold()), expected
-        )
-
-    def _value(self, key: str, kind: type, expected: str) -> Any:
-        value = self._values.get(key.casefold())
-        if value is not None and type(value) is not kind:  # exactly: True is an int to isinstance
-            raise self.error(key, expected)
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._value(key, bool, "true or false, without quotes")
-        return default if value is None else bool(value)
-
-    def number(self, key: str, default: int, low: int, high: int) -> int:
-        expected = f"a whole number from {low} to {high}, without quotes"
-        value = self._value(key, int, expected)
-        if value is None:
-            return default
-        if not low <= value <= high:
-            raise self.error(key, expected)
-        return int(value)
-
-    def text(self, key: str) -> str | None:
-        value = self._value(key, str, "a text in quotes")
-        return None if value is None else str(value)
-
-    def address(self, key: str) -> IPv4Address | None:
-        text = self.text(key)
-        if text is None:
-            return None
-        try:
-            address = IPv4Address(text)
-        except AddressValueError as error:
-            raise self.error(key, "an IPv4 address such as 10.1.16.0") from error
-        return None if address == IPv4Address(0) else address  # as in Go, where it means absent
-
-    def object(self, key: str) -> _Keys:
-        value = self._value(key, dict, 'an object such as {"Type": "vxlan"}')
-        return _Keys(value or {}, self._source, f"{key}.")
-
-
-def _read_object(text: str, source: str) -> _Keys:
-    expected = 'a JSON object such as {"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}'
-    try:
-        values = json.loads(text, object_pairs_hook=_fold, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(source, _shortened(text), f"{expected} ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(source, _shortened(text), expected)
-    return _Keys(values, source)
-
-
-def _fold(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Keep the last value of each key that is not null, whatever its letter case (Go's encoding/json)."""
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if value is not None or key.casefold() not in values:
-            values[key.casefold()] = value
-    return values
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flannel_ebpf.base.errors import ConfigError
+from flannel_ebpf.base.family import Address, Family, Network, family_of
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -40,31 +40,109 @@ class Mac:
             raise ConfigError("Ethernet address", text, "hexadecimal digits") from error
 
 
-def in_order(subnet: IPv4Network) -> tuple[int, int]:
-    """Return what sorts as `subnet` does; to compare the subnets themselves takes ten times as long."""
-    return int(subnet.network_address), subnet.prefixlen
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """How a node is reached in one family: public address, and BackendData as decoded JSON or None."""
+
+    public_ip: Address
+    backend_data: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a node says of itself in its lease.
+
+    `backend_type` is "" where flannel writes none (udp, alloc). `endpoints` has one for each family of the
+    network, IPv4 first. The address in the first is the node's identity, as in flannel.
+    """
+
+    backend_type: str
+    endpoints: tuple[Endpoint, ...]
+
+    @property
+    def public_ip(self) -> Address:
+        """The address by which the cluster knows the node."""
+        return self.endpoints[0].public_ip
+
+
+@dataclass(frozen=True, slots=True)
+class LeasePart:
+    """What a lease says of one family: the subnet, and how the node that holds it is reached.
+
+    A public address that is missing is the unspecified one, as in flannel. `flaw` says why this family of
+    the node cannot be reached, whatever the network; "": nothing speaks against it.
+    """
+
+    subnet: Network
+    public_ip: Address
+    backend_type: str = ""
+    backend_data: Any = None
+    flaw: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One subnet lease as etcd holds it (flannel pkg/lease: key plus JSON value).
+    """One lease as etcd holds it (flannel pkg/lease: key plus JSON value).
 
-    `backend_type` is "" where flannel writes none (udp, alloc). `backend_data` is the decoded JSON of
-    BackendData, or None. `extra` holds unknown fields, kept when we rewrite our own lease.
-    `etcd_lease` is etcd's lease id, 0 for a reservation (a key without TTL). `key` is the whole etcd key,
-    `subnet6` the IPv6 half of a dual-stack key.
+    It has one part for each family that it names a subnet of, IPv4 first, and at least one. `extra` holds
+    unknown fields, kept when we rewrite our own lease. `etcd_lease` is etcd's lease id, 0 for a reservation
+    (a key without TTL). `key` is the whole etcd key.
     """
 
-    subnet: IPv4Network
-    public_ip: IPv4Address
-    backend_type: str = ""
-    backend_data: Any = None
+    parts: tuple[LeasePart, ...]
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     etcd_lease: int = 0
     mod_revision: int = 0
     create_revision: int = 0
     key: str = ""
-    subnet6: IPv6Network | None = None
+
+    @classmethod
+    def of(cls, subnets: Iterable[Network], claim: Claim) -> Lease:
+        """Return the lease of `subnets` that carries `claim`: one subnet for each of its endpoints."""
+        pairs = zip(subnets, claim.endpoints, strict=True)
+        return cls(
+            tuple(LeasePart(net, it.public_ip, claim.backend_type, it.backend_data) for net, it in pairs)
+        )
+
+    @property
+    def claim(self) -> Claim:
+        """What the node that holds it says of itself."""
+        endpoints = (Endpoint(part.public_ip, part.backend_data) for part in self.parts)
+        return Claim(self.parts[0].backend_type, tuple(endpoints))
+
+    def with_claim(self, claim: Claim) -> Lease:
+        """Return the same lease with another content."""
+        return replace(self, parts=Lease.of(self.subnets, claim).parts)
+
+    @property
+    def public_ip(self) -> Address:
+        """The address by which the cluster knows the node that holds it."""
+        return self.parts[0].public_ip
+
+    @property
+    def subnets(self) -> tuple[Network, ...]:
+        """The subnet of each family."""
+        return tuple(part.subnet for part in self.parts)
+
+    def part(self, family: Family) -> LeasePart | None:
+        """Return what it says of one family, None when it names no subnet of it."""
+        for part in self.parts:
+            if part.subnet.version == family:
+                return part
+        return None
+
+    def held_by(self, node: Claim) -> bool:
+        """Say whether it is that node's lease: the first family that both have tells, as in flannel."""
+        for endpoint in node.endpoints:
+            part = self.part(family_of(endpoint.public_ip))
+            if part:
+                return part.public_ip == endpoint.public_ip
+        return False
+
+
+def named(subnets: Iterable[Network]) -> str:
+    """Return a lease's subnets for a message: "10.1.5.0/24 and fc00:0:5::/64"."""
+    return " and ".join(map(str, subnets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +155,11 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Uplink:
-    """The interface that carries the overlay's outer packets."""
+    """The interface that carries the overlay's outer packets, with its address of one family."""
 
     ifindex: int
     name: str
-    ip: IPv4Address
+    ip: Address
     prefix_len: int
     mtu: int
     mac: Mac

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_type_hints
 
@@ -102,6 +102,7 @@ class Options:
     iface_regex: tuple[str, ...] = flag((), "Uplink by regular expression, after --iface.")
     iface_can_reach: str = flag("", "Uplink by the route to this address.")
     public_ip: IPv4Address | None = flag(None, "Address that other nodes use to reach this one.")
+    public_ipv6: IPv6Address | None = flag(None, "The same for IPv6.")
     subnet_lease_renew_margin: int = flag(60, "Minutes before expiry to renew the lease.", least=1, most=1439)
     ip_masq: bool = flag(False, "Masquerade traffic that leaves the network.")
     ip_masq_fully_random_disable: bool = flag(False, "Masquerade without fully random ports.")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address
 from pathlib import Path
 
 from flannel_ebpf.base.errors import (
@@ -25,7 +25,8 @@ from flannel_ebpf.base.errors import (
     KernelError,
     LeaseConflict,
 )
-from flannel_ebpf.base.model import Lease
+from flannel_ebpf.base.family import Address, Network
+from flannel_ebpf.base.model import Claim, Endpoint, Lease
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.teardown import Teardown, own_subnet
 from flannel_ebpf.commands.which import Asked, chosen
@@ -71,7 +72,7 @@ def down(options: Options, asked: Asked, *, purge: bool, release: bool, force: b
 
 def _take_down(
     options: Options,
-    network: IPv4Network,
+    network: Network,
     told: report.Content | None,
     *,
     purge: bool,
@@ -95,7 +96,7 @@ def _take_down(
 
 
 @contextmanager
-def _daemon_stopped(state_dir: Path, network: IPv4Network) -> Iterator[None]:
+def _daemon_stopped(state_dir: Path, network: Network) -> Iterator[None]:
     """Hold the network's lock, after asking the daemon that serves it to stop.
 
     The daemon is known by its claim, which it holds whatever became of its files; one of an older version by
@@ -128,7 +129,7 @@ def _daemon_stopped(state_dir: Path, network: IPv4Network) -> Iterator[None]:
         yield
 
 
-def _lock(held: ExitStack, state_dir: Path, network: IPv4Network) -> bool:
+def _lock(held: ExitStack, state_dir: Path, network: Network) -> bool:
     """Take the lock into `held`; where no lock file can be made, go on without. Raises AlreadyRunning."""
     try:
         held.enter_context(network_lock(state_dir, network, "down"))
@@ -137,7 +138,7 @@ def _lock(held: ExitStack, state_dir: Path, network: IPv4Network) -> bool:
     return True
 
 
-def _release(options: Options, network: IPv4Network, told: report.Content | None) -> None:
+def _release(options: Options, network: Network, told: report.Content | None) -> None:
     """Free this node's lease; a reservation stays, and so does a lease that is another node's."""
     with closing(EtcdClient(options.etcd)) as client:
         registry = Registry(client, options.etcd.prefix)
@@ -151,25 +152,25 @@ def _release(options: Options, network: IPv4Network, told: report.Content | None
             log.info("%s is a reservation and stays", lease.key)
 
 
-def _withdraw(options: Options, network: IPv4Network, told: report.Content | None) -> None:
+def _withdraw(options: Options, network: Network, told: report.Content | None) -> None:
     """Tell udp peers that no programs stand here any more: a relay cannot take all that programs can."""
     try:
         with closing(EtcdClient(options.etcd)) as client:
             registry = Registry(client, options.etcd.prefix)
             lease = _own_lease(registry, options, network, told)
-            if lease and lease.backend_data == udp.BPF_DATA:
+            if lease and lease.claim.endpoints[0].backend_data == udp.BPF_DATA:
                 ttl = options.lease_ttl if lease.etcd_lease else 0
-                registry.rewrite(replace(lease, backend_data=None), ttl)
+                registry.rewrite(lease.with_claim(Claim("", (Endpoint(lease.public_ip),))), ttl)
     except (EtcdError, LeaseConflict) as error:
         log.warning("peers still take this node for one with programs, until its lease is written: %s", error)
 
 
 def _own_lease(
-    registry: Registry, options: Options, network: IPv4Network, told: report.Content | None
+    registry: Registry, options: Options, network: Network, told: report.Content | None
 ) -> Lease | None:
     subnet = own_subnet(options, network, told)
     with RouteSocket() as netlink:
-        own = {address.interface.ip for address in read_addresses(netlink)}
-    own |= {IPv4Address(told["public_ip"])} if told else set()
-    ours = (one for one in registry.snapshot().leases if one.subnet == subnet and one.public_ip in own)
+        own: set[Address] = {address.interface.ip for address in read_addresses(netlink)}
+    own |= {ip_address(told["public_ip"])} if told else set()
+    ours = (one for one in registry.snapshot().leases if subnet in one.subnets and one.public_ip in own)
     return next(ours, None)

@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from importlib import metadata
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 from click.core import ParameterSource
 
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.base.options import (
     STATE_FLAGS,
     Described,
@@ -105,7 +106,8 @@ def _type(one: Described) -> Any:
         int: Number(_whole(about.least), _whole(about.most)),
         float: Seconds(about.least or 0.0, about.most or math.inf),
         Path: _PATH,
-        IPv4Address | None: OptionalAddress(),
+        IPv4Address | None: OptionalAddress(Family.V4),
+        IPv6Address | None: OptionalAddress(Family.V6),
     }
     return types.get(one.kind, str)
 
@@ -125,7 +127,6 @@ _ONLY_ACCEPTED = (
     ("kube-annotation-prefix", str),
     ("net-config-path", str),
     ("set-node-network-unavailable", bool),
-    ("public-ipv6", str),
     ("vmodule", str),
     ("log_backtrace_at", str),
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from ipaddress import IPv4Network
 from pathlib import Path
 
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.objects import ROUTE_PROTOCOL, Object, Route
 from flannel_ebpf.host import report
@@ -17,10 +17,10 @@ _NAME = "flanneld"
 
 def signs(
     options: Options,
-    network: IPv4Network,
+    network: Network,
     told: report.Content | None,
     found: Iterable[Object],
-    ours: Iterable[IPv4Network],
+    ours: Iterable[Network],
 ) -> Iterator[str]:
     """Yield what speaks for a flanneld that uses the network.
 

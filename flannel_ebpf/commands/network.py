@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from flannel_ebpf.base import family
 from flannel_ebpf.base.config import NetworkConfig, parse_network_config
 from flannel_ebpf.base.errors import ConfigError, LeaseConflict
-from flannel_ebpf.base.model import Lease
+from flannel_ebpf.base.family import Family, family_of
+from flannel_ebpf.base.model import Claim, Endpoint, Lease, named
 from flannel_ebpf.commands.flags import etcd_flags, options_from
 from flannel_ebpf.commands.values import Address, Subnet
+from flannel_ebpf.leases.allocate import shared
 from flannel_ebpf.leases.lease_format import config_key
 
 if TYPE_CHECKING:
@@ -57,41 +59,51 @@ def set_config(text: str, **values: Any) -> None:
 
 
 @click.command()
-@click.argument("subnet", type=Subnet())
-@click.option("--public-ip", type=Address(), required=True, help="Address of the node that shall have it.")
+@click.argument("subnets", type=Subnet(), nargs=-1, required=True, metavar="SUBNET...")
+@click.option("--public-ip", type=Address(Family.V4), help="IPv4 address of the node that shall have it.")
+@click.option("--public-ipv6", type=Address(Family.V6), help="IPv6 address, where the network has no IPv4.")
 @etcd_flags
-def reserve(subnet: IPv4Network, public_ip: IPv4Address, **values: Any) -> None:
+def reserve(
+    subnets: tuple[family.Network, ...],
+    public_ip: family.Address | None,
+    public_ipv6: family.Address | None,
+    **values: Any,
+) -> None:
     """Keep SUBNET for one node for ever, whether it runs or not.
 
-    A lease that the node holds on SUBNET becomes permanent where it stands.
+    In a dual-stack network give one of each family. A lease that the node holds on SUBNET becomes permanent
+    where it stands.
     """
     with _registry(values) as registry:
-        _fits(subnet, _checked(registry.network_config(), registry))
-        leases = registry.snapshot().leases
-        for lease in leases:
-            if lease.subnet != subnet and lease.public_ip == public_ip:
+        network = _checked(registry.network_config(), registry)
+        subnets = _fitting(subnets, network)
+        claim = _claim(network, public_ip, public_ipv6)
+        snapshot = registry.snapshot()
+        for lease in snapshot.leases:
+            if lease.subnets != subnets and lease.held_by(claim):
                 raise LeaseConflict(
-                    f"{public_ip} holds {lease.subnet} already, and a node has one subnet: "
-                    f"stop the node and free that one before reserving {subnet}"
+                    f"{claim.public_ip} holds {named(lease.subnets)} already, and a node has one lease: "
+                    f"stop the node and free that one before reserving {named(subnets)}"
                 )
-        held = next((lease for lease in leases if lease.subnet == subnet), None)
+            if not lease.held_by(claim) and shared(lease.subnets, subnets):
+                held_by = f"{named(lease.subnets)} belongs to {lease.public_ip}"
+                raise LeaseConflict(f"{held_by}, so {claim.public_ip} cannot have it")
+        held = next((lease for lease in snapshot.leases if lease.subnets == subnets), None)
         if held is None:
-            registry.create(Lease(subnet=subnet, public_ip=public_ip), ttl=0)
-        elif held.public_ip != public_ip:
-            raise LeaseConflict(f"{subnet} belongs to {held.public_ip}, so {public_ip} cannot have it")
+            registry.create_alone(Lease.of(subnets, claim), 0, snapshot)
         elif held.etcd_lease:
             registry.rewrite(held, ttl=0)
-    click.echo(f"{subnet} is reserved for {public_ip}")
+    click.echo(f"{named(subnets)} is reserved for {claim.public_ip}")
 
 
 @click.command(short_help="Make a reserved SUBNET an ordinary lease.")
 @click.argument("subnet", type=Subnet())
 @click.option("--now", is_flag=True, help="Free it at once; a flanneld that uses it stops.")
 @etcd_flags
-def unreserve(subnet: IPv4Network, now: bool, **values: Any) -> None:
-    """Make a reserved SUBNET an ordinary lease: free after a day, unless its node renews it."""
+def unreserve(subnet: family.Network, now: bool, **values: Any) -> None:
+    """Make a reserved SUBNET an ordinary lease again: free after a day, unless its node renews it."""
     with _registry(values) as registry:
-        held = next((lease for lease in registry.snapshot().leases if lease.subnet == subnet), None)
+        held = next((lease for lease in registry.snapshot().leases if subnet in lease.subnets), None)
         if held is None or held.etcd_lease:
             what = "free" if held is None else f"an ordinary lease of {held.public_ip}"
             raise ConfigError("SUBNET", str(subnet), f"a reserved subnet; this one is {what}")
@@ -99,7 +111,8 @@ def unreserve(subnet: IPv4Network, now: bool, **values: Any) -> None:
             registry.delete(held)
         else:
             registry.rewrite(held, ttl=LEASE_TTL)
-    click.echo(f"{subnet} is free" if now else f"{subnet} is an ordinary lease of {held.public_ip} now")
+    words = named(held.subnets)
+    click.echo(f"{words} is free" if now else f"{words} is an ordinary lease of {held.public_ip} now")
 
 
 @contextmanager
@@ -121,12 +134,29 @@ def _checked(text: str | None, registry: Registry) -> NetworkConfig:
     return parse_network_config(text, source)
 
 
-def _fits(subnet: IPv4Network, network: NetworkConfig) -> None:
-    """Refuse a subnet that no node would take."""
-    inside = network.subnet_min <= subnet.network_address <= network.subnet_max
-    if not inside or subnet.prefixlen != network.subnet_len:
-        raise ConfigError(
-            "SUBNET",
-            str(subnet),
-            f"a /{network.subnet_len} from {network.subnet_min} to {network.subnet_max}",
-        )
+def _fitting(subnets: tuple[family.Network, ...], network: NetworkConfig) -> tuple[family.Network, ...]:
+    """Return one subnet for each family, as they stand in a lease; refuse what no node would take."""
+    found = []
+    for pool in network.pools:
+        mine = [subnet for subnet in subnets if subnet.version == pool.family]
+        if len(mine) != 1 or not pool.offers(mine[0]):
+            range_of = f"one /{pool.subnet_len} from {pool.subnet_min} to {pool.subnet_max}"
+            raise ConfigError("SUBNET", ", ".join(map(str, mine)) or None, range_of)
+        found += mine
+    for subnet in subnets:
+        if subnet not in found:
+            raise ConfigError(
+                "SUBNET", str(subnet), f"no {family_of(subnet)} subnet, which this network has not"
+            )
+    return tuple(found)
+
+
+def _claim(network: NetworkConfig, *addresses: family.Address | None) -> Claim:
+    """Return what a reservation says of the node, whose first address must be known."""
+    given = {family_of(address): address for address in addresses if address}
+    first = network.pools[0].family
+    if first not in given:
+        flag = {Family.V4: "--public-ip", Family.V6: "--public-ipv6"}[first]
+        raise ConfigError(flag, None, f"the {first} address by which the cluster knows the node")
+    families = (pool.family for pool in network.pools)
+    return Claim("", tuple(Endpoint(given.get(one, one.unspecified)) for one in families))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.commands.flags import (
     FlagCommand,
     Function,
@@ -56,7 +56,7 @@ def _network_flags(command: Function) -> Function:
     return option(node_flags(command))
 
 
-def _asked(networks: tuple[IPv4Network, ...]) -> Asked:
+def _asked(networks: tuple[Network, ...]) -> Asked:
     from flannel_ebpf.commands.which import Asked  # noqa: PLC0415 - only some commands need it
 
     context = click.get_current_context()
@@ -69,7 +69,7 @@ def _asked(networks: tuple[IPv4Network, ...]) -> Asked:
 @click.option("--purge", is_flag=True, help="Remove the kernel path too: device, routes, rules, files.")
 @click.option("--release", is_flag=True, help="Give the subnet back to etcd.")
 @click.option("--force", is_flag=True, help="Purge even what flanneld may have taken over since.")
-def down(networks: tuple[IPv4Network, ...], purge: bool, release: bool, force: bool, **values: Any) -> int:
+def down(networks: tuple[Network, ...], purge: bool, release: bool, force: bool, **values: Any) -> int:
     """Detach the BPF programs; the kernel path goes on unless --purge is given.
 
     Without --network or --etcd-prefix it is about every network of this host.
@@ -85,7 +85,7 @@ def down(networks: tuple[IPv4Network, ...], purge: bool, release: bool, force: b
 @click.command(cls=FlagCommand, short_help="Show what this node's overlay is made of.")
 @_network_flags
 @click.option("--json", "as_json", is_flag=True, help="For programs rather than people.")
-def status(networks: tuple[IPv4Network, ...], as_json: bool, **values: Any) -> int:
+def status(networks: tuple[Network, ...], as_json: bool, **values: Any) -> int:
     """Show what this node's overlay is made of and how its packets travel."""
     options = options_from(values)
     from flannel_ebpf.commands.status import status as show  # noqa: PLC0415 - only this command needs it

@@ -6,7 +6,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import click
 
 from flannel_ebpf.agent import relay_side
 from flannel_ebpf.base.errors import BpfError, ConfigError, KernelError
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.which import Asked, chosen
 from flannel_ebpf.host import report
@@ -40,7 +40,7 @@ def status(options: Options, asked: Asked, *, as_json: bool) -> int:
     return 0 if all(one["running"] for one in reports) else 3
 
 
-def state_of(options: Options, network: IPv4Network, told: report.Content | None) -> report.Content:
+def state_of(options: Options, network: Network, told: report.Content | None) -> report.Content:
     """Return a network's report, as far as there is one, with what the kernel says beside it."""
     lock = lock_path(options.state_dir, network)
     pid = claimant(f"network {network}") or (holder(lock) if role_of(lock) != "down" else 0)
@@ -54,7 +54,7 @@ def state_of(options: Options, network: IPv4Network, told: report.Content | None
     return one
 
 
-def kernel_side(network: IPv4Network, root: Path) -> dict[str, Any]:
+def kernel_side(network: Network, root: Path) -> dict[str, Any]:
     """Return what the pinned maps hold and where programs stand, or why that cannot be read."""
     try:
         hooks = [asdict(hook) for hook in standing(network)]

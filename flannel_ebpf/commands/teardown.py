@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 from pathlib import Path
 
 from flannel_ebpf.agent.relay_side import folder as relay_folder
 from flannel_ebpf.base.errors import AlreadyRunning, FlannelError, KernelError
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands import flanneld
 from flannel_ebpf.desired.backends import udp
@@ -46,7 +47,7 @@ RTPROT_BOOT = 3
 class Teardown:
     """Takes back one network's part of this host. `told` is the daemon's report, None when there is none."""
 
-    def __init__(self, options: Options, network: IPv4Network, told: report.Content | None) -> None:
+    def __init__(self, options: Options, network: Network, told: report.Content | None) -> None:
         self._options = options
         self._network = network
         self._told = told
@@ -189,7 +190,7 @@ class Teardown:
         files = [
             path_of(options.state_dir, network) for path_of in (report.path_of, remembered.path_of, lock_path)
         ]
-        if subnet_env.read(options.subnet_file).network == network:
+        if subnet_env.read(options.subnet_file).networks[:1] == (network,):
             files.append(options.subnet_file)
         for path in files:
             with self._noting_failures():
@@ -207,14 +208,14 @@ class Teardown:
             raise KernelError("; ".join(self._failures))
 
 
-def own_subnet(options: Options, network: IPv4Network, told: report.Content | None) -> IPv4Network:
+def own_subnet(options: Options, network: Network, told: report.Content | None) -> Network:
     """Return this node's subnet as far as anything tells it, the network's first address otherwise."""
     if told:
-        return IPv4Network(told["subnet"])
+        return ip_network(told["subnet"])
     written = subnet_env.read(options.subnet_file)
-    if written.subnet and written.network == network:
-        return written.subnet
-    return IPv4Network((network.network_address, 32))
+    if written.subnets and written.networks[:1] == (network,):
+        return written.subnets[0]
+    return ip_network((network.network_address, network.max_prefixlen))
 
 
 def _unlink(path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
 import click
+
+from flannel_ebpf.base import family
+from flannel_ebpf.base.family import Family
 
 KUBE_PROXY_MARKS = 0x4000 | 0x8000
 """Bits of the packet mark that kube-proxy uses for masquerading and dropping."""
@@ -16,27 +19,29 @@ Parameter = click.Parameter | None
 Context = click.Context | None
 
 
-class Address(click.ParamType[IPv4Address]):
-    """An IPv4 address."""
+class Address(click.ParamType[family.Address]):
+    """An address of one family."""
 
     name = "address"
 
-    def convert(self, value: Any, param: Parameter, ctx: Context) -> IPv4Address:
+    def __init__(self, of: Family = Family.V4) -> None:
+        self._family = of
+
+    def convert(self, value: Any, param: Parameter, ctx: Context) -> family.Address:
         """Return the address."""
         try:
-            return IPv4Address(value)
-        except AddressValueError:
-            self.fail(f"{value!r} is not an IPv4 address such as 192.0.2.1.", param, ctx)
+            return self._family.address(str(value))
+        except ValueError:
+            example = {Family.V4: "192.0.2.1", Family.V6: "2001:db8::1"}[self._family]
+            self.fail(f"{value!r} is not an {self._family} address such as {example}.", param, ctx)
 
 
-class OptionalAddress(click.ParamType[IPv4Address | None]):
-    """An IPv4 address; "" means not given, as unit files with unset variables have it."""
+class OptionalAddress(Address):
+    """The same; "" means not given, as unit files with unset variables have it."""
 
-    name = "address"
-
-    def convert(self, value: Any, param: Parameter, ctx: Context) -> IPv4Address | None:
+    def convert(self, value: Any, param: Parameter, ctx: Context) -> family.Address | None:  # type: ignore[override]  # as said
         """Return the address or None."""
-        return Address().convert(value, param, ctx) if value else None
+        return super().convert(value, param, ctx) if value else None
 
 
 class Endpoints(click.ParamType[tuple[str, ...]]):
@@ -176,16 +181,16 @@ class Verbosity(click.ParamType[int]):
         return int(digits)
 
 
-class Subnet(click.ParamType[IPv4Network]):
-    """A subnet with its prefix length."""
+class Subnet(click.ParamType[family.Network]):
+    """A subnet with its prefix length, of either family."""
 
     name = "subnet"
 
-    def convert(self, value: str, param: Parameter, ctx: Context) -> IPv4Network:
+    def convert(self, value: str, param: Parameter, ctx: Context) -> family.Network:
         """Return the network; host bits must be zero, lest a typo reserve another subnet."""
         try:
             if "/" not in value:
-                raise ValueError  # Python would take it for a /32
-            return IPv4Network(value)
+                raise ValueError  # Python would take it for a single address
+            return ip_network(value)
         except ValueError:
-            self.fail(f"{value!r} is not a subnet such as 10.1.5.0/24.", param, ctx)
+            self.fail(f"{value!r} is not a subnet such as 10.1.5.0/24 or fc00:0:0:5::/64.", param, ctx)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 
 from flannel_ebpf.base.errors import ConfigError, FlannelError
+from flannel_ebpf.base.family import Network, in_order
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.objects import ROUTE_PROTOCOL
 from flannel_ebpf.host import remembered, report, subnet_env
@@ -21,11 +21,11 @@ from flannel_ebpf.kernel.programs import pins
 class Asked:
     """What the operator named: networks, or an etcd prefix, "" for none. Nothing named is everything."""
 
-    networks: Sequence[IPv4Network] = ()
+    networks: Sequence[Network] = ()
     prefix: str = ""
 
 
-def chosen(options: Options, asked: Asked) -> dict[IPv4Network, report.Content | None]:
+def chosen(options: Options, asked: Asked) -> dict[Network, report.Content | None]:
     """Return the networks here that were asked for, with their reports as far as these can be used.
 
     A network whose prefix nothing tells is one of every prefix. Raises ConfigError for what is not here.
@@ -50,7 +50,7 @@ def chosen(options: Options, asked: Asked) -> dict[IPv4Network, report.Content |
     return found
 
 
-def known(options: Options) -> dict[IPv4Network, report.Content | None]:
+def known(options: Options) -> dict[Network, report.Content | None]:
     """Return every network that a daemon of ours has left something of, in order.
 
     Reports, pins, and what a daemon remembers are ours by their place, routes by their protocol number, and
@@ -62,12 +62,13 @@ def known(options: Options) -> dict[IPv4Network, report.Content | None]:
         others = [*networks_of(options.state_dir, remembered.SUFFIX), *pins.networks(options.bpf_pin_root)]
     except PermissionError as error:
         raise FlannelError(f"{error.filename}: {error.strerror}: this takes root") from error
-    written = subnet_env.read(options.subnet_file).network
-    others += [written] if written and (_has_routes(written) or standing(written)) else []
-    return dict(sorted((dict.fromkeys(others) | found).items()))
+    written = subnet_env.read(options.subnet_file).networks[:1]
+    others += [network for network in written if _has_routes(network) or standing(network)]
+    known = dict.fromkeys(others) | found
+    return {network: known[network] for network in sorted(known, key=in_order)}
 
 
-def _has_routes(network: IPv4Network) -> bool:
+def _has_routes(network: Network) -> bool:
     base, mask = int(network.network_address), int(network.netmask)
     with RouteSocket() as netlink:
         return any(
@@ -78,7 +79,7 @@ def _has_routes(network: IPv4Network) -> bool:
         )
 
 
-def _listed(here: dict[IPv4Network, report.Content | None]) -> str:
+def _listed(here: dict[Network, report.Content | None]) -> str:
     words = (
         f"{network} ({told['etcd_prefix'] if told else 'unknown prefix'})" for network, told in here.items()
     )

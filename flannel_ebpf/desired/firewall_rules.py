@@ -14,6 +14,7 @@ from functools import cache
 from ipaddress import IPv4Network, ip_network
 from typing import Literal
 
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.desired.firewall_text import iptables_rule, ranges
 from flannel_ebpf.desired.objects import Ruleset
 
@@ -72,8 +73,8 @@ IPTABLES_CHAINS = (
 
 def ruleset(
     tool: Tool,
-    network: IPv4Network,
-    subnet: IPv4Network,
+    network: Network,
+    subnet: Network,
     *,
     masquerade: bool,
     forward: bool,
@@ -136,12 +137,12 @@ def _nft_forward(network: str) -> list[str]:
     return [f"forward ip saddr {network} accept", f"forward ip daddr {network} accept"]
 
 
-def belongs(rule: str, network: IPv4Network) -> bool:
+def belongs(rule: str, network: Network) -> bool:
     """Say whether a rule of flannel's chains names a range inside `network`."""
-    return any(found.subnet_of(network) for found in _ranges(rule))
+    return any(found.subnet_of(network) for found in _ranges(rule) if isinstance(network, IPv4Network))
 
 
-def is_anothers(rule: str, network: IPv4Network) -> bool:
+def is_anothers(rule: str, network: Network) -> bool:
     """Say whether a rule of flannel's chains names ranges, none of them inside `network`."""
     return any(_ranges(rule)) and not belongs(rule, network)
 
@@ -161,7 +162,7 @@ def _shared() -> frozenset[str]:
     return frozenset(rule for one in sets if one for rule in one.rules if not any(_ranges(rule)))
 
 
-def owned(rules: Iterable[str], network: IPv4Network) -> tuple[str, ...]:
+def owned(rules: Iterable[str], network: Network) -> tuple[str, ...]:
     """Return one network's rules out of all in flannel's chains, in order, shared ones included.
 
     Rules without a range count in a place only where the network has rules of its own: a jump to a chain that
@@ -172,7 +173,7 @@ def owned(rules: Iterable[str], network: IPv4Network) -> tuple[str, ...]:
     return tuple(rule for rule in present if place_of(rule) in own)
 
 
-def merged(present: Iterable[str], network: IPv4Network, wanted: Iterable[str]) -> list[str]:
+def merged(present: Iterable[str], network: Network, wanted: Iterable[str]) -> list[str]:
     """Return what flannel's chains should hold: the other networks' rules as they are, and `wanted`.
 
     In each place the shared rules come first, once, and go when no network is left that needs them.

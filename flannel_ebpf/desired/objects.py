@@ -11,9 +11,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal
 
+from flannel_ebpf.base.family import Address, Interface, Network
 from flannel_ebpf.base.model import Mac
 
 ROUTE_PROTOCOL = 251
@@ -33,7 +33,7 @@ XdpMode = Literal["generic", "native"]
 Attach = Literal["tcx", "clsact"]
 
 
-def filter_handle(network: IPv4Network) -> int:
+def filter_handle(network: Network) -> int:
     """Return the tc handle of one network's filters, so that networks on one device stay apart."""
     return FILTER_MARK | zlib.crc32(str(network).encode()) & 0xFFFFFF
 
@@ -45,8 +45,8 @@ class Scope:
     `overlay` is the overlay device ("flannel.1", "flannel0"), "" for host-gw. `uplink` is an ifindex.
     """
 
-    network: IPv4Network
-    subnet: IPv4Network
+    network: Network
+    subnet: Network
     overlay: str
     uplink: int
 
@@ -66,7 +66,7 @@ class VxlanLink:
     name: str
     vni: int
     port: int
-    local: IPv4Address
+    local: Address
     parent: int
     mtu: int
     mac: Mac
@@ -111,8 +111,8 @@ class TunLink:
 class RelayPeer:
     """A line of the relay's table: remote subnet -> peer's public address."""
 
-    subnet: IPv4Network
-    public_ip: IPv4Address
+    subnet: Network
+    public_ip: Address
 
     @property
     def key(self) -> Hashable:
@@ -125,7 +125,7 @@ class LinkAddress:
     """An address on a device of ours; flannel puts `<subnet>/32` on flannel.<VNI>."""
 
     ifname: str
-    address: IPv4Interface
+    address: Interface
 
     @property
     def key(self) -> Hashable:
@@ -155,7 +155,7 @@ class Neighbour:
     """A permanent neighbour on our device: remote subnet's network address -> peer's VTEP MAC."""
 
     ifname: str
-    ip: IPv4Address
+    ip: Address
     mac: Mac
 
     @property
@@ -170,7 +170,7 @@ class FdbEntry:
 
     ifname: str
     mac: Mac
-    dst: IPv4Address
+    dst: Address
 
     @property
     def key(self) -> Hashable:
@@ -188,8 +188,8 @@ class Route:
     `protocol` tells a route to adopt (flanneld's are RTPROT_BOOT) from one of ours.
     """
 
-    dst: IPv4Network
-    gateway: IPv4Address | None
+    dst: Network
+    gateway: Address | None
     ifname: str
     onlink: bool = False
     blackhole: bool = False

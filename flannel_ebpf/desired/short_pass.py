@@ -8,13 +8,14 @@ both: several leases with one VTEP MAC share an FDB entry, those with one public
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network
 from typing import NamedTuple
 
-from flannel_ebpf.base.model import Lease, Skipped, in_order
-from flannel_ebpf.desired.backends import Node, Paths, Peer, backend_of, part
+from flannel_ebpf.base.family import Family, Network, in_order
+from flannel_ebpf.base.model import Lease, Skipped
+from flannel_ebpf.desired import backends
+from flannel_ebpf.desired.backends import Node, Paths, Peer
 from flannel_ebpf.desired.bpf import contents
 from flannel_ebpf.desired.objects import Object
 from flannel_ebpf.desired.plan import Op, plan
@@ -29,9 +30,9 @@ class Settled:
 
     node: Node
     leases: Sequence[Lease]
-    peers: Mapping[IPv4Network, Peer]
+    peers: Mapping[Network, Peer]
     skipped: Sequence[Skipped]
-    slots: Mapping[IPv4Network, int] | None
+    slots: Mapping[Network, int] | None
     size: int
 
 
@@ -58,20 +59,24 @@ def follow(
     that takes a whole pass: a lease is or was skipped, or other constants or hooks are needed.
     """
     node = settled.node
-    usable, strange = part(node.config.network, changed.come)
-    new, unusable = backend_of(node.config).peers(node, usable, paths)
-    touched = {lease.subnet for lease in (*changed.gone, *changed.come)}
+    usable, strange = backends.usable(node, changed.come)
+    new, unusable = backends.peers(node, usable, paths)
+    touched = {subnet for lease in (*changed.gone, *changed.come) for subnet in lease.subnets}
     if strange or unusable or any(one.key in map(str, touched) for one in settled.skipped):
         return None
     peers = dict(settled.peers)
     old = [peers.pop(subnet) for subnet in touched if subnet in peers]
     sharing = _sharing(peers.values(), [*old, *new])
     peers.update((peer.subnet, peer) for peer in new)
-    length = node.config.subnet_len
-    if contents.together(peers.values(), length) != contents.together(settled.peers.values(), length):
+    if _together(node, peers.values()) != _together(node, settled.peers.values()):
         return None
     after = replace(settled, leases=leases, peers=peers, slots=_slots(settled, touched, new))
     return after, plan(_objects(after, [*sharing, *new]), _objects(settled, [*sharing, *old]))
+
+
+def _together(node: Node, peers: Iterable[Peer]) -> object:
+    stack = node.stack(Family.V4)
+    return stack and contents.together([*contents.carried(peers)], stack.pool.subnet_len)
 
 
 def _sharing(peers: Collection[Peer], with_these: Sequence[Peer]) -> list[Peer]:
@@ -81,19 +86,19 @@ def _sharing(peers: Collection[Peer], with_these: Sequence[Peer]) -> list[Peer]:
 
 
 def _slots(
-    settled: Settled, touched: Collection[IPv4Network], new: Sequence[Peer]
-) -> Mapping[IPv4Network, int] | None:
+    settled: Settled, touched: Collection[Network], new: Sequence[Peer]
+) -> Mapping[Network, int] | None:
     if settled.slots is None:
         return None
     slots = dict(settled.slots)
     taken = {subnet: slots.pop(subnet) for subnet in touched if subnet in slots}
-    return slots | contents.assign_slots(new, taken, settled.size, slots.values())
+    return slots | contents.assign_slots([*contents.carried(new)], taken, settled.size, slots.values())
 
 
 def _objects(state: Settled, peers: Sequence[Peer]) -> list[Object]:
     """Return the objects of a few of the peers: where they share one, the last in order of subnets has it."""
     peers = sorted(peers, key=lambda peer: in_order(peer.subnet))
-    found = backend_of(state.node.config).objects(state.node, peers)
+    found = backends.objects(state.node, peers)
     if state.slots is not None:
-        found += contents.peer_entries(peers, state.slots)
+        found += contents.peer_entries([*contents.carried(peers)], state.slots)
     return found

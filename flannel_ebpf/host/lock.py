@@ -8,11 +8,11 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Literal
 
 from flannel_ebpf.base.errors import AlreadyRunning, ConfigError
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.host.places import place
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _NAME = "flannel-ebpf "
 
 
 @contextmanager
-def network_lock(state_dir: Path, network: IPv4Network, role: Role = "daemon") -> Iterator[Path]:
+def network_lock(state_dir: Path, network: Network, role: Role = "daemon") -> Iterator[Path]:
     """Hold the network's lock file, `<state_dir>/10.1.0.0-16.lock`, which contains our process id and role.
 
     The kernel releases it however the process ends. The file stays; a purge, which holds it, may remove it.
@@ -90,7 +90,7 @@ def _users_of(sockets: set[str]) -> Iterator[tuple[int, int]]:
                 yield int(process.name), process.stat().st_uid
 
 
-def lock_path(state_dir: Path, network: IPv4Network) -> Path:
+def lock_path(state_dir: Path, network: Network) -> Path:
     """Return where the lock of a network lies."""
     return place(state_dir, network, ".lock")
 
@@ -120,7 +120,7 @@ def role_of(path: Path) -> str:
         return ""
 
 
-def _lock(path: Path, network: IPv4Network, role: Role) -> int:
+def _lock(path: Path, network: Network, role: Role) -> int:
     while True:
         # Whoever may read the file could lock it; a link in its place would have its target overwritten.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -138,7 +138,7 @@ def _lock(path: Path, network: IPv4Network, role: Role) -> int:
         os.close(descriptor)  # a purge removed the file between our open and our lock: this lock is nobody's
 
 
-def _take(descriptor: int, path: Path, network: IPv4Network) -> None:
+def _take(descriptor: int, path: Path, network: Network) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

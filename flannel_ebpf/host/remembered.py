@@ -10,10 +10,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 from pathlib import Path
 
 from flannel_ebpf.base.errors import ConfigError
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.host.places import place
 
 SUFFIX = ".before.json"
@@ -30,20 +31,20 @@ class Before:
     """
 
     sysctls: Mapping[str, str] = field(default_factory=dict)
-    routes: tuple[IPv4Network, ...] = ()
+    routes: tuple[Network, ...] = ()
 
 
-def path_of(state_dir: Path, network: IPv4Network) -> Path:
+def path_of(state_dir: Path, network: Network) -> Path:
     """Return where the memory of a network lies."""
     return place(state_dir, network, SUFFIX)
 
 
-def read(state_dir: Path, network: IPv4Network) -> Before:
+def read(state_dir: Path, network: Network) -> Before:
     """Return what is remembered; nothing when the file is missing or broken."""
     try:
         values = json.loads(path_of(state_dir, network).read_text())
         sysctls = {path: value for path, value in values["sysctls"].items() if _is_ours(path, value)}
-        return Before(sysctls, tuple(map(IPv4Network, values["routes"])))
+        return Before(sysctls, tuple(map(ip_network, values["routes"])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Before()
 
@@ -53,21 +54,21 @@ def _is_ours(path: object, value: object) -> bool:
     return isinstance(path, str) and isinstance(value, str) and bool(_SYSCTL.fullmatch(path))
 
 
-def remember_sysctl(state_dir: Path, network: IPv4Network, path: str, value: str) -> None:
+def remember_sysctl(state_dir: Path, network: Network, path: str, value: str) -> None:
     """Remember a value that is about to be changed, unless an older one is known; raises ConfigError."""
     known = read(state_dir, network)
     if path not in known.sysctls:
         _write(state_dir, network, replace(known, sysctls={**known.sysctls, path: value}))
 
 
-def forget_sysctls(state_dir: Path, network: IPv4Network) -> None:
+def forget_sysctls(state_dir: Path, network: Network) -> None:
     """Forget values that have been given back; raises ConfigError."""
     known = read(state_dir, network)
     if known.sysctls:
         _write(state_dir, network, replace(known, sysctls={}))
 
 
-def remember_routes(state_dir: Path, network: IPv4Network, routes: Iterable[IPv4Network]) -> None:
+def remember_routes(state_dir: Path, network: Network, routes: Iterable[Network]) -> None:
     """Remember destinations whose routes no longer carry our mark; raises ConfigError."""
     known = read(state_dir, network)
     every = tuple(sorted({*known.routes, *routes}))
@@ -75,7 +76,7 @@ def remember_routes(state_dir: Path, network: IPv4Network, routes: Iterable[IPv4
         _write(state_dir, network, replace(known, routes=every))
 
 
-def _write(state_dir: Path, network: IPv4Network, what: Before) -> None:
+def _write(state_dir: Path, network: Network, what: Before) -> None:
     path = path_of(state_dir, network)
     new = path.with_name(path.name + ".new")
     text = json.dumps({"sysctls": dict(what.sysctls), "routes": [str(route) for route in what.routes]})

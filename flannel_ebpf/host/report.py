@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.host.places import networks_of, place
 
 SUFFIX = ".status.json"
@@ -16,13 +17,13 @@ Content = dict[str, Any]
 
 _SHAPE: Mapping[str, Any] = {
     "pid": int,
-    "network": IPv4Network,
+    "network": ip_network,
     "etcd_prefix": str,
     "backend": str,
     "overlay": str,
     "uplink": str,
-    "public_ip": IPv4Address,
-    "subnet": IPv4Network,
+    "public_ip": ip_address,
+    "subnet": ip_network,
     "reservation": bool,
     "datapath": {"asked": str, "accelerated": bool, "attach": str, "why_not": str},
     "peers": {"wanted": int, "held": str},
@@ -37,12 +38,12 @@ _LATER: Content = {"etcd_prefix": "", "handed_over": False}
 """What a report of an older version lacks."""
 
 
-def path_of(state_dir: Path, network: IPv4Network) -> Path:
+def path_of(state_dir: Path, network: Network) -> Path:
     """Return where the report of a network lies."""
     return place(state_dir, network, SUFFIX)
 
 
-def read(state_dir: Path, network: IPv4Network) -> Content | None:
+def read(state_dir: Path, network: Network) -> Content | None:
     """Return the report of one network, None when there is none, or none that can be used.
 
     `handed_over`: a `down` has given the kernel path to whoever comes next. `etcd_prefix` is "" when an older
@@ -58,7 +59,7 @@ def read(state_dir: Path, network: IPv4Network) -> Content | None:
     return found if _fits(found, _SHAPE) and found["network"] == str(network) else None
 
 
-def read_all(state_dir: Path) -> Iterator[tuple[IPv4Network, Content | None]]:
+def read_all(state_dir: Path) -> Iterator[tuple[Network, Content | None]]:
     """Yield each network that has a report, with the report if it can be used."""
     for network in networks_of(state_dir, SUFFIX):
         yield network, read(state_dir, network)
@@ -66,7 +67,7 @@ def read_all(state_dir: Path) -> Iterator[tuple[IPv4Network, Content | None]]:
 
 def write(state_dir: Path, content: Content) -> None:
     """Replace the report of a network in one step; raises OSError."""
-    path = path_of(state_dir, IPv4Network(content["network"]))
+    path = path_of(state_dir, ip_network(content["network"]))
     new = path.with_name(path.name + ".new")
     new.write_text(json.dumps(content, indent=2) + "\n")
     new.rename(path)
@@ -79,7 +80,7 @@ def _fits(value: Any, shape: Any) -> bool:
         )
     if isinstance(shape, list):
         return isinstance(value, list) and all(_fits(one, shape[0]) for one in value)
-    if shape in (IPv4Address, IPv4Network):
+    if shape in (ip_address, ip_network):
         try:
             return isinstance(value, str) and str(shape(value)) == value
         except ValueError:

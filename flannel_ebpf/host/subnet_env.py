@@ -10,10 +10,10 @@ import os
 import re
 import tempfile
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
 from flannel_ebpf.base.errors import ConfigError
+from flannel_ebpf.base.family import Family, Network, family_of
 
 _ASSIGNMENT = re.compile(
     r"""\s* (?:export\s+)? (?P<key>[A-Za-z_][\w.]*) \s*[=:]\s*
@@ -22,37 +22,40 @@ _ASSIGNMENT = re.compile(
 )
 
 
+_WORDS = {Family.V4: "FLANNEL", Family.V6: "FLANNEL_IPV6"}
+
+
 @dataclass(frozen=True, slots=True)
 class SubnetEnv:
-    """What the file says of a node."""
+    """What the file says of a node: its subnet and the network around it for each family, IPv4 first."""
 
-    network: IPv4Network
-    subnet: IPv4Network
+    networks: tuple[Network, ...]
+    subnets: tuple[Network, ...]
     mtu: int
     ip_masq: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Previous:
-    """What an earlier daemon left in the file; None where it said nothing usable.
+    """What an earlier daemon left in the file, of those families of which it says something usable.
 
     `warning` says why something in the file could not be used, and is "" otherwise. A missing file is
     no reason to warn.
     """
 
-    network: IPv4Network | None = None
-    subnet: IPv4Network | None = None
+    networks: tuple[Network, ...] = ()
+    subnets: tuple[Network, ...] = ()
     warning: str = ""
 
 
 def render(env: SubnetEnv) -> str:
     """Return the file's text; FLANNEL_SUBNET is the subnet's first host address, the bridge's."""
-    return (
-        f"FLANNEL_NETWORK={env.network}\n"
-        f"FLANNEL_SUBNET={env.subnet.network_address + 1}/{env.subnet.prefixlen}\n"
-        f"FLANNEL_MTU={env.mtu}\n"
-        f"FLANNEL_IPMASQ={'true' if env.ip_masq else 'false'}\n"
-    )
+    families = ""
+    for network, subnet in zip(env.networks, env.subnets, strict=True):
+        word = _WORDS[family_of(network)]
+        families += f"{word}_NETWORK={network}\n"
+        families += f"{word}_SUBNET={subnet.network_address + 1}/{subnet.prefixlen}\n"
+    return f"{families}FLANNEL_MTU={env.mtu}\nFLANNEL_IPMASQ={'true' if env.ip_masq else 'false'}\n"
 
 
 def write(path: Path, env: SubnetEnv) -> None:
@@ -100,14 +103,9 @@ def read(path: Path) -> Previous:
         return Previous(warning=f"{path} cannot be read and is ignored: {error}")
     values = dict(assignments(text))
     try:
-        return Previous(_network(values, "FLANNEL_NETWORK"), _network(values, "FLANNEL_SUBNET"))
+        return Previous(_networks(values, "NETWORK"), _networks(values, "SUBNET"))
     except ConfigError as error:
         return Previous(warning=f"{path} is ignored: {error}")
-
-
-def previous_subnet(path: Path) -> IPv4Network | None:
-    """Return the subnet that the file names, masked to its network, or None."""
-    return read(path).subnet
 
 
 def assignments(text: str) -> list[tuple[str, str]]:
@@ -118,13 +116,17 @@ def assignments(text: str) -> list[tuple[str, str]]:
     ]
 
 
-def _network(values: dict[str, str], key: str) -> IPv4Network | None:
+def _networks(values: dict[str, str], name: str) -> tuple[Network, ...]:
+    found = (_network(values, f"{word}_{name}", family) for family, word in _WORDS.items())
+    return tuple(network for network in found if network)
+
+
+def _network(values: dict[str, str], key: str, family: Family) -> Network | None:
     text = values.get(key, "")
     if not text:
         return None
     try:
-        if "/" not in text:
-            raise ValueError  # one address is no network, though Python would take it
-        return IPv4Interface(text).network
+        address, _, length = text.partition("/")
+        return family.network(address, int(length), strict=False)
     except ValueError as error:
         raise ConfigError(key, text, "an address with its prefix length such as 10.1.74.1/24") from error

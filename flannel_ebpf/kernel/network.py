@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
-from ipaddress import IPv4Interface, IPv4Network
 from types import TracebackType
 
 from pyroute2 import IPRoute
 
 from flannel_ebpf.base.errors import DeviceMissing, KernelError
+from flannel_ebpf.base.family import Interface, Network
 from flannel_ebpf.desired.objects import (
     FdbEntry,
     LinkAddress,
@@ -73,7 +73,7 @@ class KernelNetwork:
         seen: Seen,
         scope: Scope,
         *,
-        wanted: AbstractSet[IPv4Network] = frozenset(),
+        wanted: AbstractSet[Network] = frozenset(),
         sysctls: Iterable[str] = (),
     ) -> set[Object]:
         """Return every object of this network's kernel path, and nothing of anybody else's.
@@ -169,6 +169,6 @@ class KernelNetwork:
             case _:
                 raise KernelError(f"{type(obj).__name__} is no object of the kernel path")
 
-    def _address(self, verb: str, ifname: str, address: IPv4Interface) -> None:
+    def _address(self, verb: str, ifname: str, address: Interface) -> None:
         index = links.index_of(self.netlink, ifname)
         self._ip.addr(verb, index=index, address=str(address.ip), prefixlen=address.network.prefixlen)

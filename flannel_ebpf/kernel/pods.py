@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.model import Mac, PodPort
 from flannel_ebpf.kernel.hooks import clsact, tcx
 from flannel_ebpf.kernel.netlink.bulk import read_dynamic
@@ -12,7 +13,7 @@ from flannel_ebpf.kernel.netlink.routes import RTN_UNICAST
 from flannel_ebpf.kernel.seen import Seen
 
 
-def pod_ports(seen: Seen, subnet: IPv4Network) -> list[PodPort]:
+def pod_ports(seen: Seen, subnet: Network) -> list[PodPort]:
     """Return the host side of every pod's veth, in order of ifindex.
 
     These are the veths in a bridge that has an address inside `subnet` (cni0, docker0), and those that a
@@ -29,7 +30,7 @@ def pod_ports(seen: Seen, subnet: IPv4Network) -> list[PodPort]:
     return [PodPort(index, link.name, link.master, index in shaped) for index, link in sorted(ports.items())]
 
 
-def _host_routes(seen: Seen, subnet: IPv4Network) -> set[int]:
+def _host_routes(seen: Seen, subnet: Network) -> set[int]:
     """Return the devices to which routes to single addresses of `subnet` lead."""
     base, mask = int(subnet.network_address), int(subnet.netmask)
     return {

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface
 
+from flannel_ebpf.base import family
 from flannel_ebpf.base.errors import ConfigError
 from flannel_ebpf.base.model import Uplink
 from flannel_ebpf.base.regex import compile_go
@@ -57,7 +58,7 @@ def find_uplink(
     raise ConfigError("uplink", tried, f"one that is there: {reasons}; there is {host.inventory()}")
 
 
-def same_uplink(seen: Seen, ifindex: int, ip: IPv4Address) -> Uplink | None:
+def same_uplink(seen: Seen, ifindex: int, ip: family.Address) -> Uplink | None:
     """Return the uplink as it is now, None when the device or its address `ip` is gone."""
     link = seen.links.get(ifindex)
     for address in seen.addresses if link else ():

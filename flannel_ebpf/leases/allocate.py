@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 from random import Random
 
-from flannel_ebpf.base.config import NetworkConfig
+from flannel_ebpf.base.config import NetworkConfig, Pool
 from flannel_ebpf.base.errors import OutOfSubnets
-from flannel_ebpf.base.model import Lease
+from flannel_ebpf.base.family import Network, in_order
+from flannel_ebpf.base.model import Claim, Lease
 
 CANDIDATES = 100
 """flannel draws from the first hundred free subnets, so that nodes that start together seldom collide."""
@@ -24,69 +24,90 @@ class Reuse:
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """Create a lease for `subnet`, after deleting `stale`: leases of ours that the config rules out."""
+    """Create a lease of `subnets`, one of each family, after deleting `stale`: ours that do not fit."""
 
-    subnet: IPv4Network
+    subnets: tuple[Network, ...]
     stale: tuple[Lease, ...] = ()
 
 
 def choose(
-    config: NetworkConfig,
-    leases: Iterable[Lease],
-    public_ip: IPv4Address,
-    previous_subnet: IPv4Network | None,
-    rng: Random,
+    config: NetworkConfig, leases: Iterable[Lease], node: Claim, previous: Collection[Network], rng: Random
 ) -> Reuse | Try:
-    """Return the lease to take over or the subnet to try.
+    """Return the lease to take over or the subnets to try.
 
-    The public address is the node's identity. Of several leases that carry it, a reservation comes first,
-    then the previous subnet (from subnet.env), then the lowest. Reservations are never stale: they are the
-    administrator's. Raises OutOfSubnets.
+    The node's first public address is its identity. Of several leases that carry it, a reservation comes
+    first, then one with a `previous` subnet (from subnet.env), then the lowest. Reservations are never stale:
+    they are the administrator's. Each family's subnet is chosen by itself. Raises OutOfSubnets.
     """
     leases = tuple(leases)
-    ours = [lease for lease in leases if lease.public_ip == public_ip]
-    usable = [lease for lease in ours if _fits(config, lease)]
+    ours = [lease for lease in leases if lease.held_by(node)]
+    usable = [lease for lease in ours if _fits(config, lease) and not rival(lease, leases)]
     if usable:
-        return Reuse(
-            min(usable, key=lambda it: (it.etcd_lease != 0, it.subnet != previous_subnet, it.subnet))
-        )
+        return Reuse(min(usable, key=lambda it: _preference(it, previous)))
     stale = tuple(lease for lease in ours if lease.etcd_lease != 0)
-    taken = [lease.subnet for lease in leases if lease not in stale]
-    if (
-        previous_subnet is not None
-        and _in_range(config, previous_subnet)
-        and not any(previous_subnet.overlaps(subnet) for subnet in taken)
-    ):
-        return Try(previous_subnet, stale)
-    free = _free_subnets(config, taken)
-    if not free:
-        raise OutOfSubnets(
-            f"no free /{config.subnet_len} between SubnetMin {config.subnet_min} and SubnetMax "
-            f"{config.subnet_max}: {len(leases)} leases hold them all"
-        )
-    return Try(rng.choice(free), stale)
+    held = [subnet for lease in leases if lease not in stale for subnet in lease.subnets]
+    return Try(tuple(_pick(pool, held, previous, rng) for pool in config.pools), stale)
+
+
+def rival(lease: Lease, leases: Iterable[Lease]) -> Lease | None:
+    """Return another node's lease that was there before `lease` and shares addresses with it.
+
+    Etcd only knows whole keys, so two nodes that choose at the same time may create keys that differ in one
+    family and agree in the other. Whoever created the second finds the first when it looks again, and yields.
+    """
+    for other in leases:
+        earlier = other.create_revision < lease.create_revision and not other.held_by(lease.claim)
+        if earlier and shared(lease.subnets, other.subnets):
+            return other
+    return None
+
+
+def shared(some: Iterable[Network], others: Collection[Network]) -> bool:
+    """Say whether two leases' subnets have addresses in common."""
+    return any(_overlap(one, other) for one in some for other in others)
 
 
 def _fits(config: NetworkConfig, lease: Lease) -> bool:
-    return lease.subnet6 is None and _in_range(config, lease.subnet)
+    pairs = zip(config.pools, lease.subnets, strict=False)
+    return len(config.pools) == len(lease.parts) and all(pool.offers(subnet) for pool, subnet in pairs)
 
 
-def _in_range(config: NetworkConfig, subnet: IPv4Network) -> bool:
-    return (
-        subnet.prefixlen == config.subnet_len
-        and config.subnet_min <= subnet.network_address <= config.subnet_max
-    )
+def _preference(lease: Lease, previous: Collection[Network]) -> tuple[bool, bool, list[tuple[int, int, int]]]:
+    kept = any(subnet in previous for subnet in lease.subnets)
+    return lease.etcd_lease != 0, not kept, [in_order(subnet) for subnet in lease.subnets]
 
 
-def _free_subnets(config: NetworkConfig, taken: Iterable[IPv4Network]) -> list[IPv4Network]:
+def _pick(pool: Pool, held: Sequence[Network], previous: Iterable[Network], rng: Random) -> Network:
+    """Return the previous subnet of one family where it is free, else one of the first that are."""
+    taken = [subnet for subnet in held if subnet.version == pool.family]
+    for subnet in previous:
+        if pool.offers(subnet) and not shared([subnet], taken):
+            return subnet
+    free = _free_subnets(pool, taken)
+    if not free:
+        raise OutOfSubnets(
+            f"no free {pool.family} /{pool.subnet_len} between SubnetMin {pool.subnet_min} and SubnetMax "
+            f"{pool.subnet_max}: {len(taken)} leases hold them all"
+        )
+    return rng.choice(free)
+
+
+def _overlap(one: Network, two: Network) -> bool:
+    if one.version != two.version:
+        return False
+    shift = one.max_prefixlen - min(one.prefixlen, two.prefixlen)
+    return int(one.network_address) >> shift == int(two.network_address) >> shift
+
+
+def _free_subnets(pool: Pool, taken: Iterable[Network]) -> list[Network]:
     """Return the first CANDIDATES subnets, from SubnetMin upwards, that overlap none of `taken`."""
-    size = 1 << (32 - config.subnet_len)
-    cursor, last = int(config.subnet_min), int(config.subnet_max)
-    free: list[IPv4Network] = []
+    size = 1 << (pool.family.bits - pool.subnet_len)
+    cursor, last = int(pool.subnet_min), int(pool.subnet_max)
+    free: list[Network] = []
     blocks = sorted((int(subnet.network_address), int(subnet.broadcast_address)) for subnet in taken)
     for first_taken, last_taken in [*blocks, (last + size, last + size)]:
         while cursor + size <= first_taken and cursor <= last and len(free) < CANDIDATES:
-            free.append(IPv4Network((cursor, config.subnet_len)))
+            free.append(pool.family.network(cursor, pool.subnet_len))
             cursor += size
         cursor = max(cursor, (last_taken // size + 1) * size)
     return free

@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 
 from flannel_ebpf.base.errors import EtcdClosed, EtcdError
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.model import Lease, Skipped
 from flannel_ebpf.leases.etcd import Registry, Snapshot
 from flannel_ebpf.leases.lease_keeper import LeaseKeeper
@@ -51,7 +51,7 @@ class Cluster:
         registry: Registry,
         keeper: LeaseKeeper,
         grace: float,
-        programmed: Iterable[IPv4Network],
+        programmed: Iterable[Network],
         on_change: Callable[[], None],
     ) -> None:
         self._registry = registry
@@ -117,7 +117,7 @@ class Cluster:
             Seen(
                 cluster_id=snapshot.cluster_id,
                 revision=snapshot.revision,
-                subnets=frozenset(lease.subnet for lease in snapshot.leases if lease.subnet != own.subnet),
+                subnets=_subnets(snapshot.leases) - set(own.subnets),
                 own_created=next((it.create_revision for it in snapshot.leases if it.key == own.key), 0),
             ),
             time.monotonic(),
@@ -143,13 +143,13 @@ class Cluster:
         """Return the leases that `snapshot` lacks and that count nevertheless."""
         if verdict.may_remove and not verdict.keep:
             return []
-        listed = {lease.subnet for lease in snapshot.leases}
+        listed = _subnets(snapshot.leases)
         moved = {lease.public_ip for lease in snapshot.leases}  # a node that has another subnet now
         return [
             it
             for it in self.view.leases
-            if it.subnet not in listed and it.public_ip not in moved
-            if not verdict.may_remove or it.subnet in verdict.keep
+            if listed.isdisjoint(it.subnets) and it.public_ip not in moved
+            if not verdict.may_remove or not verdict.keep.isdisjoint(it.subnets)
         ]
 
     def _tell(self, doubt: str, skipped: tuple[Skipped, ...]) -> None:
@@ -158,4 +158,8 @@ class Cluster:
         known = set(self.view.skipped)
         for one in skipped:
             if one not in known:
-                log.warning("etcd key %s is no lease and is skipped: %s", one.key, one.why)
+                log.warning("etcd key %s is skipped: %s", one.key, one.why)
+
+
+def _subnets(leases: Iterable[Lease]) -> frozenset[Network]:
+    return frozenset(part.subnet for lease in leases for part in lease.parts)

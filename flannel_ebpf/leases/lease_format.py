@@ -1,33 +1,39 @@
 """Etcd's side of flannel's contract: lease keys and values, byte for byte (pkg/subnet, pkg/lease).
 
-Keys are `<prefix>/subnets/10.1.5.0-24`, with `&fc00::-64` appended in dual-stack clusters; flannel takes any
-path that ends so, here a key beside `subnets/` is none of the cluster's. Values are compact
-JSON in Go's field order. What is read is as tolerant as Go's encoding/json: field names match in any
-case, a repeated field's last value counts, unknown fields are kept aside.
+Keys are `<prefix>/subnets/10.1.5.0-24`, in dual-stack clusters with `&fc00:0:5::-64` behind that, in those
+of IPv6 alone `0.0.0.0-0&fc00:0:5::-64`. flannel takes any path that ends so, here a key beside `subnets/` is
+none of the cluster's. Values are compact JSON in Go's field order. What is read is as tolerant as Go's
+encoding/json: field names match in any case, a repeated field's last value counts, unknown fields are kept
+aside.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Network
 from typing import Any, NoReturn
 
 from flannel_ebpf.base.errors import InvalidLease
-from flannel_ebpf.base.model import Lease, Skipped, in_order
+from flannel_ebpf.base.family import Address, Family, Network, family_of, in_order
+from flannel_ebpf.base.model import Lease, LeasePart, Skipped
 
-MAX_LENGTH = 31
-"""flannel reads the IPv4 length as a 5-bit number."""
-MAX_LENGTH6 = 127
+MAX_LENGTH = {Family.V4: 31, Family.V6: 127}
+"""flannel reads lengths as numbers of 5 and of 7 bits."""
 
 _SUBNET = re.compile(r"/subnets/(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?\Z", re.ASCII)
-_FIELDS = {
-    name.casefold(): name
-    for name in ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data")
-}
+_NO_IPV4 = "0.0.0.0-0"
+"""What stands for the IPv4 subnet where there is none but one of IPv6."""
+
+_PUBLIC_IP = {Family.V4: "PublicIP", Family.V6: "PublicIPv6"}
+_BACKEND_DATA = {Family.V4: "BackendData", Family.V6: "BackendV6Data"}
+_MISSING = {Family.V4: str(Family.V4.unspecified), Family.V6: None}
+"""How flannel writes a public address that is not set."""
+_BACKEND_TYPE = "BackendType"
+_FIELDS = {name.casefold(): name for name in (*_PUBLIC_IP.values(), _BACKEND_TYPE, *_BACKEND_DATA.values())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +63,34 @@ def subnets_prefix(prefix: str) -> str:
     return join(prefix, "subnets")
 
 
-def subnet_key(prefix: str, subnet: IPv4Network) -> str:
-    """Return the lease key of an IPv4 subnet."""
-    return join(prefix, "subnets", f"{subnet.network_address}-{subnet.prefixlen}")
+def subnet_key(prefix: str, subnets: Iterable[Network]) -> str:
+    """Return the key of a lease of these subnets, of which each family has at most one."""
+    written = {family_of(subnet): f"{subnet.network_address}-{subnet.prefixlen}" for subnet in subnets}
+    words = [
+        written.get(Family.V4, _NO_IPV4),
+        *(written[family] for family in written if family is Family.V6),
+    ]
+    return join(prefix, "subnets", "&".join(words))
 
 
 def encode_lease(lease: Lease) -> bytes:
     """Return the value of a lease: what flanneld writes for it, with our unknown fields after that.
 
-    BackendType and BackendData are left out when empty. ASCII only; that is what flanneld's own fields are.
+    BackendType and the data are left out when empty. ASCII only; that is what flanneld's own fields are.
     """
     extra = dict(lease.extra)
-    fields: dict[str, Any] = {"PublicIP": str(lease.public_ip), "PublicIPv6": extra.pop("PublicIPv6", None)}
-    if lease.backend_type:
-        fields["BackendType"] = lease.backend_type
-    if lease.backend_data is not None:
-        fields["BackendData"] = lease.backend_data
-    if "BackendV6Data" in extra:
-        fields["BackendV6Data"] = extra.pop("BackendV6Data")
+    fields: dict[str, Any] = {}
+    for family, name in _PUBLIC_IP.items():
+        part = lease.part(family)
+        known = str(part.public_ip) if part and (int(part.public_ip) or family is Family.V4) else None
+        fields[name] = extra.pop(name, _MISSING[family]) if known is None else known
+    if lease.parts[0].backend_type:
+        fields[_BACKEND_TYPE] = lease.parts[0].backend_type
+    for family, name in _BACKEND_DATA.items():
+        part = lease.part(family)
+        data = part.backend_data if part else extra.pop(name, None)
+        if data is not None:
+            fields[name] = data
     return json.dumps(fields | extra, separators=(",", ":")).encode()
 
 
@@ -84,11 +100,12 @@ def parse_lease(
 ) -> Lease:
     """Return the lease of one key and value.
 
-    A missing PublicIP reads as 0.0.0.0, as in flannel. The IPv6 half of a dual-stack lease ends up in
-    `subnet6` and, undecoded, in `extra`. Cached, because a pass reads every lease and few have changed.
-    Raises InvalidLease.
+    A public address that is missing reads as the unspecified one, as in flannel. A PublicIPv6 that is none
+    spoils that family of the lease alone; for such a PublicIP flannel refuses the lease, and so does this.
+    What the value says of a family that the key does not name is kept, undecoded, in `extra`. Cached, because
+    a pass reads every lease and few have changed. Raises InvalidLease.
     """
-    subnet, subnet6 = _parse_key(key)
+    subnets = _parse_key(key)
     fields: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for name, content in _parse_object(key, value).items():
@@ -97,23 +114,36 @@ def parse_lease(
             extra[name] = content
         else:
             fields[known] = content
-    public_ip = _public_ip(key, fields.get("PublicIP", "0.0.0.0"))  # noqa: S104 - flannel's value of a missing field
-    backend_type = fields.get("BackendType")
-    if not isinstance(backend_type, str | None):
-        raise InvalidLease(f"{key}: BackendType is {backend_type!r}: a string is needed")
-    extra |= {name: fields[name] for name in ("PublicIPv6", "BackendV6Data") if fields.get(name) is not None}
-    return Lease(
-        subnet=subnet,
-        public_ip=public_ip,
-        backend_type=backend_type or "",
-        backend_data=fields.get("BackendData"),
-        extra=extra,
-        etcd_lease=etcd_lease,
-        mod_revision=mod_revision,
-        create_revision=create_revision,
-        key=key,
-        subnet6=subnet6,
+    _check_fields(key, fields)
+    backend_type = fields.pop(_BACKEND_TYPE, None) or ""
+    parts = tuple(_part(subnet, backend_type, fields) for subnet in subnets)
+    extra |= {name: content for name, content in fields.items() if content not in _MISSING.values()}
+    return Lease(parts, extra, etcd_lease, mod_revision, create_revision, key)
+
+
+def _part(subnet: Network, backend_type: str, fields: dict[str, Any]) -> LeasePart:
+    """Take one family's fields out of `fields`."""
+    family = family_of(subnet)
+    name = _PUBLIC_IP[family]
+    told = fields.pop(name, None)
+    address = family.unspecified if told is None else _address(family, told)
+    return LeasePart(
+        subnet,
+        family.unspecified if address is None else address,
+        backend_type,
+        fields.pop(_BACKEND_DATA[family], None),
+        f"{name} is {told!r}: an {family} address is needed" if address is None else "",
     )
+
+
+def _check_fields(key: str, fields: dict[str, Any]) -> None:
+    """Refuse what flannel refuses."""
+    told = fields.get(_PUBLIC_IP[Family.V4], _MISSING[Family.V4])
+    if _address(Family.V4, told) is None:
+        raise InvalidLease(f"{key}: {_PUBLIC_IP[Family.V4]} is {told!r}: an {Family.V4} address is needed")
+    backend_type = fields.get(_BACKEND_TYPE)
+    if not isinstance(backend_type, str | None):
+        raise InvalidLease(f"{key}: {_BACKEND_TYPE} is {backend_type!r}: a string is needed")
 
 
 def parse_item(item: Item) -> Lease:
@@ -124,50 +154,81 @@ def parse_item(item: Item) -> Lease:
 def parse_snapshot(items: Iterable[Item]) -> tuple[tuple[Lease, ...], tuple[Skipped, ...]]:
     """Return the leases among `items`, ordered by subnet, and everything else with the reason.
 
-    Two keys can name one IPv4 subnet (`10.1.5.0-24`, `10.1.5.0-24&fc00::-64`): the one written last counts.
+    Two keys can name one subnet (`10.1.5.0-24&fc00::-64`, `10.1.5.0-24&fc01::-64`), because etcd knows but
+    whole keys. The lease that was there first has it, as its node does not give way; of one node's two, the
+    one written last. The other lease is left with what else it names.
     """
-    leases: dict[IPv4Network, Lease] = {}
+    parsed: list[Lease] = []
     skipped: list[Skipped] = []
-    for item in sorted(items, key=lambda item: item.mod_revision):
+    for item in items:
         try:
-            lease = parse_item(item)
+            parsed.append(parse_item(item))
         except InvalidLease as error:
             skipped.append(Skipped(item.key, str(error)))
-            continue
-        older = leases.get(lease.subnet)
-        if older is not None:
-            skipped.append(Skipped(older.key, f"{older.key}: {lease.key} names the same subnet and is newer"))
-        leases[lease.subnet] = lease
-    return tuple(leases[subnet] for subnet in sorted(leases, key=in_order)), tuple(skipped)
+    holders = _holders(parsed)
+    leases = []
+    for lease in parsed:
+        lost = [subnet for subnet in lease.subnets if holders[subnet] is not lease]
+        for subnet in lost:
+            skipped.append(Skipped(lease.key, f"{subnet} is that of {holders[subnet].key}"))
+        if not lost:
+            leases.append(lease)
+        elif len(lost) < len(lease.parts):
+            leases.append(replace(lease, parts=tuple(it for it in lease.parts if it.subnet not in lost)))
+    return tuple(sorted(leases, key=lambda lease: in_order(lease.parts[0].subnet))), tuple(skipped)
 
 
-def merge(leases: Iterable[Lease], items: Iterable[Item]) -> tuple[Lease, ...] | None:
+def _holders(leases: Iterable[Lease]) -> dict[Network, Lease]:
+    holders: dict[Network, Lease] = {}
+    for lease in sorted(leases, key=lambda lease: lease.create_revision):
+        for subnet in lease.subnets:
+            first = holders.setdefault(subnet, lease)
+            if first.held_by(lease.claim) and first.mod_revision < lease.mod_revision:
+                holders[subnet] = lease
+    return holders
+
+
+def merge(
+    leases: Iterable[Lease], skipped: Iterable[Skipped], items: Iterable[Item]
+) -> tuple[Lease, ...] | None:
     """Return `leases` with `items` written since, None when that takes all items: see parse_snapshot.
 
-    So it is when one of `items` is no lease, or names a subnet that stands under another key as well.
+    So it is when one of `items` is no lease, or a subnet stands under more than one key.
     """
     merged = {lease.key: lease for lease in leases}
     try:
         merged |= {item.key: parse_item(item) for item in items}
     except InvalidLease:
         return None
-    distinct = {lease.subnet for lease in merged.values()}
-    return tuple(merged.values()) if len(distinct) == len(merged) else None
+    subnets = [part.subnet for lease in merged.values() for part in lease.parts]
+    for one in skipped:
+        with suppress(InvalidLease):
+            subnets += _parse_key(one.key)
+    return tuple(merged.values()) if len(set(subnets)) == len(subnets) else None
 
 
-def _parse_key(key: str) -> tuple[IPv4Network, IPv6Network | None]:
+def _parse_key(key: str) -> tuple[Network, ...]:
     match = _SUBNET.search(key)
     if match is None:
         raise InvalidLease(f"{key}: not a lease key: it should end in a subnet such as /10.1.5.0-24")
-    address, length, address6, length6 = match.groups()
     try:
-        subnet = IPv4Network((address, int(length)))
-        subnet6 = IPv6Network((address6, int(length6)), strict=False) if address6 else None
+        return tuple(_subnets(match))
     except ValueError as error:
         raise InvalidLease(f"{key}: {error}") from None
-    if subnet.prefixlen > MAX_LENGTH or (subnet6 is not None and subnet6.prefixlen > MAX_LENGTH6):
-        raise InvalidLease(f"{key}: the subnet is a single address")
-    return subnet, subnet6
+
+
+def _subnets(match: re.Match[str]) -> Iterator[Network]:
+    address, length, address6, length6 = match.groups()
+    if address6 is None or f"{address}-{length}" != _NO_IPV4:
+        yield _subnet(Family.V4.network(address, int(length)))
+    if address6 is not None:
+        yield _subnet(Family.V6.network(address6, int(length6), strict=False))
+
+
+def _subnet(network: Network) -> Network:
+    if network.prefixlen > MAX_LENGTH[family_of(network)]:
+        raise ValueError("the subnet is a single address")
+    return network
 
 
 def _parse_object(key: str, value: bytes) -> Mapping[str, Any]:
@@ -184,10 +245,8 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _public_ip(key: str, text: object) -> IPv4Address:
+def _address(family: Family, told: object) -> Address | None:
     try:
-        if isinstance(text, str):
-            return IPv4Address(text)
-    except AddressValueError:
-        pass
-    raise InvalidLease(f"{key}: PublicIP is {text!r}: an IPv4 address is needed")
+        return family.address(told) if isinstance(told, str) and "%" not in told else None
+    except ValueError:
+        return None

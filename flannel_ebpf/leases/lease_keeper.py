@@ -11,11 +11,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
 from random import SystemRandom
-from typing import Any
 
 from flannel_ebpf.base.config import NetworkConfig
 from flannel_ebpf.base.errors import (
@@ -27,8 +26,9 @@ from flannel_ebpf.base.errors import (
     LeaseError,
     LeaseLost,
 )
-from flannel_ebpf.base.model import Lease
-from flannel_ebpf.leases.allocate import Reuse, Try, choose
+from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.model import Claim, Lease, named
+from flannel_ebpf.leases.allocate import Reuse, Try, choose, rival
 from flannel_ebpf.leases.etcd.registry import Registry, Snapshot
 from flannel_ebpf.leases.lease_format import Item, parse_item
 
@@ -79,6 +79,8 @@ class LeaseKeeper:
         self._contests: deque[float] = deque(maxlen=CONTESTS)
         self._settled_at = 0.0
         self._unanswered = False
+        self._vetted = 0
+        self._rival: Lease | None = None
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
@@ -91,45 +93,37 @@ class LeaseKeeper:
             raise LeaseError("no lease has been acquired yet")
         return self._lease
 
-    def acquire(
-        self,
-        config: NetworkConfig,
-        public_ip: IPv4Address,
-        backend_type: str,
-        backend_data: Any,
-        previous_subnet: IPv4Network | None,
-    ) -> Lease:
+    def acquire(self, config: NetworkConfig, claim: Claim, previous: Collection[Network]) -> Lease:
         """Take a lease by flannel's rules and return it; `reused` then says if it was ours before.
 
-        `backend_data` is decoded JSON, or None where the backend has none.
-        Raises OutOfSubnets, LeaseConflict when ten subnets in a row were taken by others at the same
-        moment, EtcdUnavailable, EtcdRefused.
+        `previous` are the subnets that this node last had. Raises OutOfSubnets, LeaseConflict when ten
+        choices in a row were taken by others at the same moment, EtcdUnavailable, EtcdRefused.
         """
         for _ in range(TRIES):
-            leases = self._registry.snapshot().leases
-            choice = choose(config, leases, public_ip, previous_subnet, self._rng)
+            snapshot = self._registry.snapshot()
+            choice = choose(config, snapshot.leases, claim, previous, self._rng)
             try:
-                lease = self._take(choice, public_ip, backend_type, backend_data)
+                lease = self._take(choice, claim, snapshot)
             except LeaseConflict as error:
                 log.info("%s; choosing again", error)
-                if isinstance(choice, Try) and choice.subnet == previous_subnet:
-                    previous_subnet = None
+                if isinstance(choice, Try):
+                    previous = [subnet for subnet in previous if subnet not in choice.subnets]
                 continue
             self.reused = isinstance(choice, Reuse)
             self._settled_at = _now() + NEWCOMER if self.reused else 0.0
             self._wrote(lease)
             return lease
-        raise LeaseConflict(f"{TRIES} subnets in a row were taken by other nodes while we asked for them")
+        raise LeaseConflict(f"{TRIES} choices in a row were taken by other nodes while we asked for them")
 
     def start(self) -> None:
         """Start keeping the lease."""
         self._thread.start()
 
-    def update(self, public_ip: IPv4Address, backend_data: Any) -> None:
-        """Publish another address or other backend data under the same key, as soon as etcd answers."""
-        if public_ip != self.lease.public_ip:
+    def update(self, claim: Claim) -> None:
+        """Publish other addresses or other backend data under the same key, as soon as etcd answers."""
+        if claim.public_ip != self.lease.public_ip:
             self._registry.reconnect()
-        self._wanted = replace(self.lease, public_ip=public_ip, backend_data=backend_data)
+        self._wanted = self.lease.with_claim(claim)
         self._wake.set()
 
     def observe(self, snapshot: Snapshot) -> None:
@@ -138,8 +132,16 @@ class LeaseKeeper:
         A write that failed is tried again too: a snapshot means that etcd answers.
         """
         mine = self.lease
+        if (
+            self._vetted < mine.create_revision <= snapshot.revision
+        ):  # we made it, and nobody has compared it yet
+            self._vetted, self._rival = mine.create_revision, rival(mine, snapshot.leases)
         failed = self._look_at < self._renew_at
-        if failed or not any(it.mod_revision == mine.mod_revision and it == mine for it in snapshot.leases):
+        if (
+            self._rival
+            or failed
+            or not any(it.mod_revision == mine.mod_revision and it == mine for it in snapshot.leases)
+        ):
             self._wake.set()
 
     def stop(self) -> None:
@@ -155,20 +157,18 @@ class LeaseKeeper:
         if self.lease.etcd_lease:
             self._registry.delete(self.lease)
 
-    def _take(
-        self, choice: Reuse | Try, public_ip: IPv4Address, backend_type: str, backend_data: Any
-    ) -> Lease:
+    def _take(self, choice: Reuse | Try, claim: Claim, before: Snapshot) -> Lease:
         if isinstance(choice, Reuse):
-            ours = replace(
-                choice.lease, public_ip=public_ip, backend_type=backend_type, backend_data=backend_data
-            )
+            ours = choice.lease.with_claim(claim)
             if ours == choice.lease and not ours.etcd_lease:
                 return ours
             return self._registry.rewrite(ours, self._ttl if ours.etcd_lease else 0)
         for lease in choice.stale:
             log.info("deleting our old lease %s, which the network config no longer allows", lease.key)
             self._registry.delete(lease)
-        return self._registry.create(Lease(choice.subnet, public_ip, backend_type, backend_data), self._ttl)
+        made = self._registry.create_alone(Lease.of(choice.subnets, claim), self._ttl, before)
+        self._vetted = made.create_revision
+        return made
 
     def _run(self) -> None:
         while True:
@@ -198,6 +198,8 @@ class LeaseKeeper:
     def _keep(self) -> None:
         """Make our key what it should be; raises LeaseLost, LeaseConflict, EtcdUnavailable, EtcdRefused."""
         mine = self.lease
+        if self._rival:
+            self._give_way(self._rival)
         wanted = replace(self._wanted or mine, extra=mine.extra, etcd_lease=mine.etcd_lease)
         item = self._registry.read(mine.key)
         if item is None:
@@ -216,30 +218,38 @@ class LeaseKeeper:
             return
         self._wrote(self._registry.rewrite(wanted, 0 if permanent else self._ttl))
 
+    def _give_way(self, first: Lease) -> None:
+        """Take our lease back: while its key was away, a subnet in it went to another node."""
+        with suppress(LeaseConflict):
+            self._registry.delete(self.lease)
+        shared = f"subnet {named(self.lease.subnets)} ({self.lease.key}) is shared with {first.key}"
+        raise LeaseLost(f"{shared}, the key of {first.public_ip}, which was there before ours came back")
+
     def _check_owner(self, held: Lease, wanted: Lease) -> None:
         """Raise LeaseLost when the key is another node's, by its address or by its stubbornness."""
         mine = self.lease
-        if held.public_ip not in (mine.public_ip, wanted.public_ip):
+        if not (held.held_by(mine.claim) or held.held_by(wanted.claim)):
             raise LeaseLost(
-                f"subnet {mine.subnet} belongs to the node with public IP {held.public_ip} now "
+                f"subnet {named(mine.subnets)} belongs to the node with public IP {held.public_ip} now "
                 f"({mine.key}); ours was {mine.public_ip}"
             )
         if held.mod_revision == mine.mod_revision:
             return
-        if _published(held) in (_published(mine), _published(wanted)):
+        if held.claim in (mine.claim, wanted.claim):
             by_operator = 0 in (held.etcd_lease, mine.etcd_lease)  # reserve and unreserve
             if held.etcd_lease == mine.etcd_lease or by_operator or self._unanswered:
                 return
         self._contests.append(_now())
         limit, window = CONTESTS, CONTEST_WINDOW
+        data = held.claim.endpoints[0].backend_data
         if _now() < self._settled_at:
             limit, window = CONTESTS_OF_NEWCOMER, NEWCOMER
         if len(self._contests) >= limit and _now() - self._contests[-limit] < window:
             raise LeaseLost(
-                f"another node keeps writing {mine.key} with our public IP {held.public_ip} and backend data "
-                f"{held.backend_data!r}; every node needs a --public-ip of its own"
+                f"another node keeps writing {mine.key} with our public IP {held.public_ip} and backend "
+                f"data {data!r}; every node needs a --public-ip of its own"
             )
-        log.warning("%s was written by another, backend data %r; writing ours", mine.key, held.backend_data)
+        log.warning("%s was written by another, backend data %r; writing ours", mine.key, data)
 
     def _wrote(self, lease: Lease, *, renewed: bool = True) -> None:
         """Remember `lease` as what etcd holds; `renewed`: its TTL has just begun."""
@@ -262,7 +272,3 @@ def _parse(item: Item) -> Lease | None:
     except InvalidLease as error:
         log.warning("our own lease was overwritten, writing ours again: %s", error)
         return None
-
-
-def _published(lease: Lease) -> tuple[IPv4Address, str, Any]:
-    return (lease.public_ip, lease.backend_type, lease.backend_data)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network
+
+from flannel_ebpf.base.family import Network
 
 LINGER = 1.0
 """Seconds for which a lease that vanished still counts: a living node writes it again at once."""
@@ -26,7 +27,7 @@ class Seen:
 
     cluster_id: int
     revision: int
-    subnets: frozenset[IPv4Network]
+    subnets: frozenset[Network]
     own_created: int
 
 
@@ -40,7 +41,7 @@ class Verdict:
     may_remove: bool
     why: str = ""
     wait: float = 0.0
-    keep: frozenset[IPv4Network] = frozenset()
+    keep: frozenset[Network] = frozenset()
 
 
 class SnapshotGuard:
@@ -52,13 +53,13 @@ class SnapshotGuard:
     """
 
     def __init__(
-        self, grace: float, programmed: Iterable[IPv4Network], own_created: int, *, continuous: bool
+        self, grace: float, programmed: Iterable[Network], own_created: int, *, continuous: bool
     ) -> None:
         self._grace = grace
         self._believed = Seen(0, 0, frozenset(programmed), own_created)
         self._doubt = "" if continuous else "etcd had no lease of ours when this daemon started"
         self._since: float | None = None
-        self._gone: dict[IPv4Network, float] = {}
+        self._gone: dict[Network, float] = {}
 
     def judge(self, seen: Seen, now: float) -> Verdict:
         """Return what to do about peers missing from `seen`; `now` is a monotonic clock in seconds.

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 
 from flannel_ebpf.base.errors import ConfigError
+from flannel_ebpf.base.family import Address, Network, in_order
 
 _REMEMBERED = 65536
 """Answers kept per direction. A scan over more addresses than this costs time, never memory."""
 
 
-def encode(peers: Mapping[IPv4Network, IPv4Address]) -> str:
+def encode(peers: Mapping[Network, Address]) -> str:
     """Return the text of a peers file: one JSON object, subnet -> public address, sorted."""
-    return json.dumps({str(net): str(peers[net]) for net in sorted(peers)}, indent=0)
+    return json.dumps({str(net): str(peers[net]) for net in sorted(peers, key=in_order)}, indent=0)
 
 
 def decode(text: str, source: str) -> dict[IPv4Network, IPv4Address]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from flannel_ebpf.base.errors import ConfigError, KernelError, edge
+from flannel_ebpf.base.family import Address, Network
 from flannel_ebpf.kernel.netlink import tun
 from flannel_ebpf.relay import counters
 from flannel_ebpf.relay.peers import decode, encode
@@ -90,7 +91,7 @@ class Relay:
             os.close(lock)
         return done
 
-    def peers(self) -> dict[IPv4Network, IPv4Address]:
+    def peers(self) -> dict[Network, Address]:
         """Return the relay's table as its file has it, empty when the file is missing or broken."""
         path = self._path("peers.json")
         try:
@@ -99,9 +100,9 @@ class Relay:
                 self._told = now, decode(path.read_text(), str(path))
         except (OSError, UnicodeDecodeError, ConfigError):
             return {}
-        return dict(self._told[1])
+        return dict(self._told[1].items())
 
-    def update_peers(self, peers: Mapping[IPv4Network, IPv4Address]) -> bool:
+    def update_peers(self, peers: Mapping[Network, Address]) -> bool:
         """Make `peers` (remote subnet -> public address) the relay's table; False when it already was."""
         if peers and peers == self.peers():
             return False

@@ -138,6 +138,12 @@ def test_a_flag_wins_over_its_variable_and_an_empty_variable_is_none(
 
 def test_an_empty_public_ip_is_none(daemon: Daemon) -> None:
     assert daemon.options("--public-ip=").public_ip is None
+    assert daemon.options("--public-ipv6=").public_ipv6 is None
+
+
+def test_public_addresses_are_of_their_family(daemon: Daemon) -> None:
+    options = daemon.options("--public-ip=192.0.2.1", "--public-ipv6=2001:DB8::1")
+    assert (str(options.public_ip), str(options.public_ipv6)) == ("192.0.2.1", "2001:db8::1")
 
 
 def test_repeatable_flags_keep_their_order(daemon: Daemon) -> None:
@@ -186,7 +192,7 @@ def test_no_verbosity_lets_libraries_chatter(
     [
         ["-kube-subnet-mgr=false", "-kube-api-url=https://192.0.2.1:6443", "-kubeconfig-file=/etc/k"],
         ["-kube-annotation-prefix=flannel.example.org", "-net-config-path=/etc/kube-flannel/net-conf.json"],
-        ["--set-node-network-unavailable", "--public-ipv6=2001:db8::1"],
+        ["--set-node-network-unavailable"],
         ["-vmodule=a=1,b=2", "-log_backtrace_at=gopher.go:234"],
         ["-iface-regex=(", "-iface="],
     ],
@@ -235,6 +241,7 @@ def test_a_variable_that_is_no_flags_is_said(
         (["--healthz-port=65536"], ["--healthz-port", "65536"]),
         (["--public-ip=eth0"], ["--public-ip", "'eth0'", "192.0.2.1"]),
         (["--public-ip=2001:db8::1"], ["--public-ip", "2001:db8::1"]),
+        (["--public-ipv6=192.0.2.1"], ["--public-ipv6", "192.0.2.1"]),
         (["--etcd-endpoints=ftp://a:1"], ["--etcd-endpoints", "ftp://a:1", "https://"]),
         (["--etcd-endpoints=http://a:b"], ["--etcd-endpoints", "http://a:b"]),
         (["--etcd-endpoints=,"], ["--etcd-endpoints", "at least one"]),

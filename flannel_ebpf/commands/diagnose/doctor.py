@@ -5,12 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from ipaddress import IPv4Network
 from typing import Any
 
 import click
 from rich.text import Text
 
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.diagnose import checks_firewall, checks_host, checks_overlay
 from flannel_ebpf.commands.diagnose.console import (
@@ -35,7 +35,7 @@ _WIDTH = 80
 @node_flags
 @network_flag
 @json_flag
-def doctor(only: IPv4Network | None, as_json: bool, **values: Any) -> int:
+def doctor(only: Network | None, as_json: bool, **values: Any) -> int:
     """Check this host: kernel, rights, daemon, etcd, devices, MTUs, firewall rules, Docker, counters.
 
     Works without the daemon too. Status 0: no problem; 1: at least one; 3: none, but no daemon runs.
@@ -59,7 +59,7 @@ def examine(facts: Facts) -> dict[str, list[Finding]]:
     return {name: list(check(facts)) for name, check in CHECKS.items()}
 
 
-def _networks(options: Options, only: IPv4Network | None) -> Sequence[Here | None]:
+def _networks(options: Options, only: Network | None) -> Sequence[Here | None]:
     try:
         return networks(options, only)
     except NothingHereError:

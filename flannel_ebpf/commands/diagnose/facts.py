@@ -195,7 +195,7 @@ def _etcd(options: Options, here: Here | None) -> Etcd:
     finally:
         client.close()
     subnet = here.report.get("subnet") if here else None
-    own = next((one for one in leases if str(one.subnet) == subnet), None)
+    own = next((part for one in leases for part in one.parts if str(part.subnet) == subnet), None)
     lease = {"public_ip": str(own.public_ip), "data": own.backend_data} if own else {}
     return Etcd(asked=True, seconds=time.monotonic() - begun, lease=lease)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import click
 
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.diagnose.console import NothingHereError
 from flannel_ebpf.commands.values import Subnet
@@ -27,13 +27,13 @@ network_flag: Callable[[Any], Any] = click.option(
 class Here:
     """One network on this node: the daemon's `report`, empty without one; `maps`, None without pins."""
 
-    network: IPv4Network
+    network: Network
     report: dict[str, Any] = field(default_factory=dict)
     pid: int = 0
     maps: Path | None = None
 
 
-def networks(options: Options, only: IPv4Network | None = None) -> list[Here]:
+def networks(options: Options, only: Network | None = None) -> list[Here]:
     """Return this node's networks, those of `only` if it is given; raises NothingHereError without any."""
     there = known(options)
     found = [_here(options, network, told) for network, told in there.items() if only in (None, network)]
@@ -45,7 +45,7 @@ def networks(options: Options, only: IPv4Network | None = None) -> list[Here]:
     raise NothingHereError(f"no daemon has run here: nothing is in {places}")
 
 
-def _here(options: Options, network: IPv4Network, told: report.Content | None) -> Here:
+def _here(options: Options, network: Network, told: report.Content | None) -> Here:
     return Here(
         network,
         told or {},
@@ -54,7 +54,7 @@ def _here(options: Options, network: IPv4Network, told: report.Content | None) -
     )
 
 
-def newest_maps(network: IPv4Network, root: Path) -> Path | None:
+def newest_maps(network: Network, root: Path) -> Path | None:
     """Return the folder of the maps that programs use now."""
     folders = [one.path for one in pins.Pins.of(network, root).generations() if one.kind == "maps"]
     return max(folders, key=lambda folder: folder.stat().st_mtime_ns, default=None)

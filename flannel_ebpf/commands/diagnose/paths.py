@@ -58,7 +58,7 @@ def this_node(here: Here) -> Node:
     report = here.report
     subnet = IPv4Network(report["subnet"])
     found = Node(
-        here.network,
+        IPv4Network(report["network"]),
         report["backend"],
         report["uplink"],
         IPv4Address(report["public_ip"]),

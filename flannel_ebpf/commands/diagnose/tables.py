@@ -182,14 +182,16 @@ def leases(as_json: bool, **values: Any) -> None:
         own = _own_addresses(netlink)
         rows = [
             {
-                "subnet": str(lease.subnet),
-                "public_ip": str(lease.public_ip),
-                "backend": lease.backend_type or "udp",
-                "expires_in": registry.seconds_left(lease),
+                "subnet": str(part.subnet),
+                "public_ip": str(part.public_ip),
+                "backend": part.backend_type or "udp",
+                "expires_in": seconds,
                 "own": lease.public_ip in own,
-                "data": lease.backend_data,
+                "data": part.backend_data,
             }
             for lease in snapshot.leases
+            for seconds in [registry.seconds_left(lease)]
+            for part in lease.parts
         ]
     skipped = [{"key": one.key, "why": one.why} for one in snapshot.skipped]
     if as_json:

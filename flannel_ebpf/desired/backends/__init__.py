@@ -8,40 +8,56 @@ peers, and which kernel objects carry packets to them. The kernel path it descri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_network
 from typing import Any, Protocol
 
 from flannel_ebpf.base.config import NetworkConfig
-from flannel_ebpf.base.model import Lease, Mac, PathFacts, Skipped, Uplink
+from flannel_ebpf.base.family import Address, Family
+from flannel_ebpf.base.model import Lease, LeasePart, Mac, PathFacts, Skipped, Uplink
 from flannel_ebpf.desired.backends import hostgw, udp, vxlan
-from flannel_ebpf.desired.backends.peer import Node, Peer
+from flannel_ebpf.desired.backends.peer import Node, Peer, Stack
 from flannel_ebpf.desired.objects import Object
 
-__all__ = ["Backend", "Node", "Paths", "Peer", "backend_of", "part"]
+__all__ = ["Backend", "Node", "Paths", "Peer", "Stack", "backend_of", "mtu", "objects", "peers", "usable"]
 
-Paths = Mapping[IPv4Address, PathFacts]
+Paths = Mapping[Address, PathFacts]
 
-_BROADCAST = 0xFFFFFFFF
-_LOOPBACK, _MULTICAST = 127, 0xE
-"""First octet of 127.0.0.0/8, first four bits of 224.0.0.0/4."""
+_NOBODY = {
+    Family.V4: tuple(map(ip_network, ("0.0.0.0/32", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32"))),
+    Family.V6: tuple(map(ip_network, ("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8"))),
+}
+"""Addresses of no node that another one could reach: unspecified, loopback, multicast, broadcast, mapped IPv4
+and, as its lease does not say on which link, link-local IPv6."""
+
+_NO_NODE = {
+    family: tuple(
+        (family.bits - net.prefixlen, int(net.network_address) >> (family.bits - net.prefixlen))
+        for net in nets
+    )
+    for family, nets in _NOBODY.items()
+}
+"""The same as numbers of bits to leave out and what the rest then is: ipaddress takes ten times as long, and
+there are thousands of leases."""
 
 
 class Backend(Protocol):
-    """The shape shared by the modules `vxlan`, `hostgw` and `udp`."""
+    """The shape shared by the modules `vxlan`, `hostgw` and `udp`; each function is about one family."""
 
-    def overlay_name(self, config: NetworkConfig) -> str:
-        """Return the name of the overlay device, "" when the backend has none."""
+    def overlay_name(self, config: NetworkConfig, family: Family) -> str:
+        """Return the name of the overlay device, "" when the backend has none for that family."""
 
     def mtu(self, config: NetworkConfig, uplink: Uplink) -> int:
-        """Return the MTU that pods get (FLANNEL_MTU)."""
+        """Return the MTU that pods get for the family of the uplink's address."""
 
     def lease_data(self, config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
-        """Return BackendType and BackendData of our own lease."""
+        """Return BackendType and BackendData (of IPv6: BackendV6Data) of our own lease."""
 
-    def peers(self, node: Node, leases: Sequence[Lease], paths: Paths) -> tuple[list[Peer], list[Skipped]]:
+    def peers(
+        self, stack: Stack, parts: Sequence[LeasePart], paths: Paths
+    ) -> tuple[list[Peer], list[Skipped]]:
         """Return the leases we can send to, and those we cannot with the reason."""
 
-    def objects(self, node: Node, peers: Sequence[Peer]) -> list[Object]:
+    def objects(self, stack: Stack, peers: Sequence[Peer]) -> list[Object]:
         """Return every kernel object of the kernel path."""
 
 
@@ -53,19 +69,58 @@ def backend_of(config: NetworkConfig) -> Backend:
     return _BACKENDS[config.backend_type]
 
 
-def part(network: IPv4Network, leases: Sequence[Lease]) -> tuple[list[Lease], list[Skipped]]:
-    """Part the leases from those that no backend could follow, with the reason."""
-    usable: list[Lease] = []
+def mtu(node: Node) -> int:
+    """Return the MTU that pods get (FLANNEL_MTU): one number, so the smallest of all families'."""
+    return min(backend_of(node.config).mtu(node.config, stack.uplink) for stack in node.stacks)
+
+
+def usable(node: Node, leases: Sequence[Lease]) -> tuple[list[LeasePart], list[Skipped]]:
+    """Part what leases say of this network's families from what no backend could follow, with the reason.
+
+    A family that a lease lacks, or that cannot be followed, leaves its other one alone.
+    """
+    found: list[LeasePart] = []
     skipped: list[Skipped] = []
-    # In integers: the questions that ipaddress answers take ten times as long, and there are thousands.
-    base, mask, length = int(network.network_address), int(network.netmask), network.prefixlen
-    for lease in leases:
-        subnet, ip = lease.subnet, int(lease.public_ip)
-        if subnet.prefixlen < length or int(subnet.network_address) & mask != base:
-            # left from before the network's config was changed
-            skipped.append(Skipped(str(subnet), f"outside the network {network}"))
-        elif ip in {0, _BROADCAST} or ip >> 24 == _LOOPBACK or ip >> 28 == _MULTICAST:
-            skipped.append(Skipped(str(subnet), f"PublicIP {lease.public_ip} is the address of no node"))
-        else:
-            usable.append(lease)
-    return usable, skipped
+    for stack in node.stacks:
+        network, no_node = stack.network, _NO_NODE[stack.family]
+        base, mask, length = int(network.network_address), int(network.netmask), network.prefixlen
+        for lease in leases:
+            part = lease.part(stack.family)
+            if part is None:
+                skipped.append(Skipped(str(lease.subnets[0]), f"has no {stack.family} subnet"))
+                continue
+            subnet, ip = part.subnet, int(part.public_ip)
+            why = part.flaw
+            if subnet.prefixlen < length or int(subnet.network_address) & mask != base:
+                why = f"outside the network {network}"  # left from before the network's config was changed
+            elif not why and any(ip >> shift == value for shift, value in no_node):
+                why = f"public address {part.public_ip} is the address of no node"
+            if why:
+                skipped.append(Skipped(str(subnet), why))
+            else:
+                found.append(part)
+    return found, skipped
+
+
+def peers(node: Node, parts: Sequence[LeasePart], paths: Paths) -> tuple[list[Peer], list[Skipped]]:
+    """Return the peers of every family, and the parts of leases that are none with the reason."""
+    backend = backend_of(node.config)
+    found: list[Peer] = []
+    skipped: list[Skipped] = []
+    for stack in node.stacks:
+        reached, unusable = backend.peers(
+            stack, [it for it in parts if it.subnet.version == stack.family], paths
+        )
+        found += reached
+        skipped += unusable
+    return found, skipped
+
+
+def objects(node: Node, peers: Sequence[Peer]) -> list[Object]:
+    """Return every kernel object of the kernel path of every family."""
+    backend = backend_of(node.config)
+    return [
+        obj
+        for stack in node.stacks
+        for obj in backend.objects(stack, [peer for peer in peers if peer.subnet.version == stack.family])
+    ]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address
 from typing import Any
 
 from flannel_ebpf.base.config import NetworkConfig
-from flannel_ebpf.base.model import Lease, Mac, PathFacts, Skipped, Uplink
+from flannel_ebpf.base.family import Address, Family
+from flannel_ebpf.base.model import LeasePart, Mac, PathFacts, Skipped, Uplink
 from flannel_ebpf.contract.abi import Mode
-from flannel_ebpf.desired.backends.peer import Node, Peer, path_to, remote
+from flannel_ebpf.desired.backends.peer import Peer, Stack, path_to, remote
 from flannel_ebpf.desired.objects import Object, Route
 
 BACKEND_TYPE = "host-gw"
 
 
-def overlay_name(config: NetworkConfig) -> str:
+def overlay_name(config: NetworkConfig, family: Family) -> str:
     """Return "": packets leave by the uplink as they are."""
     return ""
 
@@ -31,7 +31,7 @@ def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
 
 
 def peers(
-    node: Node, leases: Sequence[Lease], paths: Mapping[IPv4Address, PathFacts]
+    stack: Stack, parts: Sequence[LeasePart], paths: Mapping[Address, PathFacts]
 ) -> tuple[list[Peer], list[Skipped]]:
     """Return the host-gw leases of other nodes.
 
@@ -40,15 +40,15 @@ def peers(
     """
     found: list[Peer] = []
     skipped: list[Skipped] = []
-    for lease in remote(node, leases):
-        if lease.backend_type != BACKEND_TYPE:
-            skipped.append(Skipped(str(lease.subnet), f"BackendType {lease.backend_type!r} is not host-gw"))
+    for part in remote(stack, parts):
+        if part.backend_type != BACKEND_TYPE:
+            skipped.append(Skipped(str(part.subnet), f"BackendType {part.backend_type!r} is not host-gw"))
             continue
-        path = path_to(node, lease, paths)
-        found.append(Peer(lease.subnet, lease.public_ip, Mode.DIRECT, path.mtu, path.on_link))
+        path = path_to(stack, part, paths)
+        found.append(Peer(part.subnet, part.public_ip, Mode.DIRECT, path.mtu, path.on_link))
     return found, skipped
 
 
-def objects(node: Node, peers: Sequence[Peer]) -> list[Object]:
+def objects(stack: Stack, peers: Sequence[Peer]) -> list[Object]:
     """Return one route per peer: `subnet via PublicIP dev uplink`."""
-    return [Route(peer.subnet, peer.public_ip, node.uplink.name) for peer in peers]
+    return [Route(peer.subnet, peer.public_ip, stack.uplink.name) for peer in peers]

@@ -4,34 +4,80 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 
-from flannel_ebpf.base.config import NetworkConfig
-from flannel_ebpf.base.model import Lease, Mac, PathFacts, Uplink, in_order
+from flannel_ebpf.base.config import NetworkConfig, Pool
+from flannel_ebpf.base.family import Address, Family, Network, in_order
+from flannel_ebpf.base.model import LeasePart, Mac, PathFacts, Uplink
 from flannel_ebpf.contract.abi import Mode
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """This node in one network. `vtep_mac` is our device's address, None without a vxlan device."""
+class Stack:
+    """This node in one family of one network.
+
+    A node of a dual-stack network has two, which share the interface and know nothing of each other: whatever
+    is done for a family is done once for each. `vtep_mac` is our device's address, None where there is none.
+    """
 
     config: NetworkConfig
+    pool: Pool
     uplink: Uplink
-    public_ip: IPv4Address
-    subnet: IPv4Network
+    public_ip: Address
+    subnet: Network
     vtep_mac: Mac | None = None
+
+    @property
+    def family(self) -> Family:
+        """Which family it is."""
+        return self.pool.family
+
+    @property
+    def network(self) -> Network:
+        """The network of this family, of which `subnet` is a part."""
+        return self.pool.network
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """This node in one network: a stack for each of its families, IPv4 first."""
+
+    stacks: tuple[Stack, ...]
+
+    @property
+    def config(self) -> NetworkConfig:
+        """The network's config."""
+        return self.stacks[0].config
+
+    @property
+    def uplink(self) -> Uplink:
+        """The interface that all stacks share, with the first one's address."""
+        return self.stacks[0].uplink
+
+    @property
+    def subnet(self) -> Network:
+        """The subnet of the first family."""
+        return self.stacks[0].subnet
+
+    @property
+    def subnets(self) -> tuple[Network, ...]:
+        """The subnet of each family."""
+        return tuple(stack.subnet for stack in self.stacks)
+
+    def stack(self, family: Family) -> Stack | None:
+        """Return the stack of one family, None when the network has none."""
+        return next((stack for stack in self.stacks if stack.family == family), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
     """A remote subnet and the way there.
 
-    `mtu` is the largest outer IPv4 packet towards `public_ip`; `on_link` is true when that is a neighbour
-    on the uplink, so that no router lies between. `bpf`: programs take the udp format there, says its lease.
+    `mtu` is the largest outer packet towards `public_ip`; `on_link` is true when that is a neighbour on the
+    uplink, so that no router lies between. `bpf`: programs take the udp format there, says its lease.
     """
 
-    subnet: IPv4Network
-    public_ip: IPv4Address
+    subnet: Network
+    public_ip: Address
     mode: Mode
     mtu: int
     on_link: bool
@@ -39,16 +85,16 @@ class Peer:
     bpf: bool = False
 
 
-def path_to(node: Node, lease: Lease, paths: Mapping[IPv4Address, PathFacts]) -> PathFacts:
+def path_to(stack: Stack, part: LeasePart, paths: Mapping[Address, PathFacts]) -> PathFacts:
     """Return what routing says of the way to a peer; when it says nothing, the uplink's MTU and a router."""
-    return paths.get(lease.public_ip) or PathFacts(mtu=node.uplink.mtu, on_link=False)
+    return paths.get(part.public_ip) or PathFacts(mtu=stack.uplink.mtu, on_link=False)
 
 
-def remote(node: Node, leases: Iterable[Lease]) -> list[Lease]:
-    """Return the leases of other nodes, sorted, so that of two that claim one MAC the same always wins.
+def remote(stack: Stack, parts: Iterable[LeasePart]) -> list[LeasePart]:
+    """Return what other nodes' leases say, sorted, so that of two that claim one MAC the same always wins.
 
     A second lease under our own public address (left from an earlier subnet) is not remote either: the
     tunnel to it would end on this host.
     """
-    others = (lease for lease in leases if lease.subnet != node.subnet and lease.public_ip != node.public_ip)
-    return sorted(others, key=lambda lease: in_order(lease.subnet))
+    others = (part for part in parts if part.subnet != stack.subnet and part.public_ip != stack.public_ip)
+    return sorted(others, key=lambda part: in_order(part.subnet))

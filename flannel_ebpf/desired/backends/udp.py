@@ -1,19 +1,21 @@
 """The udp backend (flannel pkg/backend/udp): a TUN device whose relay puts packets into UDP.
 
-The relay has a table of peers; the kernel only needs the way into the TUN.
+The relay has a table of peers; the kernel only needs the way into the TUN. As in flannel it carries IPv4
+alone: in a dual-stack network IPv6 is leased, and has no way.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import ip_interface
 from typing import Any
 
 from flannel_ebpf.base.config import NetworkConfig
-from flannel_ebpf.base.model import Lease, Mac, PathFacts, Skipped, Uplink
+from flannel_ebpf.base.family import Address, Family
+from flannel_ebpf.base.model import LeasePart, Mac, PathFacts, Skipped, Uplink
 from flannel_ebpf.contract.abi import Mode
-from flannel_ebpf.desired.backends.peer import Node, Peer, path_to, remote
+from flannel_ebpf.desired.backends.peer import Peer, Stack, path_to, remote
 from flannel_ebpf.desired.objects import LinkAddress, Object, RelayPeer, Route, Sysctl, TunLink
 
 OVERHEAD = 28
@@ -31,8 +33,9 @@ done, as pods hand them over, and as they stay across a virtual link.
 
 def advice(config: NetworkConfig) -> str:
     """Return what to do where the kernel has no vxlan: a whole network's backend is changed by hand alone."""
-    keys = {"Network": str(config.network), "SubnetLen": config.subnet_len}
-    keys |= {"SubnetMin": str(config.subnet_min), "SubnetMax": str(config.subnet_max)}
+    pool = config.pools[0]
+    keys = {"Network": str(pool.network), "SubnetLen": pool.subnet_len}
+    keys |= {"SubnetMin": str(pool.subnet_min), "SubnetMax": str(pool.subnet_max)}
     keys |= {"EnableNFTables": True} if config.enable_nftables else {}
     wanted = json.dumps({**keys, "Backend": {"Type": "udp"}})
     return (
@@ -41,9 +44,9 @@ def advice(config: NetworkConfig) -> str:
     )
 
 
-def overlay_name(config: NetworkConfig) -> str:
-    """Return the TUN device's name."""
-    return TUN_NAME
+def overlay_name(config: NetworkConfig, family: Family) -> str:
+    """Return the TUN device's name; there is none for IPv6."""
+    return TUN_NAME if family is Family.V4 else ""
 
 
 def mtu(config: NetworkConfig, uplink: Uplink) -> int:
@@ -57,28 +60,30 @@ def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
 
 
 def peers(
-    node: Node, leases: Sequence[Lease], paths: Mapping[IPv4Address, PathFacts]
+    stack: Stack, parts: Sequence[LeasePart], paths: Mapping[Address, PathFacts]
 ) -> tuple[list[Peer], list[Skipped]]:
     """Return every lease of another node: flannel's udp backend does not look at the type."""
     found = []
-    for lease in remote(node, leases):
-        path = path_to(node, lease, paths)
-        bpf = lease.backend_data == BPF_DATA
+    for part in remote(stack, parts) if stack.family is Family.V4 else ():
+        path = path_to(stack, part, paths)
+        bpf = part.backend_data == BPF_DATA
         mode = Mode.NONE if path.ipsec else Mode.UDP
-        found.append(Peer(lease.subnet, lease.public_ip, mode, path.mtu, path.on_link, bpf=bpf))
+        found.append(Peer(part.subnet, part.public_ip, mode, path.mtu, path.on_link, bpf=bpf))
     return found, []
 
 
-def objects(node: Node, peers: Sequence[Peer]) -> list[Object]:
+def objects(stack: Stack, peers: Sequence[Peer]) -> list[Object]:
     """Return the TUN as the relay makes it, the route of the whole network into it, and the relay's peers.
 
     accept_local: the relay's ICMP answers come in on the device from its own address, and the kernel would
     drop them as martians.
     """
+    if stack.family is not Family.V4:
+        return []
     return [
-        TunLink(TUN_NAME, mtu(node.config, node.uplink)),
+        TunLink(TUN_NAME, mtu(stack.config, stack.uplink)),
         Sysctl(f"net/ipv4/conf/{TUN_NAME}/accept_local", "1"),
-        LinkAddress(TUN_NAME, IPv4Interface((node.subnet.network_address, 32))),
-        Route(node.config.network, None, TUN_NAME),
+        LinkAddress(TUN_NAME, ip_interface((stack.subnet.network_address, 32))),
+        Route(stack.network, None, TUN_NAME),
         *(RelayPeer(peer.subnet, peer.public_ip) for peer in peers),
     ]

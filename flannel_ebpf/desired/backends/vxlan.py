@@ -1,24 +1,26 @@
 """The vxlan backend (flannel pkg/backend/vxlan): one device, and per peer a neighbour, an FDB entry, a route.
 
+All of it once for each family: IPv6 packets travel through a device of their own, between IPv6 addresses.
 With DirectRouting a peer on the uplink's own link gets a plain route instead, as in host-gw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import ip_interface
 from typing import Any
 
 from flannel_ebpf.base.config import NetworkConfig, VxlanConfig
 from flannel_ebpf.base.errors import ConfigError
-from flannel_ebpf.base.model import Lease, Mac, PathFacts, Skipped, Uplink
+from flannel_ebpf.base.family import Address, Family, family_of
+from flannel_ebpf.base.model import LeasePart, Mac, PathFacts, Skipped, Uplink
 from flannel_ebpf.contract.abi import Mode
-from flannel_ebpf.desired.backends.peer import Node, Peer, path_to, remote
+from flannel_ebpf.desired.backends.peer import Peer, Stack, path_to, remote
 from flannel_ebpf.desired.objects import FdbEntry, LinkAddress, Neighbour, Object, Route, Sysctl, VxlanLink
 
 BACKEND_TYPE = "vxlan"
-OVERHEAD = 50
-"""Outer IPv4 20, UDP 8, VXLAN 8 and inner Ethernet 14 octets (RFC 7348)."""
+OVERHEAD = {Family.V4: 20 + 8 + 8 + 14, Family.V6: 40 + 8 + 8 + 14}
+"""Outer IP, UDP, VXLAN and inner Ethernet octets (RFC 7348). flannel counts 50 for IPv6, too (its #1781)."""
 
 
 def settings(config: NetworkConfig) -> VxlanConfig:
@@ -28,14 +30,14 @@ def settings(config: NetworkConfig) -> VxlanConfig:
     return config.backend
 
 
-def overlay_name(config: NetworkConfig) -> str:
-    """Return `flannel.<VNI>`."""
-    return f"flannel.{settings(config).vni}"
+def overlay_name(config: NetworkConfig, family: Family) -> str:
+    """Return `flannel.<VNI>`, for IPv6 `flannel-v6.<VNI>`."""
+    return f"flannel{'' if family is Family.V4 else '-v6'}.{settings(config).vni}"
 
 
 def mtu(config: NetworkConfig, uplink: Uplink) -> int:
     """Return the configured or the uplink's MTU, less the overhead."""
-    return (settings(config).mtu or uplink.mtu) - OVERHEAD
+    return (settings(config).mtu or uplink.mtu) - OVERHEAD[family_of(uplink.ip)]
 
 
 def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
@@ -43,44 +45,45 @@ def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
     return BACKEND_TYPE, {"VNI": settings(config).vni, "VtepMAC": str(mac)}
 
 
-def vtep_mac_of(lease: Lease) -> Mac:
+def vtep_mac_of(part: LeasePart) -> Mac:
     """Read the VTEP MAC of a vxlan lease; raises ConfigError saying what is wrong with it."""
-    data = lease.backend_data
+    data = part.backend_data
     fields = {key.lower(): value for key, value in data.items()} if isinstance(data, dict) else {}
     text = fields.get("vtepmac")
+    name = "BackendData" if family_of(part.subnet) is Family.V4 else "BackendV6Data"
     if not isinstance(text, str):
-        raise ConfigError(f"lease {lease.subnet} BackendData", data, "an object with a VtepMAC string")
+        raise ConfigError(f"lease {part.subnet} {name}", data, "an object with a VtepMAC string")
     mac = Mac.parse(text)
     if mac.octets[0] & 1 or not any(mac.octets):
-        raise ConfigError(f"lease {lease.subnet} VtepMAC", text, "the address of one device")
+        raise ConfigError(f"lease {part.subnet} VtepMAC", text, "the address of one device")
     return mac
 
 
 def peers(
-    node: Node, leases: Sequence[Lease], paths: Mapping[IPv4Address, PathFacts]
+    stack: Stack, parts: Sequence[LeasePart], paths: Mapping[Address, PathFacts]
 ) -> tuple[list[Peer], list[Skipped]]:
     """Return the vxlan leases of other nodes; a lease of another type or without a VTEP MAC is skipped."""
     found: list[Peer] = []
     skipped: list[Skipped] = []
-    direct_routing = settings(node.config).direct_routing
+    direct_routing = settings(stack.config).direct_routing
     # With GBP the kernel's device writes a packet's mark, which netfilter sets, into the VXLAN header.
-    gbp = settings(node.config).gbp
-    for lease in remote(node, leases):
-        if lease.backend_type != BACKEND_TYPE:
-            skipped.append(Skipped(str(lease.subnet), f"BackendType {lease.backend_type!r} is not vxlan"))
+    gbp = settings(stack.config).gbp
+    for part in remote(stack, parts):
+        if part.backend_type != BACKEND_TYPE:
+            skipped.append(Skipped(str(part.subnet), f"BackendType {part.backend_type!r} is not vxlan"))
             continue
         try:
-            mac = vtep_mac_of(lease)
+            mac = vtep_mac_of(part)
         except ConfigError as error:
-            skipped.append(Skipped(str(lease.subnet), str(error)))
+            skipped.append(Skipped(str(part.subnet), str(error)))
             continue
-        path = path_to(node, lease, paths)
+        path = path_to(stack, part, paths)
         direct = direct_routing and path.on_link
         mode = Mode.DIRECT if direct else Mode.NONE if gbp or path.ipsec else Mode.VXLAN
         found.append(
             Peer(
-                subnet=lease.subnet,
-                public_ip=lease.public_ip,
+                subnet=part.subnet,
+                public_ip=part.public_ip,
                 mode=mode,
                 mtu=path.mtu,
                 on_link=path.on_link,
@@ -90,31 +93,31 @@ def peers(
     return found, skipped
 
 
-def objects(node: Node, peers: Sequence[Peer]) -> list[Object]:
+def objects(stack: Stack, peers: Sequence[Peer]) -> list[Object]:
     """Return the device with its address, and what leads to each peer."""
-    vxlan = settings(node.config)
-    name = overlay_name(node.config)
-    if node.vtep_mac is None:
+    vxlan = settings(stack.config)
+    name = overlay_name(stack.config, stack.family)
+    if stack.vtep_mac is None:
         raise ConfigError("VTEP MAC", None, "an address for the vxlan device")
     found: list[Object] = [
         VxlanLink(
             name=name,
             vni=vxlan.vni,
             port=vxlan.port,
-            local=node.public_ip,
-            parent=node.uplink.ifindex,
-            mtu=mtu(node.config, node.uplink),
-            mac=node.vtep_mac,
+            local=stack.public_ip,
+            parent=stack.uplink.ifindex,
+            mtu=mtu(stack.config, stack.uplink),
+            mac=stack.vtep_mac,
             learning=vxlan.learning,
             gbp=vxlan.gbp,
         ),
-        LinkAddress(name, IPv4Interface((node.subnet.network_address, 32))),
+        LinkAddress(name, ip_interface((stack.subnet.network_address, stack.family.bits))),
         Sysctl(f"net/ipv6/conf/{name}/accept_ra", "0"),
     ]
     stations: dict[Mac, FdbEntry] = {}  # two leases may claim one MAC; the kernel holds one entry, the last
     for peer in peers:
         if peer.vtep_mac is None:
-            found.append(Route(peer.subnet, peer.public_ip, node.uplink.name))
+            found.append(Route(peer.subnet, peer.public_ip, stack.uplink.name))
             continue
         far = peer.subnet.network_address
         stations[peer.vtep_mac] = FdbEntry(name, peer.vtep_mac, peer.public_ip)

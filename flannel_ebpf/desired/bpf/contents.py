@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 
-from flannel_ebpf.base.config import HostGwConfig, VxlanConfig
+from flannel_ebpf.base.config import HostGwConfig, NetworkConfig, VxlanConfig
+from flannel_ebpf.base.family import Family, Network, family_of, ipv4
 from flannel_ebpf.base.model import Mac, PodPort
 from flannel_ebpf.contract import abi
-from flannel_ebpf.desired.backends.peer import Node, Peer
+from flannel_ebpf.desired.backends.peer import Peer, Stack
 from flannel_ebpf.desired.objects import Attach, Direction, Filter, HeadroomPort, MapEntry, XdpMode
 
 _LARGEST = 0xFFFF
 """No IPv4 packet is larger (RFC 791), although a device's MTU may be: lo has 65536."""
 
-Slots = Mapping[IPv4Network, int]
+Slots = Mapping[Network, int]
 
 CACHED = 8192
 """Peers whose packed form is kept from pass to pass: packing 5,000 anew takes 75 ms, finding them 10."""
+
+
+def carried(peers: Iterable[Peer]) -> Iterator[Peer]:
+    """Return those of the peers that the programs know: IPv4's."""
+    return (peer for peer in peers if family_of(peer.subnet) is Family.V4)
 
 
 def peer_len(peers: Iterable[Peer], subnet_len: int) -> int:
@@ -42,7 +48,7 @@ def _any_direct(peers: Iterable[Peer]) -> bool:
 
 def assign_slots(
     peers: Sequence[Peer], taken: Slots, size: int, others: Iterable[int] = ()
-) -> dict[IPv4Network, int]:
+) -> dict[Network, int]:
     """Return each peer's index in fl_peer_stats: the one it has, else the lowest free; 0 when none is left.
 
     `others` are indexes that peers beside these have. Slot 0 is nobody's: traffic of peers past `size` is
@@ -66,21 +72,21 @@ def peer_entries(peers: Sequence[Peer], slots: Slots) -> list[MapEntry]:
 
 @lru_cache(CACHED)
 def _peer_entries(peer: Peer, slot: int) -> tuple[MapEntry, MapEntry]:
-    subnet = abi.SubnetKey(len=peer.subnet.prefixlen, addr=peer.subnet.network_address).pack()
+    subnet = abi.SubnetKey(len=peer.subnet.prefixlen, addr=ipv4(peer.subnet.network_address)).pack()
     flags = abi.PeerFlag(abi.PeerFlag.ON_LINK * peer.on_link | abi.PeerFlag.BPF * peer.bpf)
     value = abi.Peer(
-        public_ip=peer.public_ip,
+        public_ip=ipv4(peer.public_ip),
         vtep_mac=peer.vtep_mac or abi.NO_MAC,
         mode=peer.mode,
         flags=flags,
         mtu=min(peer.mtu, _LARGEST),
         slot=slot,
     )
-    member = abi.AddrKey(addr=peer.public_ip).pack()
+    member = abi.AddrKey(addr=ipv4(peer.public_ip)).pack()
     return MapEntry("fl_peers", subnet, value.pack()), MapEntry("fl_vteps", member, subnet)
 
 
-def slots_in(entries: Iterable[MapEntry]) -> dict[IPv4Network, int]:
+def slots_in(entries: Iterable[MapEntry]) -> dict[Network, int]:
     """Return the counters' slots that peers have in fl_peers now: they outlive the daemon."""
     return dict(_slot_in(entry.map_key, entry.value) for entry in entries if entry.map == "fl_peers")
 
@@ -150,9 +156,9 @@ def filters(
     return found
 
 
-def headroom_ports(node: Node, ports: Sequence[PodPort]) -> list[HeadroomPort]:
+def headroom_ports(config: NetworkConfig, ports: Sequence[PodPort]) -> list[HeadroomPort]:
     """Return one port for each of the pods' bridges; none for host-gw, which adds no header."""
-    if isinstance(node.config.backend, HostGwConfig):
+    if isinstance(config.backend, HostGwConfig):
         return []
     return [HeadroomPort(f"flannel-h{bridge}", bridge) for bridge in {port.bridge for port in ports} - {0}]
 
@@ -180,27 +186,26 @@ class Settings:
     headroom: bool = False
 
 
-def constants(node: Node, peers: Sequence[Peer], settings: Settings) -> abi.Config:
+def constants(stack: Stack, peers: Sequence[Peer], settings: Settings) -> abi.Config:
     """Return fl_config: all that the programs know of this node, fixed when they are loaded."""
-    network = node.config.network
-    backend = node.config.backend
+    network, subnet, backend = stack.network, stack.subnet, stack.config.backend
     return abi.Config(
-        public_ip=node.public_ip,
-        network=network.network_address,
-        network_mask=network.netmask,
-        subnet=node.subnet.network_address,
-        subnet_mask=node.subnet.netmask,
-        vtep_mac=node.vtep_mac or abi.NO_MAC,
+        public_ip=ipv4(stack.public_ip),
+        network=ipv4(network.network_address),
+        network_mask=ipv4(network.netmask),
+        subnet=ipv4(subnet.network_address),
+        subnet_mask=ipv4(subnet.netmask),
+        vtep_mac=stack.vtep_mac or abi.NO_MAC,
         port=0 if isinstance(backend, HostGwConfig) else backend.port,
         sport_min=settings.sport_min,
         sport_max=settings.sport_max,
         vni=backend.vni if isinstance(backend, VxlanConfig) else 0,
-        uplink=node.uplink.ifindex,
+        uplink=stack.uplink.ifindex,
         learn_mark=settings.learn_mark,
-        peer_len=peer_len(peers, node.config.subnet_len),
+        peer_len=peer_len(peers, stack.pool.subnet_len),
         revalidate_ms=settings.revalidate_ms,
         caps=settings.caps,
-        backend=_MODES[node.config.backend_type],
+        backend=_MODES[stack.config.backend_type],
         fastpath=settings.fastpath,
         source_check=settings.source_check,
         direct_routing=isinstance(backend, VxlanConfig) and backend.direct_routing,

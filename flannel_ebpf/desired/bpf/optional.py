@@ -24,7 +24,7 @@ class Extras:
 
     def wanted(self, node: Node, ports: Sequence[PodPort], programs: Mapping[str, int]) -> list[Object]:
         """Return the extras to have; `programs` are the ids of the loaded programs by name."""
-        found: list[Object] = list(contents.headroom_ports(node, ports)) if self._headroom else []
+        found: list[Object] = list(contents.headroom_ports(node.config, ports)) if self._headroom else []
         if "fl_xdp" in programs and self._xdp_modes:
             found.append(XdpProgram(node.uplink.ifindex, self._xdp_modes[0], programs["fl_xdp"]))
         return found

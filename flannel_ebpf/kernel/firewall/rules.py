@@ -7,9 +7,10 @@ packet meets a half-filled chain. Rules of other networks in the same chains are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 
 from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.desired.firewall_rules import TOOLS, Tool, owned
 from flannel_ebpf.desired.objects import Object, Ruleset
 from flannel_ebpf.desired.plan import Failure, Op, Put
@@ -21,7 +22,7 @@ _EDGES = {"iptables": iptables, "nftables": nft}
 class Rules:
     """Firewall rules of the network namespace of the process."""
 
-    def read(self, network: IPv4Network, tools: Sequence[Tool] = TOOLS) -> set[Object]:
+    def read(self, network: Network, tools: Sequence[Tool] = TOOLS) -> set[Object]:
         """Return one network's rules, one Ruleset per tool that holds any.
 
         Reading both lets a node that changed its tool drop the other's rules, as flannel does. A tool that
@@ -47,7 +48,7 @@ class Rules:
                 continue
             wanted = op.obj.rules if isinstance(op, Put) else ()
             try:
-                _EDGES[op.obj.backend].replace(IPv4Network(op.obj.name), wanted)
+                _EDGES[op.obj.backend].replace(ip_network(op.obj.name), wanted)
             except KernelError as error:
                 failures.append(Failure(op, error))
         return failures

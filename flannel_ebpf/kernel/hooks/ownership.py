@@ -6,15 +6,15 @@ A program keeps its id until it is gone and no other gets it, so each is asked o
 from __future__ import annotations
 
 from functools import lru_cache
-from ipaddress import IPv4Network
 
 from flannel_ebpf.base.errors import BpfError
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.kernel.bpf import Map, Program
 
 _NAMES = frozenset({"fl_from_pod", "fl_to_pod", "fl_from_peer", "fl_to_peer", "fl_xdp"})
 
 
-def name_in(network: IPv4Network, program_id: int) -> str:
+def name_in(network: Network, program_id: int) -> str:
     """Return the name of a program that was loaded for `network`, "" for every other one."""
     try:
         name, about = _told(program_id)

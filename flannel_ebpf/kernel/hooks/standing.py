@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Network
 
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.desired.objects import Attach, Direction, filter_handle
 from flannel_ebpf.kernel.hooks import clsact, tcx
 from flannel_ebpf.kernel.hooks.ownership import name_in, name_of
@@ -24,7 +24,7 @@ class Hook:
     prog_id: int
 
 
-def standing(network: IPv4Network | None = None) -> list[Hook]:
+def standing(network: Network | None = None) -> list[Hook]:
     """Return the programs of one network, or of all of ours, in the present namespace; sorted.
 
     Raises KernelError.

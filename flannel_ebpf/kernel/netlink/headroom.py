@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from ipaddress import IPv4Address
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from flannel_ebpf.base.family import Address
 from flannel_ebpf.desired.objects import HeadroomPort, Scope
 from flannel_ebpf.kernel.netlink.links import Link, vxlan_link
 
@@ -61,5 +61,5 @@ def delete_port(ip: IPRoute, there: HeadroomPort) -> None:
         ip.link("del", index=index)
 
 
-def _local(scope: Scope) -> IPv4Address:
+def _local(scope: Scope) -> Address:
     return scope.network.network_address

@@ -12,6 +12,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.desired.objects import LAST_METRIC, ROUTE_PROTOCOL, Route, Scope
 from flannel_ebpf.kernel.netlink.route_socket import U32, RouteSocket, attribute, attributes
 
@@ -74,7 +75,7 @@ def more_specific(routes: Iterable[KernelRoute], network: IPv4Network) -> dict[i
 
 
 def own_routes(
-    routes: Iterable[KernelRoute], scope: Scope, names: Mapping[int, str], wanted: AbstractSet[IPv4Network]
+    routes: Iterable[KernelRoute], scope: Scope, names: Mapping[int, str], wanted: AbstractSet[Network]
 ) -> list[Route]:
     """Return the routes that are ours, and those at a destination in `wanted` that we may adopt.
 

@@ -7,7 +7,6 @@ import fcntl
 import os
 import struct
 from io import FileIO
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from socket import AF_INET
 
@@ -15,6 +14,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from flannel_ebpf.base.errors import DeviceMissing, KernelError
+from flannel_ebpf.base.family import Address, Network
 from flannel_ebpf.desired.objects import ROUTE_PROTOCOL
 
 _TUNSETIFF = 0x400454CA
@@ -50,7 +50,7 @@ def _open_queue(name: str) -> FileIO:
     return FileIO(fd, "r+b")
 
 
-def configure(name: str, mtu: int, address: IPv4Address, network: IPv4Network) -> None:
+def configure(name: str, mtu: int, address: Address, network: Network) -> None:
     """Bring `name` up with `mtu`, `address`/32 as its only IPv4 address and the route to `network`.
 
     What is right already is left alone, so that calling it again wakes nobody; addresses and our routes

@@ -11,9 +11,10 @@ import socket
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 
 from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.family import Address
 from flannel_ebpf.base.model import PathFacts
 from flannel_ebpf.kernel.netlink.route_socket import (
     NLM_F_DUMP,
@@ -88,8 +89,8 @@ def _parse(body: bytes) -> Policy | None:
 
 
 def mark_paths(
-    paths: Mapping[IPv4Address, PathFacts], public_ip: IPv4Address, policies: Iterable[Policy]
-) -> dict[IPv4Address, PathFacts]:
+    paths: Mapping[Address, PathFacts], public_ip: Address, policies: Iterable[Policy]
+) -> dict[Address, PathFacts]:
     """Return `paths` with `ipsec` set where one of the policies is for our tunnel packets."""
     ours = [
         policy

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from flannel_ebpf.base.errors import BpfError, KernelError
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.contract import abi
 from flannel_ebpf.desired.objects import MapEntry
 from flannel_ebpf.desired.plan import Failure, Op, Put
@@ -30,9 +30,7 @@ class Datapath:
     process dying, changes nothing for packets. Every method but `load` comes after a `load`.
     """
 
-    def __init__(
-        self, network: IPv4Network, root: Path, objects: Path, flow_entries: int, *, xdp: bool
-    ) -> None:
+    def __init__(self, network: Network, root: Path, objects: Path, flow_entries: int, *, xdp: bool) -> None:
         self._network = network
         self._root = root
         self._objects = objects

@@ -13,10 +13,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from ipaddress import IPv4Network
 from pathlib import Path
 
 from flannel_ebpf.base.errors import AbiMismatch, BpfError, BpfUnavailable, VerifierRejected
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.options import BPF_PIN_ROOT
 from flannel_ebpf.contract import abi, btf, elf
 from flannel_ebpf.kernel.bpf import Map
@@ -36,7 +36,7 @@ class LoadRequest:
     `objects` is the folder of datapath.bpf.o and xdp.bpf.o.
     """
 
-    network: IPv4Network
+    network: Network
     config: abi.Config
     entries: Mapping[str, int] = field(default_factory=dict)
     xdp: bool = False

@@ -17,11 +17,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
 
 from flannel_ebpf.base.errors import BpfError, BpfUnavailable, KernelError
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.options import BPF_PIN_ROOT
 from flannel_ebpf.desired.objects import PinFolder
 from flannel_ebpf.desired.plan import Delete, Failure, Op
@@ -60,8 +61,8 @@ class Pins:
     network: str
 
     @classmethod
-    def of(cls, network: IPv4Network, root: Path = BPF_PIN_ROOT) -> Pins:
-        """Name the pins of a network: 10.1.0.0/16 -> <root>/10-1-0-0-16."""
+    def of(cls, network: Network, root: Path = BPF_PIN_ROOT) -> Pins:
+        """Name the pins of a network: 10.1.0.0/16 -> <root>/10-1-0-0-16, fc00::/48 -> <root>/fc00::-48."""
         return cls(root, str(network).translate(_NO_DOTS))
 
     @property
@@ -93,13 +94,13 @@ class Pins:
                 folder.rmdir()
 
 
-def networks(root: Path = BPF_PIN_ROOT) -> set[IPv4Network]:
+def networks(root: Path = BPF_PIN_ROOT) -> set[Network]:
     """Return the networks that have pins here; what else lies in `root` is not ours and left out."""
     found = set()
     for folder in root.iterdir() if root.is_dir() else ():
         address, _, length = folder.name.rpartition("-")
         with suppress(ValueError):
-            found.add(IPv4Network(f"{address.replace('-', '.')}/{length}"))
+            found.add(ip_network(f"{address.replace('-', '.')}/{length}"))
     return found
 
 

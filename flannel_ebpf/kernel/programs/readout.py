@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 from flannel_ebpf.base.errors import BpfError, edge
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.kernel.programs.pins import Pins
 
 
-def read_pinned(network: IPv4Network, root: Path) -> dict[str, Any]:
+def read_pinned(network: Network, root: Path) -> dict[str, Any]:
     """Return what the pinned maps hold: peers with their traffic, pods, reasons by hook; {} without maps.
 
     Raises BpfError.

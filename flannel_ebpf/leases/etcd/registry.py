@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from flannel_ebpf.base.errors import EtcdError, EtcdRefused, LeaseConflict
 from flannel_ebpf.base.model import Lease, Skipped
 from flannel_ebpf.leases import lease_format
+from flannel_ebpf.leases.allocate import rival
 from flannel_ebpf.leases.etcd import messages
 from flannel_ebpf.leases.etcd.client import EtcdClient
 
@@ -80,7 +80,7 @@ class Registry:
         )
         response = self._client.ask("KV/Range", request)
         header = response.header
-        leases = lease_format.merge(before.leases, map(_item, response.kvs))
+        leases = lease_format.merge(before.leases, before.skipped, map(_item, response.kvs))
         continues = header.cluster_id == before.cluster_id and header.revision >= before.revision
         if not continues or leases is None or response.count != len(leases) + len(before.skipped):
             return self.snapshot()
@@ -101,12 +101,25 @@ class Registry:
     def create(self, lease: Lease, ttl: int) -> Lease:
         """Write a new key that lives `ttl` seconds (0: a reservation), if there is none (key version 0).
 
-        `lease.key` is made from the subnet when empty. Returns the lease as it stands in etcd. Raises
+        `lease.key` is made from the subnets when empty. Returns the lease as it stands in etcd. Raises
         LeaseConflict when the key exists.
         """
-        key = lease.key or lease_format.subnet_key(self.prefix, lease.subnet)
+        key = lease.key or lease_format.subnet_key(self.prefix, lease.subnets)
         absent = messages.Compare(key=key.encode(), target=messages.Compare.VERSION, version=0)
         return self._write(replace(lease, key=key, create_revision=0), ttl, absent)
+
+    def create_alone(self, lease: Lease, ttl: int, before: Snapshot) -> Lease:
+        """Create a key likewise, if no other node has a part of what it names; `before`: a snapshot.
+
+        Two keys may agree in one family and differ in the other, and etcd compares whole keys. So it looks
+        again, and takes back what came second. Raises LeaseConflict.
+        """
+        made = self.create(lease, ttl)
+        first = rival(made, self.snapshot_since(before).leases)
+        if first:
+            self.delete(made)
+            raise LeaseConflict(f"{first.key} was there before {made.key} and shares a subnet with it")
+        return made
 
     def rewrite(self, lease: Lease, ttl: int) -> Lease:
         """Replace the key's value and TTL, if it still is at `lease.mod_revision`.
@@ -124,38 +137,6 @@ class Registry:
         if not response.succeeded and response.responses[0].response_range.kvs:
             raise LeaseConflict(f"{lease.key} was changed by somebody else and was not deleted")
         self._revoke(lease.etcd_lease)
-
-    def reserve(self, subnet: IPv4Network, public_ip: IPv4Address) -> Lease:
-        """Keep `subnet` for the node with `public_ip` for ever: a key without TTL.
-
-        A lease that this node holds there already becomes the reservation, so a running node keeps its
-        value. Raises LeaseConflict when another node holds the subnet.
-        """
-        held = self._held(subnet)
-        if held is None:
-            return self.create(Lease(subnet, public_ip), ttl=0)
-        if held.public_ip != public_ip:
-            raise LeaseConflict(f"{held.key} is held by the node with public IP {held.public_ip}")
-        return self.rewrite(held, ttl=0)
-
-    def unreserve(self, subnet: IPv4Network, ttl: int) -> bool:
-        """Make a reservation an ordinary lease again; return False when there is none.
-
-        A key that no node has filled in is deleted. One in use gets `ttl` seconds, because flanneld shuts
-        down when its key is deleted.
-        """
-        held = self._held(subnet)
-        if held is None or held.etcd_lease:
-            return False
-        if held.backend_type or held.backend_data is not None:
-            self.rewrite(held, ttl)
-        else:
-            self.delete(held)
-        return True
-
-    def _held(self, subnet: IPv4Network) -> Lease | None:
-        item = self.read(lease_format.subnet_key(self.prefix, subnet))
-        return lease_format.parse_item(item) if item else None
 
     def _write(self, lease: Lease, ttl: int, condition: Any) -> Lease:
         key, value = lease.key.encode(), lease_format.encode_lease(lease)

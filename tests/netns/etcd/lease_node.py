@@ -7,21 +7,23 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, ip_network
 from typing import Any
 
 from flannel_ebpf.base.config import NetworkConfig, parse_network_config
 from flannel_ebpf.base.errors import EtcdError, LeaseLost
-from flannel_ebpf.base.model import Lease
+from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.model import Claim, Lease
+from flannel_ebpf.cli import main
 from flannel_ebpf.leases.etcd import EtcdClient, EtcdOptions, Registry, Snapshot, Watch
 from flannel_ebpf.leases.lease_keeper import DAY, HOUR, LeaseKeeper
 from flannel_ebpf.leases.snapshot_guard import Seen, SnapshotGuard
 from tests.netns.etcd_cluster import EtcdCluster
+from tests.samples import claim as sample
 
 PREFIX = "/coreos.com/network"
-CONFIG = parse_network_config(
-    '{"Network":"10.1.0.0/16","SubnetMin":"10.1.70.0","Backend":{"Type":"vxlan"}}', "test"
-)
+CONFIG_TEXT = '{"Network":"10.1.0.0/16","SubnetMin":"10.1.70.0","Backend":{"Type":"vxlan"}}'
+CONFIG = parse_network_config(CONFIG_TEXT, "test")
 """Nodes draw from 10.1.70.0 to 10.1.169.0; subnets outside that are the tests' to place."""
 
 SUBNETS = f"{PREFIX}/subnets"
@@ -36,8 +38,21 @@ def vtep(number: int) -> dict[str, object]:
     return {"VNI": 1, "VtepMAC": f"02:00:00:00:00:{number:02x}"}
 
 
-def in_etcd(registry: Registry, subnet: IPv4Network = FAR) -> Lease | None:
-    return next((lease for lease in registry.snapshot().leases if lease.subnet == subnet), None)
+def in_etcd(registry: Registry, subnet: Network = FAR) -> Lease | None:
+    return next((lease for lease in registry.snapshot().leases if subnet in lease.subnets), None)
+
+
+def claim(public_ip: str, data: Any) -> Claim:
+    return sample(public_ip, "vxlan", data)
+
+
+def subnets_of(snapshot: Snapshot) -> frozenset[Network]:
+    return frozenset(subnet for lease in snapshot.leases for subnet in lease.subnets)
+
+
+def operate(etcd: EtcdCluster, command: str, *words: str) -> int:
+    """Run a command as an operator would and return its exit status."""
+    return main([command, *words, f"--etcd-endpoints={','.join(etcd.endpoints)}", f"--etcd-prefix={PREFIX}"])
 
 
 def value(etcd: EtcdCluster, key: str = KEY) -> str:
@@ -65,17 +80,16 @@ class LeaseNode:
         backend_data: Any = None,
     ) -> None:
         self.number, self.config = number, config
-        self.public_ip = IPv4Address(public_ip or f"192.168.0.{number}")
-        self.backend_data = backend_data or vtep(number)
+        self.claim = claim(public_ip or f"192.168.0.{number}", backend_data or vtep(number))
         self.client = EtcdClient(options)
         self.registry = Registry(self.client, PREFIX)
         self.lost: list[LeaseLost] = []
         self.keeper = LeaseKeeper(self.registry, self.lost.append, ttl=ttl, margin=margin, retry=retry)
         self.snapshot: Snapshot | None = None
-        self.read_at: dict[IPv4Network, float] = {}
+        self.read_at: dict[Network, float] = {}
         self.passes = 0
-        self.peers: set[IPv4Network] = set()
-        self.removed: list[IPv4Network] = []
+        self.peers: set[Network] = set()
+        self.removed: list[Network] = []
         self._guard: SnapshotGuard | None = None
         self._recheck: float | None = None
         self._wake = threading.Event()
@@ -83,12 +97,11 @@ class LeaseNode:
         self.watch = Watch(self.client, self.registry.watched, self._wake.set)
         self._loop = threading.Thread(target=self._passes, daemon=True)
 
-    def acquire(self, previous: str | None = None) -> Lease:
-        subnet = IPv4Network(previous) if previous else None
-        return self.keeper.acquire(self.config, self.public_ip, "vxlan", self.backend_data, subnet)
+    def acquire(self, *previous: str) -> Lease:
+        return self.keeper.acquire(self.config, self.claim, [ip_network(text) for text in previous])
 
-    def start(self, previous: str | None = None) -> None:
-        self.acquire(previous)
+    def start(self, *previous: str) -> None:
+        self.acquire(*previous)
         self.keeper.start()
         self.watch.start()
         self._loop.start()
@@ -101,9 +114,9 @@ class LeaseNode:
         self._wake.set()
         self._loop.join()
 
-    def sees(self, *subnets: IPv4Network) -> bool:
+    def sees(self, *subnets: Network) -> bool:
         """Whether the last snapshot holds exactly these leases."""
-        return self.snapshot is not None and {it.subnet for it in self.snapshot.leases} == {*subnets}
+        return self.snapshot is not None and subnets_of(self.snapshot) == {*subnets}
 
     def _passes(self) -> None:
         while True:
@@ -116,8 +129,8 @@ class LeaseNode:
             except EtcdError:
                 continue
             now = time.monotonic()
-            for lease in self.snapshot.leases:
-                self.read_at.setdefault(lease.subnet, now)
+            for subnet in subnets_of(self.snapshot):
+                self.read_at.setdefault(subnet, now)
             self._program(self.snapshot)
             self.passes += 1
             self.keeper.observe(self.snapshot)
@@ -127,7 +140,7 @@ class LeaseNode:
         own = self.keeper.lease
         if self._guard is None:
             self._guard = SnapshotGuard(GRACE, (), own.create_revision, continuous=self.keeper.reused)
-        subnets = frozenset(it.subnet for it in snapshot.leases if it.key != own.key)
+        subnets = subnets_of(snapshot) - {*own.subnets}
         own_created = next((it.create_revision for it in snapshot.leases if it.key == own.key), 0)
         verdict = self._guard.judge(
             Seen(snapshot.cluster_id, snapshot.revision, subnets, own_created), time.monotonic()

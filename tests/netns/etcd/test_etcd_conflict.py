@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flannel_ebpf.base.errors import LeaseConflict
-from flannel_ebpf.base.model import Lease
 from flannel_ebpf.leases.etcd import EtcdClient, Registry
-from tests.netns.etcd.lease_node import FAR, KEY, PREFIX, LeaseNode, in_etcd, running, value
+from tests.netns.etcd.lease_node import FAR, KEY, PREFIX, LeaseNode, claim, in_etcd, running, value, vtep
 from tests.netns.etcd_cluster import EtcdCluster
 from tests.polls import eventually
+from tests.samples import lease as lease_of
 
 STRANGER = '{"PublicIP":"192.168.9.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:09:09"}}'  # noqa: E501 - one value
 
@@ -30,7 +29,7 @@ def test_a_stolen_key_is_given_up_and_not_written_over(etcd: EtcdCluster) -> Non
         time.sleep(0.3)
         assert value(etcd, node_key) == STRANGER
         assert "192.168.9.9" in str(node.lost[0])
-        assert str(node.keeper.lease.subnet) in str(node.lost[0])
+        assert str(node.keeper.lease.subnets[0]) in str(node.lost[0])
     assert len(node.lost) == 1
 
 
@@ -51,11 +50,11 @@ def test_a_subnet_taken_while_we_were_cut_off_is_lost(tmp_path: Path) -> None:
         node = LeaseNode(replace(options, endpoints=etcd.endpoints[:1]), 1)
         other = LeaseNode(replace(options, endpoints=etcd.endpoints[1:]), 2)
         with running(node):
-            subnet = node.keeper.lease.subnet
+            subnet = node.keeper.lease.subnets[0]
             etcd.members[0].kill()
             eventually(lambda: etcd.ctl("get", "x", endpoints=etcd.endpoints[1:]) == "", "a leader", 8)
             etcd.ctl("del", node.keeper.lease.key, endpoints=etcd.endpoints[1:])
-            assert other.acquire(str(subnet)).subnet == subnet
+            assert other.acquire(str(subnet)).subnets[0] == subnet
             assert not node.lost
             etcd.start()
             eventually(lambda: node.lost, "lost", 8)
@@ -67,7 +66,9 @@ def test_of_two_nodes_with_one_public_ip_the_newcomer_gives_way_and_says_so(etcd
     with running(first, second):
         eventually(lambda: second.lost, "the second gives up", 10)
         eventually(
-            lambda: in_etcd(first.registry, first.keeper.lease.subnet) == first.keeper.lease, "the first's", 2
+            lambda: in_etcd(first.registry, *first.keeper.lease.subnets) == first.keeper.lease,
+            "the first's",
+            2,
         )
         assert not first.lost
         assert "needs a --public-ip of its own" in str(second.lost[0])
@@ -85,15 +86,15 @@ def test_release_leaves_a_key_that_another_node_has_taken(etcd: EtcdCluster) -> 
 def test_no_grant_stays_behind_when_a_write_loses(etcd: EtcdCluster) -> None:
     registry = etcd.registry()
     before = etcd.ctl("lease", "list").split()
-    registry.create(Lease(FAR, IPv4Address("1.1.1.1")), ttl=0)
+    registry.create(lease_of(FAR, "1.1.1.1"), ttl=0)
     with pytest.raises(LeaseConflict):
-        registry.create(Lease(FAR, IPv4Address("2.2.2.2")), ttl=600)
+        registry.create(lease_of(FAR, "2.2.2.2"), ttl=600)
     assert etcd.ctl("lease", "list").split() == before
 
 
 def test_a_write_that_lost_the_race_changes_nothing(etcd: EtcdCluster) -> None:
     registry = etcd.registry()
-    ours = registry.create(Lease(FAR, IPv4Address("1.1.1.1")), ttl=600)
+    ours = registry.create(lease_of(FAR, "1.1.1.1"), ttl=600)
     grants = etcd.ctl("lease", "list").split()
     etcd.ctl("put", KEY, STRANGER)
     for late in (lambda: registry.rewrite(ours, ttl=600), lambda: registry.delete(ours)):
@@ -113,10 +114,9 @@ def test_a_write_whose_answer_was_lost_is_recognised_as_ours(etcd: EtcdCluster) 
             return super().ask(name, request)
 
     registry = Registry(Repeating(etcd.options()), PREFIX)
-    lease = registry.create(Lease(FAR, IPv4Address("1.1.1.1"), "host-gw"), ttl=600)
+    lease = registry.create(lease_of(FAR, "1.1.1.1", "host-gw"), ttl=600)
     assert in_etcd(registry) == lease
-    lease = registry.rewrite(replace(lease, public_ip=IPv4Address("1.1.1.2")), ttl=600)
+    lease = registry.rewrite(lease.with_claim(claim("1.1.1.2", vtep(2))), ttl=600)
     assert in_etcd(registry) == lease
-    assert registry.reserve(FAR, IPv4Address("1.1.1.2")) == in_etcd(registry)
     registry.delete(registry.snapshot().leases[0])
     assert in_etcd(registry) is None

@@ -52,7 +52,7 @@ def start_together(
 def test_twenty_nodes_share_twenty_four_subnets(etcd: EtcdCluster) -> None:
     nodes, results = start_together(etcd, config_of(24))
     leases = [result for result in results if isinstance(result, Lease)]
-    assert len({lease.subnet for lease in leases}) == NODES
+    assert len({lease.subnets[0] for lease in leases}) == NODES
     assert sorted(nodes[0].registry.snapshot().leases, key=str) == sorted(leases, key=str)
 
 
@@ -61,12 +61,12 @@ def test_sixteen_subnets_for_twenty_nodes_and_the_others_get_one_when_it_is_free
     winners = [node for node, result in zip(nodes, results, strict=True) if isinstance(result, Lease)]
     losers = [node for node, result in zip(nodes, results, strict=True) if isinstance(result, OutOfSubnets)]
     assert (len(winners), len(losers)) == (16, 4)
-    assert len({node.keeper.lease.subnet for node in winners}) == 16
+    assert len({node.keeper.lease.subnets[0] for node in winners}) == 16
     for loser, winner in zip(losers, winners, strict=False):
         with pytest.raises(OutOfSubnets):
             loser.acquire()
         winner.keeper.release()
-        assert loser.acquire().subnet == winner.keeper.lease.subnet
+        assert loser.acquire().subnets[0] == winner.keeper.lease.subnets[0]
 
 
 POISON = {
@@ -91,7 +91,7 @@ POISON = {
 def test_poison_is_counted_and_changes_nothing_else(etcd: EtcdCluster) -> None:
     nodes = [LeaseNode(etcd.options(), number) for number in (1, 2)]
     with running(*nodes):
-        own = [node.keeper.lease.subnet for node in nodes]
+        own = [node.keeper.lease.subnets[0] for node in nodes]
         for node in nodes:
             eventually(lambda node=node: node.sees(*own), "both leases", 2)  # type: ignore[misc]  # bound now
         for number, (suffix, text) in enumerate(POISON.items(), 1):
@@ -107,7 +107,7 @@ def test_poison_is_counted_and_changes_nothing_else(etcd: EtcdCluster) -> None:
         assert all(item.why for item in nodes[0].snapshot.skipped)  # type: ignore[union-attr]  # it has passed
         third = LeaseNode(etcd.options(), 3)
         with running(third):
-            eventually(lambda: third.sees(*own, third.keeper.lease.subnet), "a new node comes up", 2)
+            eventually(lambda: third.sees(*own, third.keeper.lease.subnets[0]), "a new node comes up", 2)
 
 
 def test_our_own_key_poisoned_is_mended(etcd: EtcdCluster) -> None:
@@ -116,7 +116,7 @@ def test_our_own_key_poisoned_is_mended(etcd: EtcdCluster) -> None:
         lease = node.keeper.lease
         eventually(lambda: node.passes, "first pass", 2)
         etcd.ctl("put", lease.key, "garbage")
-        eventually(lambda: node.sees(lease.subnet), "written again", 2)
+        eventually(lambda: node.sees(lease.subnets[0]), "written again", 2)
         eventually(lambda: node.keeper.lease.mod_revision > lease.mod_revision + 1, "noticed", 1)
         assert node.keeper.lease.etcd_lease != 0
         assert not node.lost
@@ -125,7 +125,7 @@ def test_our_own_key_poisoned_is_mended(etcd: EtcdCluster) -> None:
 def test_poison_on_the_previous_subnet_does_not_stop_a_start(etcd: EtcdCluster) -> None:
     node = LeaseNode(etcd.options(), 1)
     etcd.ctl("put", f"{node.registry.watched}/10.1.200.0-24", "garbage")
-    assert node.acquire("10.1.200.0/24").subnet != IPv4Network("10.1.200.0/24")
+    assert node.acquire("10.1.200.0/24").subnets[0] != IPv4Network("10.1.200.0/24")
 
 
 @pytest.mark.parametrize("fault", ["wiped", "restored", "all keys deleted"])
@@ -138,7 +138,7 @@ def test_an_etcd_that_lost_its_data_costs_no_peer(tmp_path: Path, fault: str) ->
                 eventually(lambda: nodes[0].passes, "first pass", 2)
                 etcd.save(tmp_path / "backup")
             with running(*nodes[1:]):
-                subnets = [node.keeper.lease.subnet for node in nodes]
+                subnets = [node.keeper.lease.subnets[0] for node in nodes]
                 eventually(lambda: all(node.sees(*subnets) for node in nodes), "all see all", 5)
                 if fault == "wiped":
                     etcd.wipe()
@@ -148,7 +148,7 @@ def test_an_etcd_that_lost_its_data_costs_no_peer(tmp_path: Path, fault: str) ->
                     etcd.ctl("del", "--prefix", nodes[0].registry.watched)
                 eventually(lambda: all(node.sees(*subnets) for node in nodes), "all see all again", 15)
                 for node in nodes:
-                    assert node.keeper.lease.subnet in subnets
+                    assert node.keeper.lease.subnets[0] in subnets
                     assert not node.removed
                     assert not node.lost
 
@@ -160,12 +160,12 @@ def test_a_node_that_left_is_removed_soon_and_after_a_wipe_when_grace_is_over(tm
             with running(*nodes[1:]):
                 eventually(lambda: len(nodes[0].peers) == 2, "two peers", 5)
                 nodes[2].keeper.release()
-                gone = nodes[2].keeper.lease.subnet
+                gone = nodes[2].keeper.lease.subnets[0]
                 eventually(lambda: nodes[0].removed == [gone], "removed", LINGER + 1)
             wiped = time.monotonic()
             etcd.wipe()
-            eventually(lambda: nodes[0].sees(nodes[0].keeper.lease.subnet), "alone in the new etcd", 15)
-            assert nodes[0].peers == {nodes[1].keeper.lease.subnet}
+            eventually(lambda: nodes[0].sees(nodes[0].keeper.lease.subnets[0]), "alone in the new etcd", 15)
+            assert nodes[0].peers == {nodes[1].keeper.lease.subnets[0]}
 
             eventually(lambda: not nodes[0].peers, "removed after the grace period", GRACE + 5)
             assert time.monotonic() - wiped > GRACE

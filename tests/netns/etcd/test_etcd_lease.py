@@ -19,6 +19,7 @@ from tests.netns.etcd.lease_node import (
     PREFIX,
     SUBNETS,
     LeaseNode,
+    claim,
     in_etcd,
     running,
     ttl,
@@ -48,10 +49,10 @@ def test_a_restarted_node_takes_its_own_lease_over(etcd: EtcdCluster) -> None:
     again = LeaseNode(etcd.options(), 1, backend_data=vtep(99))
     lease = again.acquire("10.1.3.0/24")
     assert again.keeper.reused
-    assert (lease.subnet, lease.create_revision) == (first.subnet, first.create_revision)
+    assert (lease.subnets[0], lease.create_revision) == (first.subnets[0], first.create_revision)
     assert lease.etcd_lease != first.etcd_lease
-    assert in_etcd(again.registry, lease.subnet) == lease
-    assert lease.backend_data == vtep(99)
+    assert in_etcd(again.registry, lease.subnets[0]) == lease
+    assert lease.claim == again.claim
 
 
 def test_renewal_is_a_new_grant_and_outlives_the_ttl_many_times(etcd: EtcdCluster) -> None:
@@ -59,12 +60,12 @@ def test_renewal_is_a_new_grant_and_outlives_the_ttl_many_times(etcd: EtcdCluste
     with running(node):
         first, text = node.keeper.lease, value(etcd, node.keeper.lease.key)
         time.sleep(4)
-        now = in_etcd(node.registry, first.subnet)
+        now = in_etcd(node.registry, first.subnets[0])
         assert now is not None
         assert now.create_revision == first.create_revision
         assert now.etcd_lease not in (0, first.etcd_lease)
         assert value(etcd, first.key) == text
-    eventually(lambda: in_etcd(LeaseNode(etcd.options(), 2).registry, first.subnet) is None, "expires", 6)
+    eventually(lambda: in_etcd(LeaseNode(etcd.options(), 2).registry, first.subnets[0]) is None, "expires", 6)
 
 
 def test_a_renewal_due_while_etcd_is_away_is_made_up(tmp_path: Path) -> None:
@@ -106,8 +107,8 @@ def test_an_own_key_that_vanished_is_written_again_at_once(etcd: EtcdCluster, ho
             etcd.ctl("lease", "revoke", f"{first.etcd_lease:x}")
         eventually(lambda: node.keeper.lease != first, "written again", 1)
         lease = node.keeper.lease
-        assert in_etcd(node.registry, first.subnet) == lease
-        assert (lease.key, lease.backend_data) == (first.key, first.backend_data)
+        assert in_etcd(node.registry, first.subnets[0]) == lease
+        assert (lease.key, lease.claim) == (first.key, first.claim)
         assert ttl(etcd, lease) > DAY - 10
         assert not node.lost
 
@@ -121,7 +122,7 @@ def test_one_edit_of_our_lease_is_simply_undone_and_unknown_fields_stay(etcd: Et
         etcd.ctl("put", grant, key, '{"publicip":"192.168.0.1","BackendType":"udp","Rack":{"n":[1,2]}}')
         wanted = original[:-1] + ',"Rack":{"n":[1,2]}}'
         eventually(lambda: value(etcd, key) == wanted, "written again", 2)
-        node.keeper.update(IPv4Address("192.168.0.1"), vtep(7))
+        node.keeper.update(claim("192.168.0.1", vtep(7)))
         eventually(lambda: '"VtepMAC":"02:00:00:00:00:07"' in value(etcd, key), "updated", 2)
         assert value(etcd, key).endswith(',"Rack":{"n":[1,2]}}')
         assert not node.lost
@@ -131,16 +132,16 @@ def test_a_new_address_and_vtep_are_written_in_place(etcd: EtcdCluster) -> None:
     node = LeaseNode(etcd.options(), 1)
     with running(node):
         first = node.keeper.lease
-        node.keeper.update(IPv4Address("192.168.0.200"), vtep(200))
+        node.keeper.update(claim("192.168.0.200", vtep(200)))
         eventually(lambda: node.keeper.lease != first, "updated", 2)
         lease = node.keeper.lease
-        assert in_etcd(node.registry, first.subnet) == lease
-        assert (lease.public_ip, lease.backend_data) == (IPv4Address("192.168.0.200"), vtep(200))
+        assert in_etcd(node.registry, first.subnets[0]) == lease
+        assert lease.claim == claim("192.168.0.200", vtep(200))
         assert lease.create_revision == first.create_revision
         time.sleep(0.3)
         assert node.keeper.lease == lease
     again = LeaseNode(etcd.options(), 1, public_ip="192.168.0.200")
-    assert again.acquire().subnet == first.subnet
+    assert again.acquire().subnets[0] == first.subnets[0]
 
 
 def test_a_new_address_during_an_outage_is_written_when_etcd_is_back(tmp_path: Path) -> None:
@@ -149,12 +150,12 @@ def test_a_new_address_during_an_outage_is_written_when_etcd_is_back(tmp_path: P
         with running(node):
             first = node.keeper.lease
             etcd.kill()
-            node.keeper.update(IPv4Address("192.168.0.200"), vtep(200))
+            node.keeper.update(claim("192.168.0.200", vtep(200)))
             time.sleep(1)
             assert node.keeper.lease == first
             etcd.start()
             eventually(lambda: node.keeper.lease != first, "updated long before the next retry", 8)
-            assert node.keeper.lease.public_ip == IPv4Address("192.168.0.200")
+            assert node.keeper.lease.claim == claim("192.168.0.200", vtep(200))
             assert not node.lost
 
 
@@ -163,9 +164,9 @@ def test_stop_keeps_the_lease_and_release_frees_it(etcd: EtcdCluster) -> None:
     lease = node.acquire()
     node.keeper.start()
     node.keeper.stop()
-    assert in_etcd(node.registry, lease.subnet) == lease
+    assert in_etcd(node.registry, lease.subnets[0]) == lease
     node.keeper.release()
-    assert in_etcd(node.registry, lease.subnet) is None
+    assert in_etcd(node.registry, lease.subnets[0]) is None
     assert f"{lease.etcd_lease:x}" not in etcd.ctl("lease", "list")
 
 
@@ -185,12 +186,13 @@ def test_a_refused_renewal_is_tried_again(tmp_path: Path) -> None:
 
 def test_an_old_lease_that_the_config_rules_out_is_deleted(etcd: EtcdCluster) -> None:
     first = LeaseNode(etcd.options(), 1).acquire("10.1.200.0/24")
-    config = replace(CONFIG, subnet_max=IPv4Address("10.1.199.0"))
+    pool = replace(CONFIG.pools[0], subnet_max=IPv4Address("10.1.199.0"))
+    config = replace(CONFIG, pools=(pool,))
     node = LeaseNode(etcd.options(), 1, config=config)
     second = node.acquire("10.1.200.0/24")
-    assert second.subnet < FAR
-    assert [lease.subnet for lease in node.registry.snapshot().leases] == [second.subnet]
-    assert first.subnet == FAR
+    assert second.subnets[0] < FAR
+    assert [lease.subnets[0] for lease in node.registry.snapshot().leases] == [second.subnets[0]]
+    assert first.subnets[0] == FAR
 
 
 def test_only_a_margin_within_the_ttl_can_be_kept(etcd: EtcdCluster) -> None:

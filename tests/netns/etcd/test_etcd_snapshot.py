@@ -66,5 +66,5 @@ def test_a_restored_etcd_takes_a_whole_read(one: EtcdCluster, tmp_path: Path) ->
     before = registry.snapshot()
     one.restore(tmp_path / "saved")
     after = registry.snapshot_since(before)
-    assert [lease.backend_type for lease in after.leases] == [""]
+    assert [lease.claim.backend_type for lease in after.leases] == [""]
     assert essence(after) == essence(registry.snapshot())

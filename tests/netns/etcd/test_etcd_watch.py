@@ -20,12 +20,13 @@ from flannel_ebpf.leases.etcd import EtcdClient, Registry
 from tests.netns.etcd.lease_node import PREFIX, LeaseNode, running
 from tests.netns.etcd_cluster import EtcdCluster
 from tests.polls import eventually
+from tests.samples import lease as sample
 
 log = logging.getLogger("figures")
 
 
 def peer(number: int) -> Lease:
-    return Lease(IPv4Network((0x0A010000 + (number << 8), 24)), IPv4Address(0xC0A80000 + number), "host-gw")
+    return sample(IPv4Network((0x0A010000 + (number << 8), 24)), IPv4Address(0xC0A80000 + number), "host-gw")
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def three(tmp_path: Path) -> Iterator[EtcdCluster]:
 
 def check_wakes(node: LeaseNode, writer: Registry, number: int, within: float = 1.0) -> float:
     """Create a peer's lease and return how long the node took to see it."""
-    subnet = writer.create(peer(number), ttl=600).subnet
+    subnet = writer.create(peer(number), ttl=600).subnets[0]
     return eventually(lambda: node.snapshot and subnet in node.read_at, f"node sees peer {number}", within)
 
 
@@ -53,7 +54,7 @@ def test_a_put_is_seen_within_milliseconds_and_an_idle_watch_costs_nothing(one: 
         latencies = []
         for number in range(10, 60):
             start = time.monotonic()
-            subnet = writer.create(peer(number), ttl=600).subnet
+            subnet = writer.create(peer(number), ttl=600).subnets[0]
             eventually(lambda subnet=subnet: subnet in node.read_at, "seen", 1)  # type: ignore[misc]  # bound now
             latencies.append(node.read_at[subnet] - start)
         cpu, passes = time.process_time(), node.passes
@@ -76,7 +77,7 @@ def test_a_killed_endpoint_is_left_for_another(three: EtcdCluster) -> None:
 
 
 def eventually_created(writer: Registry, number: int) -> IPv4Network:
-    return writer.create(peer(number), ttl=600).subnet
+    return writer.create(peer(number), ttl=600).subnets[0]
 
 
 def test_a_rolling_restart_loses_nothing(three: EtcdCluster) -> None:
@@ -90,7 +91,7 @@ def test_a_rolling_restart_loses_nothing(three: EtcdCluster) -> None:
             subnets.append(eventually_created(writer, 10 + number))
             three.start(member)
             subnets.append(eventually_created(writer, 20 + number))
-        eventually(lambda: node.sees(node.keeper.lease.subnet, *subnets), "all six peers", 10)
+        eventually(lambda: node.sees(node.keeper.lease.subnets[0], *subnets), "all six peers", 10)
         check_wakes(node, writer, 30)
         assert not node.lost
 
@@ -123,12 +124,12 @@ def test_a_compaction_while_disconnected_is_found_by_the_next_snapshot(three: Et
         check_wakes(node, writer, 10)
         three.members[0].kill()
         gone = eventually_retried(lambda: writer.create(peer(11), ttl=600))
-        writer.delete(next(it for it in writer.snapshot().leases if it.subnet == peer(10).subnet))
+        writer.delete(next(it for it in writer.snapshot().leases if it.subnets[0] == peer(10).subnets[0]))
         writer.delete(gone)
         subnet = eventually_created(writer, 12)
         three.ctl("compact", str(writer.snapshot().revision), endpoints=three.endpoints[1:2])
         three.start()
-        eventually(lambda: node.sees(node.keeper.lease.subnet, subnet), "exactly the last state", 10)
+        eventually(lambda: node.sees(node.keeper.lease.subnets[0], subnet), "exactly the last state", 10)
         check_wakes(node, writer, 13)
 
 
@@ -155,8 +156,8 @@ def test_a_restored_etcd_with_a_lower_revision_is_read_afresh(three: EtcdCluster
         before = node.snapshot
         assert before is not None
         three.restore(tmp_path / "backup")
-        own = node.keeper.lease.subnet
-        eventually(lambda: node.sees(own, peer(10).subnet), "the restored state", 10)
+        own = node.keeper.lease.subnets[0]
+        eventually(lambda: node.sees(own, peer(10).subnets[0]), "the restored state", 10)
         assert node.snapshot is not None
         assert node.snapshot.revision < before.revision
         check_wakes(node, writer, 20)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +13,11 @@ import pytest
 from flannel_ebpf.agent.loop import Loop, Wake
 from flannel_ebpf.agent.reconcile import Outcome
 from flannel_ebpf.base.errors import KernelError
-from flannel_ebpf.base.model import Lease, Skipped
+from flannel_ebpf.base.model import Skipped
 from flannel_ebpf.leases.cluster import View
+from tests.samples import lease
 
-LEASE = Lease(IPv4Network("10.1.7.0/24"), IPv4Address("192.168.64.7"))
+LEASE = lease("10.1.7.0/24", "192.168.64.7")
 GOOD = View((LEASE,), may_remove=True)
 
 
@@ -63,7 +63,7 @@ def passes(parts: Parts, *events: Callable[[Wake, Parts], None], delay: float = 
     wake, stop, left = Wake(), threading.Event(), list(events)
     loop = Short(
         SimpleNamespace(subnet_file="subnet.env"),  # type: ignore[arg-type]  # as far as a short pass looks
-        SimpleNamespace(subnet=LEASE.subnet, config=None),  # type: ignore[arg-type]
+        SimpleNamespace(subnets=LEASE.subnets, config=None),  # type: ignore[arg-type]
         parts,  # type: ignore[arg-type]
     )
     loop.delay = delay

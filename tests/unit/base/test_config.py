@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -15,11 +15,13 @@ from flannel_ebpf.base.config import (
     MIN_VXLAN_MTU,
     HostGwConfig,
     NetworkConfig,
+    Pool,
     UdpConfig,
     VxlanConfig,
     parse_network_config,
 )
 from flannel_ebpf.base.errors import ConfigError, UnknownBackend
+from flannel_ebpf.base.family import Family
 
 SOURCE = "etcd key /coreos.com/network/config"
 
@@ -38,18 +40,32 @@ def parse(**keys: Any) -> NetworkConfig:
         ("10.1.0.0/28", 30, "10.1.0.4", "10.1.0.12"),
         ("255.255.0.0/16", 24, "255.255.1.0", "255.255.255.0"),  # the end of IPv4 does not wrap
         ("10.1.77.5/16", 24, "10.1.1.0", "10.1.255.0"),  # host bits are masked
+        ("fc00::/48", 64, "fc00:0:0:1::", "fc00:0:0:ffff::"),
+        ("fc00::/62", 64, "fc00:0:0:1::", "fc00:0:0:3::"),
+        ("fc00::/63", 65, "fc00::8000:0:0:0", "fc00:0:0:1:8000::"),
+        ("2001:db8::/124", 126, "2001:db8::4", "2001:db8::c"),
+        ("ffff::/16", 64, "ffff:0:0:1::", "ffff:ffff:ffff:ffff::"),
+        ("fc00::77/48", 64, "fc00:0:0:1::", "fc00:0:0:ffff::"),
     ],
 )
 def test_defaults_follow_from_the_network(network: str, subnet_len: int, first: str, last: str) -> None:
-    config = parse(Network=network)
-    assert config == NetworkConfig(
-        network=IPv4Network(network, strict=False),
-        subnet_len=subnet_len,
-        subnet_min=IPv4Address(first),
-        subnet_max=IPv4Address(last),
-        enable_nftables=False,
-        backend=UdpConfig(),
+    wanted = Pool(ip_network(network, strict=False), subnet_len, ip_address(first), ip_address(last))
+    if wanted.family is Family.V4:
+        assert parse(Network=network) == NetworkConfig((wanted,), enable_nftables=False, backend=UdpConfig())
+        return
+    keys = {"EnableIPv6": True, "IPv6Network": network, "Backend": {"Type": "host-gw"}}
+    assert parse(EnableIPv4=False, **keys).pools == (wanted,)
+    both = parse(Network="10.1.0.0/16", **keys)
+    assert both.pools == (*parse(Network="10.1.0.0/16").pools, wanted)
+    assert (str(both.network), both.networks[1]) == ("10.1.0.0/16", wanted.network)
+
+
+def test_keys_of_a_family_that_is_off_say_nothing() -> None:
+    assert parse(Network="10.1.0.0/16", IPv6Network="nonsense", IPv6SubnetLen=900) == parse(
+        Network="10.1.0.0/16"
     )
+    keys = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fc00::/48", "Backend": {"Type": "vxlan"}}
+    assert parse(Network="nonsense", SubnetMin=7, **keys) == parse(**keys)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +97,7 @@ def test_keys_match_in_any_case_the_last_one_wins_and_null_is_absent() -> None:
         '{"network": "10.2.0.0/16", "NETWORK": "10.1.0.0/16", "Network": null, "subnetlen": 26, "Other": []}'
     )
     config = parse_network_config(text, SOURCE)
-    assert (config.network, config.subnet_len) == (IPv4Network("10.1.0.0/16"), 26)
+    assert (config.network, config.pools[0].subnet_len) == (IPv4Network("10.1.0.0/16"), 26)
 
 
 ZERO = str(IPv4Address(0))
@@ -94,6 +110,11 @@ def test_zero_means_absent_as_in_go() -> None:
 
 def test_nftables_choice_is_read() -> None:
     assert parse(Network="10.1.0.0/16", EnableNFTables=True).enable_nftables
+
+
+def v6(rest: str) -> str:
+    """A config of IPv6 alone, from its IPv6Network on."""
+    return f'{{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": {rest}}}'
 
 
 @pytest.mark.parametrize(
@@ -131,8 +152,24 @@ def test_nftables_choice_is_read() -> None:
             "SubnetMin", "10.1.9.0", "not above SubnetMax 10.1.8.0",
         ),
         ('{"Network": "10.1.0.0/16", "SubnetMax": "10.1.0.0"}', "SubnetMax", "10.1.0.0", "10.1.1.0"),
-        ('{"Network": "10.1.0.0/16", "EnableIPv4": false}', "EnableIPv4", "False", "only IPv4"),
-        ('{"Network": "10.1.0.0/16", "EnableIPv6": true}', "EnableIPv6", "True", "IPv6 comes later"),
+        ('{"Network": "10.1.0.0/16", "EnableIPv4": false}', "EnableIPv4", "False", "at least one family"),
+        ('{"Network": "10.1.0.0/16", "EnableIPv6": true}', "IPv6Network", "nothing is there", "fc00::/48"),
+        ('{"Network": "10.1.0.0/16", "EnableIPv6": "yes"}', "EnableIPv6", "'yes'", "true or false"),
+        (v6('"fc00::"'), "IPv6Network", "fc00::", "an IPv6 network"),
+        (v6('"fc00::%eth0/48"'), "IPv6Network", "%eth0", "an IPv6 network"),
+        (v6('"10.1.0.0/16"'), "IPv6Network", "10.1.0.0/16", "an IPv6 network"),
+        (v6('"::/0"'), "IPv6Network", "::/0", "not the whole of IPv6"),
+        (v6('"fc00::/129"'), "IPv6Network", "/129", "an IPv6 network"),
+        (v6('"fc00::/125"'), "IPv6Network", "/125", "/124"),
+        (v6('"fc00::/48", "IPv6SubnetLen": 127'), "IPv6SubnetLen", "127", "at most 126"),
+        (v6('"fc00::/48", "IPv6SubnetLen": 49'), "IPv6SubnetLen", "49", "at least 50"),
+        (v6('"fc00::/48", "IPv6SubnetMin": "fc01::"'), "IPv6SubnetMin", "fc01::", "IPv6Network fc00::/48"),
+        (v6('"fc00::/48", "IPv6SubnetMin": "fc00::1"'), "IPv6SubnetMin", "fc00::1", "such as fc00::"),
+        (v6('"fc00::/48", "IPv6SubnetMax": "10.1.1.0"'), "IPv6SubnetMax", "10.1.1.0", "an IPv6 address"),
+        (v6('"fc00::/48", "IPv6SubnetMax": "fc00::"'), "IPv6SubnetMax", "fc00::", "not above IPv6SubnetMax"),
+        (v6('"fc00::/48", "Backend": {"Type": "udp"}'), "Backend.Type", "udp", "udp carries IPv4 alone"),
+        (v6('"fc00::/48"'), "Backend.Type", "nothing is there", "udp carries IPv4 alone"),
+        (v6('"fc00::/48", "Backend": {"Type": "vxlan", "MTU": 1349}'), "Backend.MTU", "1349", "1350 to"),
         ('{"Network": "10.1.0.0/16", "EnableNFTables": 1}', "EnableNFTables", "1", "true or false"),
         ('{"Network": "10.1.0.0/16", "Backend": "vxlan"}', "Backend", "'vxlan'", '{"Type": "vxlan"}'),
         ('{"Network": "10.1.0.0/16", "Backend": null}', "Backend.Type", "nothing is there", "vxlan, host-gw"),
@@ -168,7 +205,7 @@ def test_an_unknown_backend_is_told_from_a_config_that_may_yet_be_mended(backend
     [
         ("vxlan", "VNI", 0, MAX_VNI),
         ("vxlan", "Port", 0, MAX_PORT),
-        ("vxlan", "MTU", MIN_VXLAN_MTU, MAX_MTU),
+        ("vxlan", "MTU", MIN_VXLAN_MTU[Family.V4], MAX_MTU),
         ("udp", "Port", 1, MAX_PORT),
     ],
 )
@@ -189,34 +226,47 @@ BACKENDS = (
         VxlanConfig,
         vni=st.integers(0, MAX_VNI),
         port=st.integers(1, MAX_PORT),
-        mtu=st.just(0) | st.integers(MIN_VXLAN_MTU, MAX_MTU),
+        mtu=st.just(0) | st.integers(MIN_VXLAN_MTU[Family.V6], MAX_MTU),
     )
 )
 
 
 @st.composite
-def network_configs(draw: st.DrawFn) -> NetworkConfig:
-    prefix = draw(st.integers(1, 28))
-    network = IPv4Network((draw(st.integers(0, 2**32 - 1)), prefix), strict=False)
-    subnet_len = draw(st.integers(prefix + 2, 30))
-    size = 2 ** (32 - subnet_len)
+def pools(draw: st.DrawFn, family: Family) -> Pool:
+    bits = family.bits
+    prefix = draw(st.integers(1, bits - 4))
+    network = family.network(draw(st.integers(0, 2**bits - 1)), prefix, strict=False)
+    subnet_len = draw(st.integers(prefix + 2, bits - 2))
+    size = 2 ** (bits - subnet_len)
     indexes = st.integers(0, 2 ** (subnet_len - prefix) - 1)
     first, last = sorted((draw(indexes), draw(indexes)))
-    lowest = IPv4Address(int(network.network_address) + first * size)
-    highest = IPv4Address(int(network.network_address) + last * size)
-    if int(lowest) == 0:  # "0.0.0.0" says absent
-        lowest, highest = lowest + size, max(highest, lowest + size)
-    return NetworkConfig(network, subnet_len, lowest, highest, draw(st.booleans()), draw(BACKENDS))
+    if int(network.network_address) == 0 and first == 0:  # "0.0.0.0" says absent
+        first, last = 1, max(last, 1)
+    lowest, highest = (network.network_address + index * size for index in (first, last))
+    return Pool(network, subnet_len, lowest, highest)
+
+
+@st.composite
+def network_configs(draw: st.DrawFn) -> NetworkConfig:
+    families = draw(st.sampled_from([(Family.V4,), (Family.V6,), (Family.V4, Family.V6)]))
+    backend = draw(BACKENDS if Family.V4 in families else BACKENDS.filter(lambda it: it.type != "udp"))
+    return NetworkConfig(tuple(draw(pools(family)) for family in families), draw(st.booleans()), backend)
 
 
 def as_json(config: NetworkConfig) -> dict[str, Any]:
     """Every key written out; the backend's field names are its keys without underscores."""
     backend = {name.replace("_", ""): getattr(config.backend, name) for name in config.backend.__slots__}
-    return {
-        "Network": str(config.network),
-        "SubnetLen": config.subnet_len,
-        "SubnetMin": str(config.subnet_min),
-        "SubnetMax": str(config.subnet_max),
+    keys: dict[str, Any] = {"EnableIPv4": False, "EnableIPv6": False}
+    for pool in config.pools:
+        word = "" if pool.family is Family.V4 else "IPv6"
+        keys |= {
+            f"Enable{pool.family}": True,
+            f"{word}Network": str(pool.network),
+            f"{word}SubnetLen": pool.subnet_len,
+            f"{word}SubnetMin": str(pool.subnet_min),
+            f"{word}SubnetMax": str(pool.subnet_max),
+        }
+    return keys | {
         "EnableNFTables": config.enable_nftables,
         "Backend": {"Type": config.backend_type, **backend},
     }
@@ -228,7 +278,8 @@ def test_a_config_written_out_reads_back_the_same(config: NetworkConfig) -> None
 
 
 KEYS = st.sampled_from(
-    ["Network", "SubnetLen", "SubnetMin", "SubnetMax", "EnableIPv4", "Backend", "Type", "VNI"]
+    ["Network", "SubnetLen", "SubnetMin", "SubnetMax", "EnableIPv4", "Backend", "Type", "VNI",
+     "EnableIPv6", "IPv6Network", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "MTU"]
 )  # fmt: skip
 VALUES = st.recursive(
     st.none()
@@ -236,7 +287,9 @@ VALUES = st.recursive(
     | st.integers()
     | st.floats()
     | st.text(max_size=20)
-    | st.sampled_from(["10.1.0.0/16", "10.1.2.0/23", "10.1.3.0", ZERO, "vxlan", "udp", "host-gw"]),
+    | st.sampled_from(
+        ["10.1.0.0/16", "10.1.2.0/23", "10.1.3.0", ZERO, "vxlan", "udp", "host-gw", "fc00::/48", "fc00::"]
+    ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5),
 )
 
@@ -247,9 +300,12 @@ def test_any_text_is_a_usable_config_or_a_config_error(text: str) -> None:
         config = parse_network_config(text, SOURCE)
     except ConfigError:
         return
-    size = 2 ** (32 - config.subnet_len)
-    assert config.network.prefixlen + 2 <= config.subnet_len <= 30
-    assert config.subnet_min <= config.subnet_max
-    for address in (config.subnet_min, config.subnet_max):
-        assert address in config.network
-        assert int(address) % size == 0
+    assert config.pools
+    for pool in config.pools:
+        size = 2 ** (pool.family.bits - pool.subnet_len)
+        assert pool.network.prefixlen + 2 <= pool.subnet_len <= pool.family.bits - 2
+        assert int(pool.subnet_min) <= int(pool.subnet_max)
+        for address in (pool.subnet_min, pool.subnet_max):
+            assert address in pool.network
+            assert int(address) % size == 0
+            assert pool.offers(pool.family.network(int(address), pool.subnet_len))

@@ -4,16 +4,18 @@ import io
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
 
 import flannel_ebpf.leases.etcd
 from flannel_ebpf.base.errors import EtcdUnavailable
-from flannel_ebpf.base.model import Lease, Skipped
+from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.model import Claim, Endpoint, Lease, Skipped
 from flannel_ebpf.base.options import EtcdOptions
 from flannel_ebpf.cli import main
+from tests.samples import lease
 
 GOOD = '{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}'
 SUBNET, NODE = IPv4Network("10.1.5.0/24"), IPv4Address("192.0.2.1")
@@ -26,7 +28,7 @@ class Etcd:
 
     def __init__(self) -> None:
         self.config: str | None = GOOD
-        self.leases: dict[IPv4Network, Lease] = {}
+        self.leases: dict[Network, Lease] = {}
         self.options: EtcdOptions | None = None
         self.open = 0
         self.down = False
@@ -56,16 +58,16 @@ class Etcd:
         skipped = (Skipped("/coreos.com/network/subnets/junk", "no subnet"),)
         return flannel_ebpf.leases.etcd.Snapshot(7, 1, tuple(self.leases.values()), skipped)
 
-    def create(self, lease: Lease, ttl: int) -> None:
-        assert lease.subnet not in self.leases
-        self.leases[lease.subnet] = replace(lease, etcd_lease=ttl)
+    def create_alone(self, lease: Lease, ttl: int, before: Any) -> None:
+        assert lease.subnets[0] not in self.leases
+        self.leases[lease.subnets[0]] = replace(lease, etcd_lease=ttl)
 
     def rewrite(self, lease: Lease, ttl: int) -> None:
-        assert self.leases[lease.subnet] == lease
-        self.leases[lease.subnet] = replace(lease, etcd_lease=ttl)
+        assert self.leases[lease.subnets[0]] == lease
+        self.leases[lease.subnets[0]] = replace(lease, etcd_lease=ttl)
 
     def delete(self, lease: Lease) -> None:
-        del self.leases[lease.subnet]
+        del self.leases[lease.subnets[0]]
 
 
 @pytest.fixture
@@ -143,12 +145,12 @@ def test_reserve_makes_a_key_that_lives_for_ever(run: Run, etcd: Etcd) -> None:
     assert run("reserve", "10.1.5.0/24", "--public-ip=192.0.2.1") == (
         0, "10.1.5.0/24 is reserved for 192.0.2.1\n", "",
     )  # fmt: skip
-    assert etcd.leases == {SUBNET: Lease(SUBNET, NODE)}
+    assert etcd.leases == {SUBNET: lease(SUBNET, NODE)}
     assert run("reserve", "10.1.5.0/24", "--public-ip=192.0.2.1")[0] == 0
 
 
 def test_reserve_makes_a_held_lease_permanent_and_keeps_its_data(run: Run, etcd: Etcd) -> None:
-    held = Lease(SUBNET, NODE, "vxlan", {"VNI": 1, "VtepMAC": "02:00:00:00:00:01"}, etcd_lease=99)
+    held = lease(SUBNET, NODE, "vxlan", {"VNI": 1, "VtepMAC": "02:00:00:00:00:01"}, etcd_lease=99)
     etcd.leases[SUBNET] = held
     assert run("reserve", str(SUBNET), "--public-ip", str(NODE))[0] == 0
     assert etcd.leases[SUBNET] == replace(held, etcd_lease=0)
@@ -161,10 +163,10 @@ def test_reserve_makes_a_held_lease_permanent_and_keeps_its_data(run: Run, etcd:
         (["10.1.6.0/24", "--public-ip=192.0.2.1"], ["192.0.2.1 holds 10.1.5.0/24"], 1),
         (["10.1.0.0/24", "--public-ip=192.0.2.3"], ["10.1.0.0/24", "from 10.1.1.0 to 10.1.255.0"], 1),
         (["10.2.0.0/24", "--public-ip=192.0.2.3"], ["10.2.0.0/24"], 1),
-        (["10.1.8.0/25", "--public-ip=192.0.2.3"], ["10.1.8.0/25", "a /24"], 1),
+        (["10.1.8.0/25", "--public-ip=192.0.2.3"], ["10.1.8.0/25", "one /24"], 1),
         (["10.1.8.1/24", "--public-ip=192.0.2.3"], ["'10.1.8.1/24'", "10.1.5.0/24"], 2),
         (["10.1.8.0", "--public-ip=192.0.2.3"], ["'10.1.8.0'"], 2),
-        (["10.1.8.0/24"], ["--public-ip"], 2),
+        (["10.1.8.0/24"], ["--public-ip"], 1),
         (["10.1.8.0/24", "--public-ip="], ["--public-ip"], 2),
         (["--public-ip=192.0.2.3"], ["SUBNET"], 2),
     ],
@@ -172,7 +174,7 @@ def test_reserve_makes_a_held_lease_permanent_and_keeps_its_data(run: Run, etcd:
 def test_reserve_refuses_what_no_node_would_take(
     run: Run, etcd: Etcd, arguments: list[str], parts: list[str], expected: int
 ) -> None:
-    before = {SUBNET: Lease(SUBNET, NODE, etcd_lease=99)}
+    before = {SUBNET: lease(SUBNET, NODE, etcd_lease=99)}
     etcd.leases.update(before)
     status, _, err = run("reserve", *arguments)
     assert status == expected
@@ -181,21 +183,76 @@ def test_reserve_refuses_what_no_node_would_take(
 
 
 def test_unreserve_gives_the_key_a_life_so_that_its_node_goes_on(run: Run, etcd: Etcd) -> None:
-    etcd.leases[SUBNET] = Lease(SUBNET, NODE, "host-gw")
+    etcd.leases[SUBNET] = lease(SUBNET, NODE, "host-gw")
     assert run("unreserve", str(SUBNET))[0] == 0
-    assert etcd.leases == {SUBNET: Lease(SUBNET, NODE, "host-gw", etcd_lease=86_400)}
+    assert etcd.leases == {SUBNET: lease(SUBNET, NODE, "host-gw", etcd_lease=86_400)}
 
 
 def test_unreserve_now_removes_the_key(run: Run, etcd: Etcd) -> None:
-    etcd.leases[SUBNET] = Lease(SUBNET, NODE)
+    etcd.leases[SUBNET] = lease(SUBNET, NODE)
     assert run("unreserve", "--now", str(SUBNET)) == (0, "10.1.5.0/24 is free\n", "")
     assert etcd.leases == {}
 
 
-@pytest.mark.parametrize("held", [None, Lease(SUBNET, NODE, etcd_lease=99)])
+@pytest.mark.parametrize("held", [None, lease(SUBNET, NODE, etcd_lease=99)])
 def test_unreserve_leaves_what_is_not_reserved(run: Run, etcd: Etcd, held: Lease | None) -> None:
     etcd.leases = {} if held is None else {SUBNET: held}
     status, _, err = run("unreserve", "--now", str(SUBNET))
     assert status == 1
     assert ("this one is free" if held is None else "an ordinary lease of 192.0.2.1") in err
     assert etcd.leases == ({} if held is None else {SUBNET: held})
+
+
+DUAL = (
+    '{"Network": "10.1.0.0/16", "EnableIPv6": true, "IPv6Network": "fc00::/48", "Backend": {"Type": "vxlan"}}'
+)
+BOTH = (SUBNET, IPv6Network("fc00:0:0:5::/64"))
+
+
+def dual_lease(first: str, second: str = "::") -> Lease:
+    return Lease.of(BOTH, Claim("", (Endpoint(IPv4Address(first)), Endpoint(IPv6Address(second)))))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_reserve_takes_a_subnet_of_each_family(run: Run, etcd: Etcd, swapped: bool) -> None:
+    etcd.config = DUAL
+    words = [str(subnet) for subnet in BOTH]
+    status, out, _ = run("reserve", *(words[::-1] if swapped else words), "--public-ip=192.0.2.1")
+    assert (status, out) == (0, "10.1.5.0/24 and fc00:0:0:5::/64 is reserved for 192.0.2.1\n")
+    assert etcd.leases == {SUBNET: dual_lease("192.0.2.1")}
+    assert run("unreserve", "--now", "fc00:0:0:5::/64")[:2] == (
+        0,
+        "10.1.5.0/24 and fc00:0:0:5::/64 is free\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["10.1.6.0/24"], "one /64 from fc00:0:0:1:: to fc00:0:0:ffff::"),
+        (["fc00:0:0:6::/64"], "one /24 from 10.1.1.0"),
+        (["10.1.6.0/24", "10.1.7.0/24", "fc00:0:0:6::/64"], "10.1.6.0/24, 10.1.7.0/24"),
+        (["10.1.6.0/24", "fc00:0:0:5::/64"], "belongs to 192.0.2.1"),
+        (["10.1.5.0/24", "fc00:0:0:6::/64"], "belongs to 192.0.2.1"),
+        (["10.1.6.0/24", "fc00::/64"], "one /64"),
+    ],
+)
+def test_reserve_refuses_half_of_a_pair_and_what_is_taken(
+    run: Run, etcd: Etcd, arguments: list[str], part: str
+) -> None:
+    etcd.config = DUAL
+    etcd.leases[SUBNET] = dual_lease("192.0.2.1", "2001:db8::1")
+    status, _, err = run("reserve", *arguments, "--public-ip=192.0.2.2")
+    assert status == 1
+    assert part in err
+    assert list(etcd.leases) == [SUBNET]
+
+
+def test_reserve_in_a_network_of_ipv6_alone_wants_that_address(run: Run, etcd: Etcd) -> None:
+    etcd.config = DUAL.replace('"Network"', '"EnableIPv4": false, "Network"')
+    assert "--public-ipv6" in run("reserve", "fc00:0:0:5::/64", "--public-ip=192.0.2.1")[2]
+    assert (
+        "no IPv4 subnet" in run("reserve", "fc00:0:0:5::/64", "10.1.5.0/24", "--public-ipv6=2001:db8::1")[2]
+    )
+    assert run("reserve", "fc00:0:0:5::/64", "--public-ipv6=2001:db8::1")[0] == 0
+    assert etcd.leases == {BOTH[1]: lease(BOTH[1], "2001:db8::1")}

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_ebpf.base.config import parse_network_config
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.model import Lease, Mac, PathFacts, Skipped, Uplink
-from flannel_ebpf.desired.backends import Node, backend_of, part
+from flannel_ebpf.desired import backends
+from flannel_ebpf.desired.backends import Node, Stack
 from flannel_ebpf.desired.bpf import contents
 from flannel_ebpf.desired.objects import MapEntry, Object
 from flannel_ebpf.desired.plan import Op, Put, plan
 from flannel_ebpf.desired.short_pass import Settled, change, follow
+from tests.samples import lease as sample
+from tests.samples import stack
 
 SIZE = 64
 MAC = Mac(bytes.fromhex("020000000001"))
@@ -27,20 +32,30 @@ NETWORKS = {
     "host-gw": '{"Type": "host-gw"}',
     "udp": '{"Type": "udp"}',
 }
+UPLINK6 = replace(UPLINK, ip=IPv6Address("fd00::1"), prefix_len=64)
 ADDRESSES = [IPv4Address(f"192.168.64.{n}") for n in range(1, 6)]  # ours among them
-PATHS = {ip: PathFacts(1500 - int(ip) % 2, on_link=int(ip) % 4 != 3) for ip in ADDRESSES}
+ADDRESSES6 = [IPv6Address(f"fd00::{n}") for n in range(1, 6)]
+PATHS = {ip: PathFacts(1500 - int(ip) % 2, on_link=int(ip) % 4 != 3) for ip in (*ADDRESSES, *ADDRESSES6)}
 State = Mapping[object, Object]
-Leases = dict[IPv4Network, Lease]
+Leases = dict[Network, Lease]
 
 
 def node(kind: str) -> Node:
-    config = parse_network_config(f'{{"Network": "10.1.0.0/16", "Backend": {NETWORKS[kind]}}}', "test")
-    return Node(config, UPLINK, UPLINK.ip, IPv4Network("10.1.5.0/24"), MAC)
+    """This node in a network of IPv4, or of both families where the kind's name says "dual"."""
+    backend, dual = NETWORKS[kind.removeprefix("dual ")], kind.startswith("dual ")
+    family = '"EnableIPv6": true, "IPv6Network": "fc00::/48", ' if dual else ""
+    config = parse_network_config(f'{{"Network": "10.1.0.0/16", {family}"Backend": {backend}}}', "test")
+    stacks = [stack(config, UPLINK, "10.1.5.0/24", MAC)]
+    if dual:
+        stacks.append(
+            Stack(config, config.pools[1], UPLINK6, UPLINK6.ip, IPv6Network("fc00:0:0:5::/64"), MAC)
+        )
+    return Node(tuple(stacks))
 
 
 def lease(subnet: str, ip: str, mac: int = 1, kind: str = "vxlan") -> Lease:
     data = {"VNI": 1, "VtepMAC": f"02:00:00:00:01:{mac:02x}"}
-    return Lease(IPv4Network(subnet), IPv4Address(ip), kind, data)
+    return sample(subnet, ip, kind, data)
 
 
 def key(obj: Object) -> object:
@@ -60,11 +75,12 @@ def carry_out(ops: Sequence[Op], state: State) -> State:
 
 def whole(here: Node, leases: Leases, state: State) -> tuple[State, Settled]:
     """Return what a whole pass makes of `state`, and what it leaves."""
-    usable, strange = part(here.config.network, list(leases.values()))
-    peers, unusable = backend_of(here.config).peers(here, usable, PATHS)
+    usable, strange = backends.usable(here, list(leases.values()))
+    peers, unusable = backends.peers(here, usable, PATHS)
     entries = [obj for obj in state.values() if isinstance(obj, MapEntry)]
-    slots = contents.assign_slots(peers, contents.slots_in(entries), SIZE)
-    wanted = [*backend_of(here.config).objects(here, peers), *contents.peer_entries(peers, slots)]
+    carried = [*contents.carried(peers)]
+    slots = contents.assign_slots(carried, contents.slots_in(entries), SIZE)
+    wanted = [*backends.objects(here, peers), *contents.peer_entries(carried, slots)]
     after = state
     while ops := plan(wanted, after.values()):
         after = carry_out(ops, after)
@@ -73,31 +89,58 @@ def whole(here: Node, leases: Leases, state: State) -> tuple[State, Settled]:
 
 
 subnets = st.integers(3, 10).map(lambda n: IPv4Network((0x0A010000 + (n << 8), 24)))  # ours among them
+vteps = st.integers(1, 3).map(lambda n: {"VNI": 1, "VtepMAC": f"02:00:00:00:01:{n:02x}"})
 leases = st.builds(
-    Lease,
+    sample,
     subnets,
     st.sampled_from(ADDRESSES),
     st.sampled_from(["vxlan", "vxlan", "vxlan", "host-gw"]),
-    st.integers(1, 3).map(lambda n: {"VNI": 1, "VtepMAC": f"02:00:00:00:01:{n:02x}"}),
+    vteps,
 )
-steps = st.lists(st.lists(leases | subnets, min_size=1, max_size=3), max_size=6)
+subnets6 = st.integers(3, 10).map(lambda n: IPv6Network((0xFC00 << 112 | n << 64, 64)))
+addresses6 = st.sampled_from([*ADDRESSES6, IPv6Address("::")])
 
 
-def written(before: Leases, step: Sequence[Lease | IPv4Network]) -> Leases:
-    """Return the leases after some were put and others, given by their subnets, deleted."""
+def dual(lease: Lease, other: Lease | None) -> Lease:
+    """Return a lease with the parts of both."""
+    return Lease(lease.parts + other.parts) if other else lease
+
+
+duals = st.builds(dual, leases, st.none() | st.builds(sample, subnets6, addresses6, st.just("vxlan"), vteps))
+
+
+def written(before: Leases, step: Sequence[Lease | Network]) -> Leases:
+    """Return the leases after some were put and others, given by a subnet, deleted: no subnet is in two."""
     after = dict(before)
     for one in step:
+        gone = one.subnets if isinstance(one, Lease) else (one,)
+        after = {first: lease for first, lease in after.items() if set(lease.subnets).isdisjoint(gone)}
         if isinstance(one, Lease):
-            after[one.subnet] = one
-        else:
-            after.pop(one, None)
+            after[one.subnets[0]] = one
     return after
 
 
-@given(st.sampled_from(sorted(NETWORKS)), st.lists(leases, max_size=8), steps)
+def histories(lease: st.SearchStrategy[Lease], *subnet: st.SearchStrategy[Network]) -> tuple[Any, Any]:
+    """Return strategies of the leases that stand at first, and of what is then done to them."""
+    change = st.lists(st.one_of(lease, *subnet), min_size=1, max_size=3)
+    return st.lists(lease, max_size=8), st.lists(change, max_size=6)
+
+
+@given(st.sampled_from(sorted(NETWORKS)), *histories(leases, subnets))
 def test_a_short_pass_ends_where_a_whole_one_would(
-    kind: str, start: list[Lease], steps: list[list[Lease | IPv4Network]]
+    kind: str, start: list[Lease], steps: list[list[Lease | Network]]
 ) -> None:
+    follows_rightly(kind, start, steps)
+
+
+@given(st.sampled_from([f"dual {kind}" for kind in sorted(NETWORKS)]), *histories(duals, subnets, subnets6))
+def test_so_it_does_with_both_families(
+    kind: str, start: list[Lease], steps: list[list[Lease | Network]]
+) -> None:
+    follows_rightly(kind, start, steps)
+
+
+def follows_rightly(kind: str, start: list[Lease], steps: list[list[Lease | Network]]) -> None:
     here = node(kind)
     held = written({}, start)
     state, settled = whole(here, held, {})
@@ -113,8 +156,10 @@ def test_a_short_pass_ends_where_a_whole_one_would(
         assert state == right
         assert (settled.peers, settled.slots) == (expected.peers, expected.slots)
         assert list(settled.skipped) == expected.skipped
-        length = here.config.subnet_len
-        both = [contents.together(one.peers.values(), length) for one in (settled, expected)]
+        length = here.config.pools[0].subnet_len
+        both = [
+            contents.together([*contents.carried(it.peers.values())], length) for it in (settled, expected)
+        ]
         assert both[0] == both[1]
 
 
@@ -127,7 +172,7 @@ def ops_after(settled: Settled, held: Sequence[Lease]) -> list[Op] | None:
 
 
 def settled_with(*held: Lease, kind: str = "vxlan") -> Settled:
-    return whole(node(kind), {one.subnet: one for one in held}, {})[1]
+    return whole(node(kind), {one.subnets[0]: one for one in held}, {})[1]
 
 
 def test_a_crowd_adds_nothing_to_one_lease_s_operations() -> None:
@@ -155,7 +200,7 @@ def test_of_two_leases_with_one_vtep_the_other_takes_over_when_the_last_goes() -
     "new",
     [
         lease("10.1.8.0/24", "192.168.64.3", kind="host-gw"),
-        replace(lease("10.1.8.0/24", "192.168.64.3"), backend_data={"VtepMAC": "nonsense"}),
+        sample("10.1.8.0/24", "192.168.64.3", "vxlan", {"VtepMAC": "nonsense"}),
         lease("10.1.8.0/24", "127.0.0.1"),
         lease("10.9.8.0/24", "192.168.64.3"),
         lease("10.1.8.0/25", "192.168.64.3"),
@@ -165,7 +210,7 @@ def test_of_two_leases_with_one_vtep_the_other_takes_over_when_the_last_goes() -
 def test_what_takes_a_whole_pass(new: Lease) -> None:
     assert ops_after(settled_with(FIRST), [FIRST, new]) is None
     assert ops_after(settled_with(FIRST, new), [FIRST]) is None, "the way back takes one too"
-    assert settled_with(FIRST, new).skipped or new.subnet.prefixlen == 25
+    assert settled_with(FIRST, new).skipped or new.subnets[0].prefixlen == 25
 
 
 def test_the_first_direct_route_takes_a_whole_pass() -> None:

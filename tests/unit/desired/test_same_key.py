@@ -4,19 +4,20 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import permutations
 
 from flannel_ebpf.base.config import parse_network_config
-from flannel_ebpf.base.model import Lease, Mac, Uplink
-from flannel_ebpf.desired.backends import Node, vxlan
+from flannel_ebpf.base.model import LeasePart, Mac, Uplink
+from flannel_ebpf.desired.backends import vxlan
 from flannel_ebpf.desired.bpf import contents
 from flannel_ebpf.desired.objects import Object
+from tests.samples import stack
 
 CONFIG = parse_network_config('{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}', "test")
 UPLINK = Uplink(2, "eth0", IPv4Address("192.0.2.1"), 24, 1500, Mac(bytes.fromhex("020000000002")))
-NODE = Node(CONFIG, UPLINK, UPLINK.ip, IPv4Network("10.1.1.0/24"), Mac(bytes.fromhex("020000000001")))
+NODE = stack(CONFIG, UPLINK, "10.1.1.0/24", Mac(bytes.fromhex("020000000001")))
 
 
-def lease(third: int, public_ip: str, mac: str) -> Lease:
+def lease(third: int, public_ip: str, mac: str) -> LeasePart:
     data = {"VNI": 1, "VtepMAC": mac}
-    return Lease(IPv4Network(f"10.1.{third}.0/24"), IPv4Address(public_ip), "vxlan", data)
+    return LeasePart(IPv4Network(f"10.1.{third}.0/24"), IPv4Address(public_ip), "vxlan", data)
 
 
 COLLIDING = [
@@ -26,7 +27,7 @@ COLLIDING = [
 ]
 
 
-def wanted(leases: list[Lease]) -> list[Object]:
+def wanted(leases: list[LeasePart]) -> list[Object]:
     peers, _ = vxlan.peers(NODE, leases, {})
     slots = contents.assign_slots(peers, {}, 8)
     return [*vxlan.objects(NODE, peers), *contents.peer_entries(peers, slots)]

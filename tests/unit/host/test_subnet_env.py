@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import stat
-from ipaddress import IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_ebpf.base.errors import ConfigError
-from flannel_ebpf.host.subnet_env import Previous, SubnetEnv, previous_subnet, read, render, update, write
+from flannel_ebpf.base.family import Network
+from flannel_ebpf.host.subnet_env import Previous, SubnetEnv, read, render, update, write
 
 NETWORK, SUBNET = IPv4Network("10.1.0.0/16"), IPv4Network("10.1.74.0/24")
-ENV = SubnetEnv(NETWORK, SUBNET, 1450, False)
+NETWORK6 = IPv6Network("fc00::/48")
+ENV = SubnetEnv((NETWORK,), (SUBNET,), 1450, False)
 TEXT = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.74.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
 
 
@@ -22,11 +25,11 @@ def test_the_file_is_byte_for_byte_what_flanneld_writes(tmp_path: Path) -> None:
     assert path.read_text() == TEXT
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
-    assert read(path) == Previous(NETWORK, SUBNET)
+    assert read(path) == Previous((NETWORK,), (SUBNET,))
 
 
 def test_masquerading_is_told() -> None:
-    assert render(SubnetEnv(NETWORK, SUBNET, 1472, True)).endswith("FLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n")
+    assert render(replace(ENV, mtu=1472, ip_masq=True)).endswith("FLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n")
 
 
 def test_an_old_file_is_replaced_by_a_new_one_and_nothing_is_left_over(tmp_path: Path) -> None:
@@ -76,8 +79,7 @@ def test_update_touches_the_file_only_when_it_says_something_else(tmp_path: Path
 def test_what_people_make_of_the_file_is_understood(tmp_path: Path, line: str) -> None:
     path = tmp_path / "subnet.env"
     path.write_text(line)
-    assert read(path) == Previous(None, SUBNET)
-    assert previous_subnet(path) == SUBNET
+    assert read(path) == Previous((), (SUBNET,))
 
 
 def test_a_missing_or_silent_file_says_nothing(tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_a_bad_file_is_ignored_with_a_warning(tmp_path: Path, content: bytes, re
     path = tmp_path / "subnet.env"
     path.write_bytes(content)
     previous = read(path)
-    assert (previous.network, previous.subnet) == (None, None)
+    assert (previous.networks, previous.subnets) == ((), ())
     assert str(path) in previous.warning
     assert reason in previous.warning
 
@@ -116,5 +118,16 @@ def test_what_is_written_reads_back(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "subnet.env"
     subnet = IPv4Network((address, length), strict=False)
-    write(path, SubnetEnv(subnet, subnet, mtu, masq))
-    assert read(path) == Previous(subnet, subnet)
+    write(path, SubnetEnv((subnet,), (subnet,), mtu, masq))
+    assert read(path) == Previous((subnet,), (subnet,))
+
+
+@pytest.mark.parametrize("networks", [(NETWORK, NETWORK6), (NETWORK6,)], ids=["dual stack", "IPv6 alone"])
+def test_both_families_are_written_in_flanneld_s_order(tmp_path: Path, networks: tuple[Network, ...]) -> None:
+    path = tmp_path / "subnet.env"
+    subnets = (SUBNET, IPv6Network("fc00:0:0:74::/64"))[-len(networks) :]
+    write(path, SubnetEnv(networks, subnets, 1430, False))
+    ipv4, rest = TEXT.replace("1450", "1430").split("FLANNEL_MTU")
+    ipv6 = "FLANNEL_IPV6_NETWORK=fc00::/48\nFLANNEL_IPV6_SUBNET=fc00:0:0:74::1/64\n"
+    assert path.read_text() == f"{ipv4 if len(networks) == 2 else ''}{ipv6}FLANNEL_MTU{rest}"
+    assert read(path) == Previous(networks, subnets)

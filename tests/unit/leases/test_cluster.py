@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
 from typing import Any, cast
 
 import pytest
@@ -13,13 +12,13 @@ from flannel_ebpf.base.errors import EtcdUnavailable
 from flannel_ebpf.base.model import Lease, Skipped
 from flannel_ebpf.leases.cluster import Cluster
 from flannel_ebpf.leases.etcd.registry import Snapshot
+from tests.samples import lease as sample
 
 
 def lease(number: int) -> Lease:
-    subnet = IPv4Network(f"10.1.{number}.0/24")
-    return Lease(
-        subnet,
-        IPv4Address(f"192.168.64.{number}"),
+    return sample(
+        f"10.1.{number}.0/24",
+        f"192.168.64.{number}",
         "vxlan",
         mod_revision=number,
         create_revision=number,
@@ -69,14 +68,14 @@ def cluster(
     *answers: Snapshot | Exception, programmed: Sequence[int] = (), reused: bool = True
 ) -> tuple[Cluster, Keeper]:
     keeper = Keeper(lease(1), reused)
-    subnets = [lease(number).subnet for number in programmed]
+    subnets = [lease(number).subnets[0] for number in programmed]
     return Cluster(
         cast(Any, Registry(list(answers))), cast(Any, keeper), 300.0, subnets, lambda: None
     ), keeper
 
 
 def subnets(of: Cluster) -> set[str]:
-    return {str(one.subnet) for one in of.view.leases}
+    return {str(one.subnets[0]) for one in of.view.leases}
 
 
 def test_nothing_may_be_removed_before_the_first_snapshot() -> None:

@@ -2,15 +2,17 @@
 
 import json
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flannel_ebpf.base.errors import InvalidLease
-from flannel_ebpf.base.model import Lease
+from flannel_ebpf.base.family import Family, in_order
+from flannel_ebpf.base.model import Claim, Endpoint, Lease, LeasePart, Skipped
 from flannel_ebpf.leases import lease_format
+from tests.samples import lease as sample
 
 PREFIX = "/coreos.com/network"
 KEY = f"{PREFIX}/subnets/10.1.5.0-24"
@@ -35,7 +37,7 @@ def test_keys_join_as_in_go(prefix: str, key: str) -> None:
 
 
 def test_subnet_key_and_watched_prefix() -> None:
-    assert lease_format.subnet_key(PREFIX + "/", SUBNET) == KEY
+    assert lease_format.subnet_key(PREFIX + "/", [SUBNET]) == KEY
     assert lease_format.subnets_prefix(PREFIX) == f"{PREFIX}/subnets"
 
 
@@ -43,19 +45,19 @@ def test_subnet_key_and_watched_prefix() -> None:
     ("lease", "value"),
     [
         pytest.param(
-            Lease(SUBNET, IPv4Address("192.168.64.3"), "vxlan", VTEP),
+            sample(SUBNET, "192.168.64.3", "vxlan", VTEP),
             b'{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan",'
             b'"BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}',
             id="vxlan",
         ),
         pytest.param(
-            Lease(SUBNET, IPv4Address("192.168.64.3"), "host-gw"),
+            sample(SUBNET, "192.168.64.3", "host-gw"),
             b'{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}',
             id="host-gw",
         ),
-        pytest.param(Lease(SUBNET, IPv4Address("192.168.64.3")), VALUE, id="udp"),
+        pytest.param(sample(SUBNET, "192.168.64.3"), VALUE, id="udp"),
         pytest.param(
-            Lease(SUBNET, IPv4Address(0), extra={"Owner": "é", "BackendV6Data": {"VNI": 1}}),
+            sample(SUBNET, IPv4Address(0), extra={"Owner": "é", "BackendV6Data": {"VNI": 1}}),
             b'{"PublicIP":"0.0.0.0","PublicIPv6":null,"BackendV6Data":{"VNI":1},"Owner":"\\u00e9"}',
             id="unknown fields last",
         ),
@@ -72,9 +74,58 @@ def test_dual_stack_lease_keeps_its_ipv4_half_and_the_rest_for_a_rewrite() -> No
         b'"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:45"}}'
     )
     lease = lease_format.parse_lease(f"{KEY}&fc00:0:1::-64", value, 77, 5, 4)
-    assert (lease.subnet, lease.subnet6) == (SUBNET, IPv6Network("fc00:0:1::/64"))
+    assert lease.subnets == (SUBNET, IPv6Network("fc00:0:1::/64"))
     assert (lease.etcd_lease, lease.mod_revision, lease.create_revision) == (77, 5, 4)
     assert lease_format.encode_lease(lease) == value
+
+
+DUAL = Lease.of(
+    [SUBNET, IPv6Network("fc00:0:5::/64")],
+    Claim("vxlan", (Endpoint(IPv4Address("192.168.64.3"), VTEP), Endpoint(IPv6Address("fd00::3"), VTEP))),
+)
+
+
+def test_a_dual_stack_lease_is_flanneld_s_key_and_bytes() -> None:
+    key = f"{KEY}&fc00:0:5::-64"
+    value = (
+        b'{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan",'
+        b'"BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},'
+        b'"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}'
+    )
+    assert lease_format.subnet_key(PREFIX, DUAL.subnets) == key
+    assert lease_format.encode_lease(DUAL) == value
+    assert lease_format.parse_lease(key, value) == replace(DUAL, key=key)
+
+
+def test_a_lease_of_ipv6_alone_has_flanneld_s_empty_ipv4_subnet() -> None:
+    lease = replace(DUAL, parts=DUAL.parts[1:])
+    key = f"{PREFIX}/subnets/0.0.0.0-0&fc00:0:5::-64"
+    assert lease_format.subnet_key(PREFIX, lease.subnets) == key
+    value = lease_format.encode_lease(lease)
+    assert value.startswith(b'{"PublicIP":"0.0.0.0","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendV6')
+    assert lease_format.parse_lease(key, value) == replace(lease, key=key)
+
+
+@pytest.mark.parametrize(
+    ("text", "flaw"),
+    [
+        ('"fd00::3"', ""),
+        ("null", ""),
+        ('""', "PublicIPv6 is '': an IPv6 address is needed"),
+        ('"1.2.3.4"', "PublicIPv6 is '1.2.3.4': an IPv6 address is needed"),
+        ('"fe80::1%eth0"', "PublicIPv6 is 'fe80::1%eth0': an IPv6 address is needed"),
+        ('["fd00::3"]', "PublicIPv6 is ['fd00::3']: an IPv6 address is needed"),
+    ],
+)
+def test_a_bad_public_ipv6_spoils_that_family_alone(text: str, flaw: str) -> None:
+    value = f'{{"PublicIP":"192.168.64.3","PublicIPv6":{text},"BackendType":"host-gw"}}'.encode()
+    lease = lease_format.parse_lease(f"{KEY}&fc00::-64", value)
+    right = IPv6Address("fd00::3" if "fd00::3" in text and not flaw else "::")
+    assert lease.parts == (
+        LeasePart(SUBNET, IPv4Address("192.168.64.3"), "host-gw"),
+        LeasePart(IPv6Network("fc00::/64"), right, "host-gw", flaw=flaw),
+    )
+    assert lease_format.parse_lease(f"{KEY}&fc00::-64", lease_format.encode_lease(lease)).part(Family.V4)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +138,7 @@ def test_dual_stack_lease_keeps_its_ipv4_half_and_the_rest_for_a_rewrite() -> No
 )
 def test_field_names_are_read_as_go_reads_them(value: bytes) -> None:
     lease = lease_format.parse_lease(KEY, value)
-    assert (lease.public_ip, lease.backend_type) == (IPv4Address("192.168.64.3"), "vxlan")
+    assert (lease.public_ip, lease.claim.backend_type) == (IPv4Address("192.168.64.3"), "vxlan")
     assert lease.extra == {}
 
 
@@ -174,13 +225,19 @@ objects = st.dictionaries(
 values = st.binary() | objects.map(lambda fields: json.dumps(fields).encode())
 
 
-@given(st.lists(st.builds(lease_format.Item, keys, values, st.integers(0), st.integers(1), st.integers(1))))
+items = st.builds(lease_format.Item, keys, values, st.integers(0), st.integers(1), st.integers(1))
+
+
+@given(st.lists(items, unique_by=lambda item: item.key))
 @example([lease_format.Item(KEY, VALUE, 0, 1, 1), lease_format.Item(KEY + "&fc00::-64", VALUE, 0, 2, 2)])
 def test_every_key_is_a_lease_or_skipped_with_a_reason(items: list[lease_format.Item]) -> None:
     leases, skipped = lease_format.parse_snapshot(items)
-    assert len(leases) + len(skipped) == len(items)
+    assert {one.key for one in (*leases, *skipped)} == {item.key for item in items}
     assert all(item.why for item in skipped)
-    assert [lease.subnet for lease in leases] == sorted({lease.subnet for lease in leases})
+    subnets = [subnet for lease in leases for subnet in lease.subnets]
+    assert len(subnets) == len(set(subnets))
+    first = [lease.subnets[0] for lease in leases]
+    assert first == sorted(first, key=in_order)
 
 
 @given(objects)
@@ -192,16 +249,35 @@ def test_what_is_rewritten_reads_back_equal(fields: dict[str, object]) -> None:
     assert lease_format.parse_lease(KEY, lease_format.encode_lease(lease)) == lease
 
 
-def test_of_two_keys_for_one_subnet_the_newer_counts() -> None:
-    old = lease_format.Item(KEY, VALUE, 0, 8, 8)
-    new = lease_format.Item(f"{KEY}&fc00::-64", VALUE.replace(b".3", b".4"), 0, 9, 9)
+OTHER = VALUE.replace(b".3", b".4")
+
+
+def item(key: str, value: bytes, created: int, written: int) -> lease_format.Item:
+    return lease_format.Item(key, value, 0, written, created)
+
+
+def test_of_two_keys_for_one_subnet_the_one_that_was_there_first_counts() -> None:
+    old, new = item(KEY, VALUE, 8, 20), item(f"{KEY}&fc00::-64", OTHER, 9, 9)
     for items in ([old, new], [new, old]):
         leases, skipped = lease_format.parse_snapshot(items)
-        assert [lease.key for lease in leases] == [new.key]
-        assert [item.key for item in skipped] == [old.key]
+        assert [(lease.key, lease.subnets) for lease in leases] == [
+            (old.key, (SUBNET,)),
+            (new.key, (IPv6Network("fc00::/64"),)),  # what the other does not name stays
+        ]
+        assert skipped == (Skipped(new.key, f"{SUBNET} is that of {KEY}"),)
 
 
-few_keys = st.sampled_from([KEY, f"{KEY}&fc00::-64", KEY.replace(".5.", ".6."), f"{PREFIX}/subnets/hello"])
+def test_of_one_nodes_two_keys_for_one_subnet_the_one_written_last_counts() -> None:
+    left, used = item(KEY, VALUE, 8, 8), item(f"{KEY}&fc00::-64", VALUE, 9, 9)
+    for items in ([left, used], [used, left]):
+        leases, skipped = lease_format.parse_snapshot(items)
+        assert [lease.key for lease in leases] == [used.key]
+        assert [one.key for one in skipped] == [left.key]
+
+
+few_keys = st.sampled_from(
+    [KEY, f"{KEY}&fc00::-64", f"{KEY}&fc01::-64", KEY.replace(".5.", ".6."), f"{PREFIX}/subnets/hello"]
+)
 stores = st.dictionaries(few_keys, st.sampled_from([VALUE, VALUE.replace(b".3", b".4"), b"{"]))
 
 
@@ -216,7 +292,7 @@ def test_what_was_written_since_leads_to_the_same_leases_or_to_none(
     }
     left = {key: item for key, item in first.items() if key not in deleted} | later
     leases, skipped = lease_format.parse_snapshot(first.values())
-    merged = lease_format.merge(leases, later.values())
+    merged = lease_format.merge(leases, skipped, later.values())
     if merged is None or len(merged) + len(skipped) != len(left):
         return  # what Registry.snapshot_since then does is read all
     right, right_skipped = lease_format.parse_snapshot(left.values())

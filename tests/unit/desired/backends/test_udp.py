@@ -9,24 +9,25 @@ from typing import Any
 import pytest
 
 from flannel_ebpf.base.config import parse_network_config
-from flannel_ebpf.base.model import Lease, Mac, PathFacts, Uplink
+from flannel_ebpf.base.model import LeasePart, Mac, PathFacts, Uplink
 from flannel_ebpf.contract import abi
-from flannel_ebpf.desired.backends import Node, udp
+from flannel_ebpf.desired.backends import udp
 from flannel_ebpf.desired.bpf import contents
 from flannel_ebpf.kernel.netlink.ethtool import is_hardware
+from tests.samples import stack
 
 CONFIG = parse_network_config('{"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}', "test")
 UPLINK = Uplink(2, "eth0", IPv4Address("192.0.2.1"), 24, 1500, Mac(bytes(6)))
-NODE = Node(CONFIG, UPLINK, UPLINK.ip, IPv4Network("10.1.1.0/24"))
+NODE = stack(CONFIG, UPLINK, "10.1.1.0/24")
 OTHER = IPv4Address("192.0.2.2")
 
 
 def flags_of(**fields: Any) -> abi.PeerFlag:
     """What the programs are told of a peer with such a lease."""
-    lease = Lease(IPv4Network("10.1.2.0/24"), OTHER, **fields)
-    found, skipped = udp.peers(NODE, [lease], {OTHER: PathFacts(mtu=1500, on_link=True)})
+    part = LeasePart(IPv4Network("10.1.2.0/24"), OTHER, **fields)
+    found, skipped = udp.peers(NODE, [part], {OTHER: PathFacts(mtu=1500, on_link=True)})
     assert not skipped
-    entries = contents.peer_entries(found, {lease.subnet: 1})
+    entries = contents.peer_entries(found, {part.subnet: 1})
     return abi.Peer.unpack(entries[0].value).flags
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from flannel_ebpf.base.config import parse_network_config
-from flannel_ebpf.base.model import Lease, Mac, PathFacts, Uplink
+from flannel_ebpf.base.model import LeasePart, Mac, PathFacts, Uplink
 from flannel_ebpf.contract.abi import Mode
 from flannel_ebpf.desired.backends import hostgw, udp, vxlan
-from flannel_ebpf.desired.backends.peer import Node
+from flannel_ebpf.desired.backends.peer import Stack
 from flannel_ebpf.desired.objects import FdbEntry, LinkAddress, Neighbour, Route, VxlanLink
+from tests.samples import stack
 
 MAC, VTEP = Mac(bytes.fromhex("020000000001")), "c6:d2:32:6f:8f:44"
 UPLINK = Uplink(3, "eth0", IPv4Address("192.168.64.1"), 24, 1500, MAC)
@@ -20,15 +21,15 @@ FAR = IPv4Network("10.1.7.0/24")
 PUBLIC = IPv4Address("192.168.64.7")
 
 
-def node(backend: str) -> Node:
+def node(backend: str) -> Stack:
     config = parse_network_config(f'{{"Network": "10.1.0.0/16", "Backend": {backend}}}', "test")
-    return Node(config, UPLINK, UPLINK.ip, IPv4Network("10.1.5.0/24"), MAC)
+    return stack(config, UPLINK, "10.1.5.0/24", MAC)
 
 
 def lease(
     data: Any = None, kind: str = "vxlan", subnet: IPv4Network = FAR, ip: IPv4Address = PUBLIC
-) -> Lease:
-    return Lease(subnet, ip, kind, {"VNI": 1, "VtepMAC": VTEP} if data is None else data)
+) -> LeasePart:
+    return LeasePart(subnet, ip, kind, {"VNI": 1, "VtepMAC": VTEP} if data is None else data)
 
 
 VXLAN = '{"Type": "vxlan"}'
@@ -62,7 +63,7 @@ def test_a_peer_has_a_neighbour_an_fdb_entry_and_an_onlink_route() -> None:
         lease(data={"VtepMAC": "ff:ff:ff:ff:ff:ff"}),
     ],
 )
-def test_an_unusable_lease_is_skipped_with_a_reason(odd: Lease) -> None:
+def test_an_unusable_lease_is_skipped_with_a_reason(odd: LeasePart) -> None:
     peers, skipped = vxlan.peers(node(VXLAN), [odd, lease(subnet=IPv4Network("10.1.8.0/24"))], {})
     assert [peer.subnet for peer in peers] == [IPv4Network("10.1.8.0/24")]
     assert [one.key for one in skipped] == [str(FAR)]

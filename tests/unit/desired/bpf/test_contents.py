@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_ebpf.base.config import parse_network_config
-from flannel_ebpf.base.model import Mac, PodPort, Uplink
+from flannel_ebpf.base.model import Mac, PodPort
 from flannel_ebpf.contract import abi
-from flannel_ebpf.desired.backends.peer import Node, Peer
+from flannel_ebpf.desired.backends.peer import Peer
 from flannel_ebpf.desired.bpf import contents
 from flannel_ebpf.desired.objects import MapEntry
 
@@ -99,9 +99,7 @@ def test_every_bridge_with_pods_gets_headroom_where_headers_are_added(
     config = parse_network_config(
         json.dumps({"Network": "10.1.0.0/16", "Backend": {"Type": backend}}), "a test"
     )
-    uplink = Uplink(2, "eth0", IPv4Address("192.168.64.1"), 24, 1500, HERE)
-    node = Node(config, uplink, uplink.ip, IPv4Network("10.1.5.0/24"), HERE)
     ports = [PodPort(7, "a", bridge=3), PodPort(8, "b", bridge=4), PodPort(9, "c", 4), PodPort(10, "ptp")]
-    found = contents.headroom_ports(node, ports)
+    found = contents.headroom_ports(config, ports)
     assert sorted(port.bridge for port in found) == bridges
     assert len({port.name for port in found}) == len(found)

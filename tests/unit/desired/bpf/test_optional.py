@@ -13,11 +13,12 @@ from flannel_ebpf.desired.bpf.contents import Settings
 from flannel_ebpf.desired.bpf.optional import Extras
 from flannel_ebpf.desired.objects import HeadroomPort, Object, Route, XdpProgram
 from flannel_ebpf.desired.plan import Delete, Failure, Put
+from tests.samples import stack
 
 MAC = Mac(bytes.fromhex("020000000001"))
 UPLINK = Uplink(3, "eth0", IPv4Address("192.168.64.1"), 24, 1500, MAC)
 CONFIG = parse_network_config('{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}', "test")
-NODE = Node(CONFIG, UPLINK, UPLINK.ip, IPv4Network("10.1.5.0/24"), MAC)
+NODE = Node((stack(CONFIG, UPLINK, "10.1.5.0/24", MAC),))
 PORTS = [PodPort(7, "veth7", bridge=5), PodPort(8, "veth8", bridge=6)]
 SETTINGS = Settings(
     fastpath=Fastpath.FLOWS,
