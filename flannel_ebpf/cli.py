@@ -29,6 +29,8 @@ COMMANDS = {
     "flows": "flannel_ebpf.commands.diagnose.tables:flows",
     "leases": "flannel_ebpf.commands.diagnose.tables:leases",
     "maps": "flannel_ebpf.commands.diagnose.tables:maps",
+    "top": "flannel_ebpf.commands.diagnose.top:top",
+    "dump": "flannel_ebpf.commands.diagnose.dump:dump",
     "config": "flannel_ebpf.commands.network:config",
     "reserve": "flannel_ebpf.commands.network:reserve",
     "unreserve": "flannel_ebpf.commands.network:unreserve",
