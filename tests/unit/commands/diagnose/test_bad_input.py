@@ -35,8 +35,8 @@ def test_a_wrong_command_line_is_status_2(
 
 @pytest.mark.parametrize(
     "line",
-    ["maps nothing", "flows --proto=gre", "flows --port=99999", "flows --pod=x", "top --interval=0", "probe --count=0",
-     "peers --sort=age", "flows --limit=0", "probe --timeout=x"],
+    ["maps nothing", "flows --proto=gre", "flows --port=99999", "flows --pod=x", "top --interval=0",
+     "probe --count=0", "peers --sort=age", "flows --limit=0", "probe --timeout=x"],
 )  # fmt: skip
 def test_a_value_out_of_range_is_status_2(line: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(line.split()) == 2
