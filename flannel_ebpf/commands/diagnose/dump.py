@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import io
 import os
 import re
@@ -114,5 +115,5 @@ def _run(command: list[str]) -> str:
 def _add(archive: tarfile.TarFile, name: str, text: str) -> None:
     data = text.encode()
     entry = tarfile.TarInfo(name)
-    entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
+    entry.size, entry.mtime, entry.mode = len(data), calendar.timegm(time.gmtime()), 0o600
     archive.addfile(entry, io.BytesIO(data))
