@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from flannel_ebpf.agent.side import Round, scope_of
-from flannel_ebpf.base.errors import BpfError
+from flannel_ebpf.base.errors import BpfError, KernelError, ProgramsRequired
 from flannel_ebpf.base.family import Family
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import Fastpath
@@ -48,8 +48,8 @@ class BpfSide:
     """Programs, their maps and the hooks that they stand on, beside the kernel path.
 
     `bpf` is None when the kernel path alone is used; `why_not` then says why, if it was not asked for.
-    With `required`, a host that cannot run the programs is an error; otherwise a pass goes on without
-    them. `pod_grace`: seconds that programs keep away from a pod's new veth.
+    With `required`, a host that cannot run the programs from the start is an error; otherwise a pass goes on
+    without them. `pod_grace`: seconds that programs keep away from a pod's new veth.
     """
 
     kinds = (PinFolder, MapEntry, Filter, XdpProgram, HeadroomPort)
@@ -79,6 +79,7 @@ class BpfSide:
         self._pin_root = pin_root
         self._required = required
         self._loaded: Loaded | None = None
+        self._ever_loaded = False
         self._entries: list[MapEntry] = []
 
     @property
@@ -94,15 +95,18 @@ class BpfSide:
     def wanted(self, now: Round) -> list[Object]:
         """Return map entries, hooks and what goes with them, once the programs for this node are loaded.
 
-        Some entries are learned by the programs and stay. Raises BpfError when programs are `required` and
-        cannot run, KernelError.
+        Some entries are learned by the programs and stay. Raises KernelError; ProgramsRequired when they are
+        `required` and cannot run from the start.
         """
         self.slots, self._entries = None, []
         self._loaded = self._load(now)
         if self._loaded is None or self.bpf is None:
             return []
         node, seen, programs = now.node, now.seen, self._loaded.programs
-        self._entries = self.bpf.read()
+        try:
+            self._entries = self.bpf.read()
+        except BpfError as error:
+            raise KernelError(f"reading the programs' maps: {error}", error.code) from error
         self.slots = contents.assign_slots(now.peers, contents.slots_in(self._entries), self.bpf.slots())
         overlay = seen.index_of(backend_of(node.config).overlay_name(node.config, Family.V4))
         old = self._newcomers.settled(now.ports, time.monotonic())
@@ -126,11 +130,13 @@ class BpfSide:
         try:
             loaded = self.bpf.load(self._constants(now))
         except BpfError as error:
+            if self._required and self._ever_loaded:
+                raise KernelError(f"loading the programs: {error}", error.code) from error
             if self._required:
-                raise
+                raise ProgramsRequired(str(error), error.code) from error
             self.why_not = str(error)
             return None
-        self.why_not = ""
+        self.why_not, self._ever_loaded = "", True
         return loaded
 
     def _constants(self, now: Round) -> abi.Config:
@@ -143,7 +149,10 @@ class BpfSide:
     def read(self, now: Round, wanted: Sequence[Object]) -> Iterable[Object]:
         """Return what stands on hooks, what the maps in use hold, and every folder of pins."""
         scope = scope_of(now.node)
-        folders = pins.Pins.of(scope.network, self._pin_root).generations()
+        try:
+            folders = pins.Pins.of(scope.network, self._pin_root).generations()
+        except BpfError as error:
+            raise KernelError(str(error), error.code) from error
         return [
             *self._hooks.read(now.seen, scope, partial(name_in, scope.network)),
             *self._entries,

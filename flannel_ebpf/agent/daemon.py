@@ -17,10 +17,11 @@ from flannel_ebpf.agent.firewall_side import FirewallSide
 from flannel_ebpf.agent.health import HealthServer
 from flannel_ebpf.agent.join import Stopped, choose_uplink, persist, read_config, take_lease
 from flannel_ebpf.agent.kernel_side import KernelSide
-from flannel_ebpf.agent.loop import Loop, Parts, Wake
+from flannel_ebpf.agent.loop import Loop, Parts
 from flannel_ebpf.agent.reconcile import Reconciler, Sides
 from flannel_ebpf.agent.relay_side import RelaySide
 from flannel_ebpf.agent.status_file import Report
+from flannel_ebpf.agent.wake import Stop, Wake
 from flannel_ebpf.base.config import NetworkConfig
 from flannel_ebpf.base.errors import LeaseLost, ThreadDied
 from flannel_ebpf.base.options import Options
@@ -45,14 +46,14 @@ def run(options: Options) -> int:
 
     A lost lease is raised too, after the loop has ended: the data path stays as it is.
     """
-    stop = threading.Event()
+    stop = Stop()
     wake = Wake()
 
     def end(_signal: int, _frame: object) -> None:
-        stop.set()
-        wake.for_all()
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second signal kills, as with flanneld
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        stop.set()
+        wake.for_all()
 
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGTERM, end)
@@ -68,7 +69,7 @@ def run(options: Options) -> int:
 class Daemon:
     """One run of the daemon. What it opens goes onto `stack` and is closed in reverse."""
 
-    def __init__(self, options: Options, stop: threading.Event, wake: Wake, stack: ExitStack) -> None:
+    def __init__(self, options: Options, stop: Stop, wake: Wake, stack: ExitStack) -> None:
         self._options = options
         self._stop = stop
         self._wake = wake
@@ -80,8 +81,17 @@ class Daemon:
         """Join, then reconcile until stopped.
 
         Raises LeaseLost when the subnet went to another node, ThreadDied when a helper thread did: half a
-        daemon would look alive and keep nothing right.
+        daemon would look alive and keep nothing right. Stopped when it was told to stop before it had joined.
         """
+        try:
+            self._join()
+        except Stopped:
+            if self._fatal is None:
+                raise
+        if self._fatal:
+            raise self._fatal
+
+    def _join(self) -> None:
         options = self._options
         self._stack.callback(setattr, threading, "excepthook", threading.excepthook)
         threading.excepthook = self._on_bug
@@ -107,8 +117,6 @@ class Daemon:
         keeper.start()
         self._stack.callback(keeper.stop)
         self._keep(node, keeper, registry, client)
-        if self._fatal:
-            raise self._fatal
 
     def _lock(self, config: NetworkConfig) -> None:
         """Make sure that nobody else on this host serves this network or uses its device."""

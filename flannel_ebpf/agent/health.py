@@ -8,15 +8,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flannel_ebpf.base.errors import ConfigError
 
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TEXT = "text/plain; charset=utf-8"
+
+
+MOST_CLIENTS = 32
+"""Connections served at once: the oldest makes room for one more, so that a flood keeps no probe out."""
 
 
 class HealthServer(ThreadingTCPServer):
@@ -38,6 +44,7 @@ class HealthServer(ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 1024
 
     def __init__(
         self,
@@ -49,6 +56,8 @@ class HealthServer(ThreadingTCPServer):
     ) -> None:
         self.ready = ready
         self.registry = registry
+        self._clients: dict[socket.socket, None] = {}
+        self._lock = threading.Lock()
         if address == "::" and not socket.has_dualstack_ipv6():
             address = "0.0.0.0"  # noqa: S104 - "::" stands for every address of both kinds
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -58,9 +67,39 @@ class HealthServer(ThreadingTCPServer):
             raise ConfigError(
                 source, f"{address}:{port}", f"a free address of this host ({error})"
             ) from error
-        # serve_forever looks for the end of its life so often; the default of 0.5 s would delay every stop.
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="health", daemon=True)
+        self._stopped = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._serve, name="health", daemon=True)
         self._thread.start()
+
+    def _serve(self) -> None:
+        """Accept clients until closed; the base class would look twice a second whether it is."""
+        waiting = [self.fileno(), self._stopped]
+        while self._stopped not in select.select(waiting, [], [])[0]:
+            self._handle_request_noblock()  # type: ignore[attr-defined]  # not in its type stub
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a client; without a descriptor for him, wait a little, for he stays in the queue."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(0.1)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a client on a thread of its own, where there may be one."""
+        with self._lock:
+            oldest = next(iter(self._clients)) if len(self._clients) >= MOST_CLIENTS else None
+            self._clients[request] = None
+        if oldest is not None:
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def close_request(self, request: Any) -> None:
+        """Forget a client that was served."""
+        with self._lock:
+            self._clients.pop(request, None)
+        super().close_request(request)
 
     @property
     def port(self) -> int:
@@ -69,9 +108,10 @@ class HealthServer(ThreadingTCPServer):
 
     def close(self) -> None:
         """Stop serving and free the port."""
-        self.shutdown()
+        os.eventfd_write(self._stopped, 1)
         self._thread.join()
         self.server_close()
+        os.close(self._stopped)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Log what went wrong with one client; the base class would print a trace."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from flannel_ebpf.agent.wake import Stop
 from flannel_ebpf.base.config import NetworkConfig, UdpConfig, VxlanConfig, parse_network_config
-from flannel_ebpf.base.errors import ConfigError, EtcdError, FlannelError, LeaseError, UnknownBackend
+from flannel_ebpf.base.errors import ConfigError, FlannelError, UnknownBackend
 from flannel_ebpf.base.family import Address, Family, family_of
 from flannel_ebpf.base.model import Claim, Endpoint, Lease, Mac, Uplink, named
 from flannel_ebpf.base.options import Options
@@ -37,7 +37,7 @@ class Stopped(FlannelError):
     """The daemon was told to stop while it waited."""
 
 
-def persist(attempt: Callable[[], _T], what: str, stop: threading.Event) -> _T:
+def persist(attempt: Callable[[], _T], what: str, stop: Stop) -> _T:
     """Return what `attempt` returns once it succeeds; say each new reason once.
 
     Raises Stopped, and UnknownBackend at once: waiting will not give us a backend, and flanneld exits too.
@@ -48,7 +48,7 @@ def persist(attempt: Callable[[], _T], what: str, stop: threading.Event) -> _T:
             return attempt()
         except UnknownBackend:
             raise
-        except (ConfigError, EtcdError, LeaseError) as error:
+        except FlannelError as error:
             if str(error) != said and not stop.is_set():
                 log.warning("%s, trying again every %g s: %s", what, RETRY, error)
                 said = str(error)

@@ -21,6 +21,7 @@ from flannel_ebpf.desired.objects import (
     VxlanLink,
 )
 from flannel_ebpf.desired.plan import Failure, Op, Put
+from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.network import KernelNetwork
 
 
@@ -40,8 +41,13 @@ class KernelSide:
         self._blackhole = blackhole
 
     def wanted(self, now: Round) -> list[Object]:
-        """Return the backend's objects for this node and its peers."""
-        wanted = backends.objects(now.node, now.peers)
+        """Return the backend's objects for this node and its peers.
+
+        Of the values under /proc/sys only those that there are: a device of less than 1280 octets has none of
+        IPv6's, and a host may have no IPv6 at all.
+        """
+        objects = backends.objects(now.node, now.peers)
+        wanted = [obj for obj in objects if not isinstance(obj, Sysctl) or sysctl.read(obj.path) is not None]
         if self._blackhole:
             wanted.append(Route(now.node.subnet, None, "", blackhole=True, metric=LAST_METRIC))
         return wanted

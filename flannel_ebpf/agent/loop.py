@@ -7,17 +7,24 @@ right, a short pass carries out what they alter; whatever speaks against it brin
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from dataclasses import dataclass, replace
 
 from flannel_ebpf.agent import health
+from flannel_ebpf.agent.budget import Budget
 from flannel_ebpf.agent.firewall_side import FirewallSide
 from flannel_ebpf.agent.join import choose_uplink, claim_of
 from flannel_ebpf.agent.reconcile import Outcome, Reconciler
 from flannel_ebpf.agent.status_file import Report
+from flannel_ebpf.agent.wake import Stop, Wake
 from flannel_ebpf.base.config import NetworkConfig, UdpConfig
-from flannel_ebpf.base.errors import ConfigError, DeviceUnsupported, KernelError
+from flannel_ebpf.base.errors import (
+    ConfigError,
+    DeviceUnsupported,
+    FlannelError,
+    KernelError,
+    ProgramsRequired,
+)
 from flannel_ebpf.base.family import Address
 from flannel_ebpf.base.model import Claim, Endpoint, Uplink, named
 from flannel_ebpf.base.options import Options
@@ -38,35 +45,10 @@ SHARE = 0.003
 """Part of one CPU that such passes may take: the larger the cluster, the rarer they are (60 s at most)."""
 FIRST_RETRY, LONGEST_RETRY = 0.2, 10.0
 """Seconds after a pass with failures, doubling."""
-
-
-class Wake:
-    """Set from any thread, waited for by the loop's."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self._whole = False
-
-    def for_leases(self) -> None:
-        """Start a pass: the leases are others, and as far as the caller knows nothing else changed."""
-        self._event.set()
-
-    def for_all(self) -> None:
-        """Start a pass that looks at everything."""
-        self._whole = True  # before the other: whoever is woken by that must find this
-        self._event.set()
-
-    def wait(self, seconds: float) -> None:
-        """Wait until a pass is asked for, at most so long."""
-        self._event.wait(seconds)
-
-    def take(self) -> bool:
-        """Say whether everything must be looked at; whatever was asked for before this call is answered."""
-        self._event.clear()
-        if not self._whole:
-            return False
-        self._whole = False  # only now: one that was set since the look above must not be lost
-        return True
+FAILING_SHARE = 0.03
+"""Part of one CPU that tries may take of what concerns single peers and pods."""
+MOST_SAID = 10
+"""Problems that are logged one by one when many appear at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +66,8 @@ class Parts:
 class Loop:
     """Runs passes until `stop`; `wake` starts one at once.
 
-    `ready` is true once a pass has left nothing to do, `last` what the latest pass found.
+    `ready`: in the last pass that could be done, all stood that this node itself needs to carry packets, and
+    subnet.env said so. `last` is what the latest pass found.
     """
 
     def __init__(self, options: Options, node: Node, parts: Parts) -> None:
@@ -92,37 +75,50 @@ class Loop:
         self._node = node
         self._parts = parts
         self._announced: object = None
+        self._notified = False
         self._retry = FIRST_RETRY
         self._problems: set[str] = set()
         self._said: frozenset[str] = frozenset()
         self._view = View()
         self._due = 0.0
+        self._asked = False
+        self._budget = Budget()
         self.ready = False
         self.last: Outcome | None = None
 
-    def run(self, stop: threading.Event, wake: Wake) -> None:
-        """Reconcile until stopped."""
+    def run(self, stop: Stop, wake: Wake) -> None:
+        """Reconcile until stopped. Raises ProgramsRequired at the start, and nothing else."""
         while not stop.is_set():
-            whole = wake.take()
-            view = self._parts.cluster.view
+            self._asked |= wake.take()
+            view, now = self._parts.cluster.view, time.monotonic()
             if not view.leases:
-                self._due = time.monotonic() + self._parts.firewall.lifetime
-            elif whole or not self._follow(view):
+                self._due = now + self._parts.firewall.lifetime
+            elif now < self._due and not self._asked and not self._follow(view):
+                self._asked = True
+            if view.leases and (now >= self._due or (self._asked and not self._budget.wait(now))):
+                self._asked = False
                 self._due = self._attend(view) + time.monotonic()
-            wake.wait(max(self._due - time.monotonic(), 0.0))
+            wake.wait(self._next() - time.monotonic())
+
+    def _next(self) -> float:
+        """Return when there is something to do again, if nothing happens until then."""
+        now = time.monotonic()
+        return min(self._due, now + self._budget.wait(now)) if self._asked else self._due
 
     def _follow(self, view: View) -> bool:
-        """Do a short pass, if that is enough: neither due for a whole one, nor in doubt, nor failing."""
-        if time.monotonic() >= self._due or not view.may_remove or view.skipped != self._view.skipped:
+        """Do a short pass, if that is enough: neither in doubt nor failing."""
+        if view is self._view:
+            return True
+        if not view.may_remove or view.skipped != self._view.skipped:
             return False
         try:
             outcome = self._parts.reconciler.follow(view.leases)
-        except KernelError as error:
+        except FlannelError as error:
             log.debug("a whole pass instead of a short one: %s", error)
             return False
         if outcome is None:
             return False
-        self._settle(outcome)
+        self._tell(outcome)
         self._close(view, outcome)
         return True
 
@@ -130,30 +126,60 @@ class Loop:
         """Do one whole pass with all that belongs to it; return the seconds until the next."""
         begun = time.thread_time()
         self._problems = set()
-        seen = self._parts.kernel.look()
-        self._follow_uplink(seen)
-        outcome = self._pass(view, seen)
+        outcome = self._survive(view)
         cost = time.thread_time() - begun
-        unasked = min(max(cost / SHARE, SHORTEST), self._parts.firewall.lifetime)
-        delay = self._settle(outcome) or unasked
-        self._announce(outcome)
+        self._budget.spend(cost, time.monotonic())
+        delay = min(max(cost / SHARE, SHORTEST), self._parts.firewall.lifetime)
+        if outcome.stopped or outcome.failures:
+            delay = self._retry if outcome.errors("own") else max(self._retry, cost / FAILING_SHARE)
+            self._retry = min(self._retry * 2, LONGEST_RETRY)
+        else:
+            self._retry = FIRST_RETRY
+        self._tell(outcome)
         self._close(view, outcome)
         return min(delay, outcome.again or delay)
 
+    def _survive(self, view: View) -> Outcome:
+        """Do one whole pass, whatever happens in it: what ended it is told and tried again."""
+        try:
+            return self._pass(view)
+        except ProgramsRequired:
+            raise
+        except FlannelError as error:
+            stopped = error
+        except Exception as bug:
+            stopped = KernelError(f"a bug stopped the pass: {type(bug).__name__}: {bug}")
+            if str(stopped) not in self._said:
+                log.exception("%s", stopped)
+        return replace(self.last or Outcome(), failures=(), stopped=stopped, writes=0, again=0.0)
+
+    def _pass(self, view: View) -> Outcome:
+        seen = self._parts.kernel.look()
+        self._follow_uplink(seen)
+        node = self._node
+        outcome = self._parts.reconciler.run(node, view.leases, seen, may_delete=view.may_remove)
+        own = bool(outcome.errors("own"))
+        if not own:
+            try:  # last of all, as flannel does: who waits for the file starts pods
+                subnet_env.update(self._options.subnet_file, _environment(node, self._options))
+            except ConfigError as error:
+                own = True
+                self._problems.add(str(error))
+            self._announce(outcome)
+        self._settle(ready=not own)
+        return outcome
+
+    def _settle(self, *, ready: bool) -> None:
+        """Note whether this node can carry packets; say so the first time, as flannel does."""
+        self.ready = ready
+        if ready and not self._notified:
+            self._notified = True
+            health.notify_ready()
+            log.info("ready: subnet %s, MTU in %s", named(self._node.subnets), self._options.subnet_file)
+
     def _close(self, view: View, outcome: Outcome) -> None:
         self.last, self._view = outcome, view
-        self._parts.report.write(self._node, self._parts.keeper.lease, view, outcome)
-
-    def _pass(self, view: View, seen: Seen) -> Outcome:
-        node = self._node
-        try:
-            subnet_env.update(self._options.subnet_file, _environment(node, self._options))
-        except ConfigError as error:
-            self._problems.add(str(error))  # flanneld, too, goes on without its file
-        try:
-            return self._parts.reconciler.run(node, view.leases, seen, may_delete=view.may_remove)
-        except KernelError as error:
-            return Outcome(errors=[error])
+        self._parts.report.write(self._node, self._parts.keeper.lease, view, outcome, ready=self.ready)
 
     def _follow_uplink(self, seen: Seen) -> None:
         """Take the uplink as it is now; a new address is published under the same subnet.
@@ -180,15 +206,15 @@ class Loop:
 
     def _announce(self, outcome: Outcome) -> None:
         """Say in the lease what programs stand here, as soon as they do: udp peers must know."""
-        if outcome.errors or not isinstance(self._node.config.backend, UdpConfig):
+        if outcome.failures or not isinstance(self._node.config.backend, UdpConfig):
             return
         data = udp.BPF_DATA if outcome.accelerated else None
         if data != self._announced:
             self._parts.keeper.update(Claim("", (Endpoint(self._node.stacks[0].public_ip, data),)))
             self._announced = data
 
-    def _settle(self, outcome: Outcome) -> float:
-        """Log what a pass did; return the seconds until it must be tried again, 0 when all is right."""
+    def _tell(self, outcome: Outcome) -> None:
+        """Log what a pass did, and each problem when it appears, not on every pass."""
         if outcome.writes:
             log.info(
                 "%d changes made: %d peers, %d pods, %s",
@@ -197,29 +223,20 @@ class Loop:
                 outcome.pods,
                 "BPF" if outcome.accelerated else "kernel path",
             )
-        problems = self._problems | {_worded(error, self._node.config) for error in outcome.errors}
+        errors = [*outcome.errors("own"), *outcome.errors("part")]
+        problems = self._problems | {_worded(error, self._node.config) for error in errors}
         problems |= {f"lease {one.key} is skipped: {one.why}" for one in outcome.skipped}
         if outcome.why_not:
             problems.add(f"no BPF on this host, packets take the kernel path: {outcome.why_not}")
-        self._say(problems)
-        if outcome.errors:
-            delay, self._retry = self._retry, min(self._retry * 2, LONGEST_RETRY)
-            return delay
-        self._retry = FIRST_RETRY
-        if not self.ready:
-            self.ready = True
-            health.notify_ready()
-            log.info("ready: subnet %s, MTU in %s", named(self._node.subnets), self._options.subnet_file)
-        return 0.0
-
-    def _say(self, problems: set[str]) -> None:
-        """Log each problem when it appears, not on every pass."""
-        for problem in sorted(problems - self._said):
+        new = sorted(problems - self._said)
+        for problem in new[:MOST_SAID]:
             log.warning("%s", problem)
+        if len(new) > MOST_SAID:
+            log.warning("and %d more like these; `flannel-ebpf status` counts them", len(new) - MOST_SAID)
         self._said = frozenset(problems)
 
 
-def _worded(error: KernelError, config: NetworkConfig) -> str:
+def _worded(error: FlannelError, config: NetworkConfig) -> str:
     return f"{error}; {udp.advice(config)}" if isinstance(error, DeviceUnsupported) else str(error)
 
 

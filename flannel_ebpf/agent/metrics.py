@@ -34,10 +34,17 @@ class NodeCollector(Collector):
                 ("flannel_ebpf_peers", "Remote subnets that this node wants to reach.", len(outcome.peers)),
                 ("flannel_ebpf_pods", "Local pods' veths.", outcome.pods),
                 ("flannel_ebpf_accelerated", "1 while BPF programs are attached.", outcome.accelerated),
-                ("flannel_ebpf_failures", "Operations that failed in the last pass.", len(outcome.errors)),
                 ("flannel_ebpf_skipped_leases", "Leases that cannot be used.", len(outcome.skipped)),
             ):
                 yield GaugeMetricFamily(name, help_text, value=float(value))
+            failures = GaugeMetricFamily(
+                "flannel_ebpf_failures",
+                "What failed in the last pass: the node's own, or a part's (one peer, one pod, only speed).",
+                labels=["weight"],
+            )
+            failures.add_metric(["own"], len(outcome.errors("own")))
+            failures.add_metric(["part"], len(outcome.errors("part")))
+            yield failures
         try:
             side = read_pinned(self._network, self._pin_root)
         except BpfError:

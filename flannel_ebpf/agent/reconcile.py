@@ -16,12 +16,12 @@ from flannel_ebpf.agent.firewall_side import FirewallSide
 from flannel_ebpf.agent.kernel_side import KernelSide
 from flannel_ebpf.agent.relay_side import RelaySide
 from flannel_ebpf.agent.side import Round, Side, scope_of
-from flannel_ebpf.base.errors import DeviceMissing, KernelError
+from flannel_ebpf.base.errors import DeviceMissing, FlannelError
 from flannel_ebpf.base.model import Lease, Skipped
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Peer
-from flannel_ebpf.desired.objects import DEVICES, Scope
-from flannel_ebpf.desired.plan import Failure, Op, plan
+from flannel_ebpf.desired.objects import DEVICES, Scope, Sysctl
+from flannel_ebpf.desired.plan import Failure, Op, Weight, plan
 from flannel_ebpf.desired.short_pass import Settled, change, follow
 from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.paths import ask_paths, path_facts
@@ -50,21 +50,27 @@ class Sides:
 class Outcome:
     """What one pass found and did.
 
-    `errors` are the operations that failed, or the one thing that stopped the pass; `writes` counts the
-    operations carried out, 0 when everything was right. `accelerated` is whether BPF programs stand on
-    their hooks, `attach` how; `why_not` says why they do not although they were asked for. `again`: seconds
-    after which a pass has something to do in any case, 0 when nothing waits.
+    `failures` are the operations that failed; `stopped` is what ended the pass before it had tried them
+    all. `writes` counts the operations carried out, 0 when everything was right. `accelerated` is whether BPF
+    programs stand on their hooks, `attach` how; `why_not` says why they do not although they were asked for.
+    `again`: seconds after which a pass has something to do in any case, 0 when nothing waits.
     """
 
     peers: Sequence[Peer] = ()
     skipped: Sequence[Skipped] = ()
-    errors: Sequence[KernelError] = ()
+    failures: Sequence[Failure] = ()
+    stopped: FlannelError | None = None
     writes: int = 0
     pods: int = 0
     accelerated: bool = False
     attach: str = ""
     why_not: str = ""
     again: float = 0.0
+
+    def errors(self, weight: Weight) -> list[FlannelError]:
+        """Return why something failed that weighs so; what stopped a pass counts as the node's own."""
+        stopped = [self.stopped] if self.stopped and weight == "own" else []
+        return [*stopped, *(one.error for one in self.failures if one.weight == weight)]
 
 
 class _Done(NamedTuple):
@@ -88,8 +94,7 @@ class Reconciler:
     def run(self, node: Node, leases: Sequence[Lease], seen: Seen, *, may_delete: bool) -> Outcome:
         """Do one pass, starting from what was `seen`, and say what it did.
 
-        Raises KernelError when the kernel cannot be read, BpfError when programs are required and
-        cannot run.
+        Raises KernelError when the kernel cannot be read, ProgramsRequired.
         """
         self._settled = None
         usable, strange = backends.usable(node, leases)
@@ -106,15 +111,15 @@ class Reconciler:
                 break
             now = replace(now, seen=self._kernel.look())
         bpf = self._sides.bpf
-        if done.last and may_delete and not done.failures:
+        if done.last and may_delete and not any(one.weight == "own" for one in done.failures):
             by_subnet = {peer.subnet: peer for peer in peers}
             self._settled = Settled(node, leases, by_subnet, skipped, bpf.slots, bpf.slot_count)
         self._last = Outcome(
             peers,
             skipped,
-            [failure.error for failure in done.failures],
-            writes,
-            len(now.ports),
+            done.failures,
+            writes=writes,
+            pods=len(now.ports),
             accelerated=bpf.accelerated,
             attach=bpf.attach if bpf.accelerated else "",
             why_not=bpf.why_not,
@@ -168,4 +173,5 @@ class Reconciler:
 
 
 def _of_a_device(failure: Failure) -> bool:
-    return isinstance(failure.error, DeviceMissing) or isinstance(failure.op.obj, DEVICES)
+    missing = isinstance(failure.error, DeviceMissing) and not isinstance(failure.op.obj, Sysctl)
+    return missing or isinstance(failure.op.obj, DEVICES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from flannel_ebpf.agent.reconcile import Outcome
@@ -16,6 +17,10 @@ from flannel_ebpf.leases.cluster import View
 log = logging.getLogger(__name__)
 
 
+SHOWN, LONGEST = 50, 500
+"""Failures and skipped leases that are written out, and the characters of each."""
+
+
 class Report:
     """Writes the report when it changed; a report that cannot be written is a warning, once."""
 
@@ -24,8 +29,9 @@ class Report:
         self._written: dict[str, Any] = {}
         self._warned = False
 
-    def write(self, node: Node, lease: Lease, view: View, outcome: Outcome) -> None:
+    def write(self, node: Node, lease: Lease, view: View, outcome: Outcome, *, ready: bool) -> None:
         """Replace the report by one of this pass."""
+        errors = [*outcome.errors("own"), *outcome.errors("part")]
         content = {
             "pid": os.getpid(),
             "network": str(node.config.network),
@@ -44,8 +50,9 @@ class Report:
             },
             "peers": {"wanted": len(outcome.peers), "held": view.doubt},
             "pods": outcome.pods,
-            "skipped": [f"{one.key}: {one.why}" for one in (*view.skipped, *outcome.skipped)],
-            "failures": [str(error) for error in outcome.errors],
+            "skipped": _first([f"{one.key}: {one.why}" for one in (*view.skipped, *outcome.skipped)]),
+            "ready": ready,
+            "failures": _first([str(error) for error in errors]),
             "handed_over": False,
         }
         if content == self._written:
@@ -58,3 +65,9 @@ class Report:
             self._warned = True
             return
         self._written = content
+
+
+def _first(texts: Sequence[str]) -> list[str]:
+    """Return the texts, of many the first, and each not longer than a line."""
+    shown = [text if len(text) <= LONGEST else f"{text[:LONGEST]}..." for text in texts[:SHOWN]]
+    return [*shown, f"and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else shown

@@ -17,6 +17,7 @@
       BpfError
         BpfUnavailable        this host cannot run the programs (rights, bpffs, BTF, helpers)
         VerifierRejected      the kernel's verifier refused a program
+        ProgramsRequired      --datapath=ebpf where they cannot run
         AbiMismatch           bpf/flannel.h, its Python mirror and the object disagree
       LabError                the lab could not build or find a piece
 
@@ -125,6 +126,10 @@ class VerifierRejected(BpfError):
     def __init__(self, message: str, log: str = "") -> None:
         super().__init__(message)
         self.log = log
+
+
+class ProgramsRequired(BpfError):
+    """`--datapath=ebpf`, and this host cannot run the programs: the operator must decide."""
 
 
 class AbiMismatch(BpfError):

@@ -298,6 +298,11 @@ class Ruleset:
         """One rule set per tool and network."""
         return (self.backend, self.name)
 
+    @property
+    def masquerades(self) -> bool:
+        """Whether pods need it to be answered from outside the network."""
+        return any("masquerade" in rule.lower() for rule in self.rules)
+
 
 Object = (
     PinFolder

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from flannel_ebpf.base.errors import KernelError
-from flannel_ebpf.desired.objects import DEVICES, ORDER, Object
+from flannel_ebpf.desired.objects import (
+    DEVICES,
+    ORDER,
+    LinkAddress,
+    Object,
+    RelayProcess,
+    Route,
+    Ruleset,
+    TunLink,
+    VxlanLink,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +38,29 @@ class Delete:
 Op = Put | Delete
 
 
+Weight = Literal["own", "part"]
+"""own: without it this node carries nothing; part: one peer's, one pod's, or only how fast packets travel."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An operation that the edge it belongs to refused, and why."""
 
     op: Op
     error: KernelError
+
+    @property
+    def weight(self) -> Weight:
+        """What the failure takes away."""
+        match self.op.obj:
+            case RelayProcess() | VxlanLink() | TunLink() | LinkAddress():
+                return "own"
+            case Route(gateway=None):
+                return "own"
+            case Ruleset(masquerades=True):
+                return "own"
+            case _:
+                return "part"
 
 
 def plan(desired: Iterable[Object], actual: Iterable[Object], *, may_delete: bool = True) -> list[Op]:

@@ -29,12 +29,13 @@ _SHAPE: Mapping[str, Any] = {
     "peers": {"wanted": int, "held": str},
     "pods": int,
     "skipped": [str],
+    "ready": bool,
     "failures": [str],
     "handed_over": bool,
 }
 """Keys and what their values are; addresses and networks are texts."""
 
-_LATER: Content = {"etcd_prefix": "", "handed_over": False}
+_LATER: Content = {"etcd_prefix": "", "ready": False, "handed_over": False}
 """What a report of an older version lacks."""
 
 

@@ -7,7 +7,9 @@ import os
 import select
 import struct
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from flannel_ebpf.base.errors import KernelError
@@ -31,6 +33,10 @@ _BUFFER = 256 << 10
 
 _GATHER = 0.1
 """Seconds in which further changes join the first: a pod's arrival alone makes about twenty messages."""
+
+
+_AT_ONCE = 2000
+"""Datagrams taken before the change is told; in a flood the rest waits for the next turn."""
 
 
 class KernelMonitor:
@@ -80,34 +86,43 @@ class KernelMonitor:
         self._stopped = -1
 
     def _run(self) -> None:
-        poll = select.poll()
-        poll.register(self._netlink, select.POLLIN)
-        poll.register(self._stopped, select.POLLIN)
-        while True:
-            ready = {descriptor for descriptor, _ in poll.poll()}
-            if self._stopped in ready:
-                return
+        while not self._waits(self._netlink.fileno(), self._stopped):
             if self._receive():
-                if select.select([self._stopped], [], [], _GATHER)[0]:
+                if self._waits(self._stopped, seconds=_GATHER):
                     return
-                while select.select([self._netlink], [], [], 0)[0]:
+                for _ in range(_AT_ONCE):
+                    if not self._waits(self._netlink.fileno(), seconds=0):
+                        break
                     self._receive()
                 self._on_change()
+
+    def _waits(self, *descriptors: int, seconds: float | None = None) -> bool:
+        """Wait until one of them can be read; say whether it is the last."""
+        poll = select.poll()
+        for descriptor in descriptors:
+            poll.register(descriptor, select.POLLIN)
+        ready = [descriptor for descriptor, _ in poll.poll(None if seconds is None else seconds * 1000)]
+        return descriptors[-1] in ready
 
     def _receive(self) -> bool:
         """Take one datagram off the socket and say whether it matters."""
         try:
             data = self._netlink.receive()
         except KernelError as error:
-            if error.code != errno.ENOBUFS:
-                return False
-            self._overlay_index = self._find_overlay()  # what told of a new one may be among the lost
-            self._echoes.clear()
-            return True
+            return self._lost(error)
         relevant = False
         for kind, port, body in messages(data):  # all of them: each may tell the overlay's index
             relevant = self._matters(kind, port, body) or relevant
         return relevant
+
+    def _lost(self, error: KernelError) -> bool:
+        """Start anew where messages were lost, which counts as a change."""
+        if error.code != errno.ENOBUFS:
+            time.sleep(_GATHER)  # whatever it is, it must not be asked for in a circle
+        self._echoes.clear()
+        with suppress(KernelError):  # the next news of the device will tell
+            self._overlay_index = self._find_overlay()
+        return True
 
     def _matters(self, kind: int, port: int, body: bytes) -> bool:
         if len(body) < _IFINDEX.size:

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from pyroute2 import IPRoute
 
-from flannel_ebpf.base.errors import DeviceMissing, KernelError
+from flannel_ebpf.base.errors import DeviceMissing, KernelError, edge
 from flannel_ebpf.base.family import Interface, Network
 from flannel_ebpf.desired.objects import (
     FdbEntry,
@@ -40,7 +40,8 @@ class KernelNetwork:
 
     def __init__(self) -> None:
         self.netlink = RouteSocket()
-        self._ip = IPRoute(ext_ack=True)
+        with edge("netlink"):
+            self._ip = IPRoute(ext_ack=True)
         self.hooks = Hooks(self._ip)
         self.echoes: set[bulk.Notice] = set()
         """Notices of our own writes yet to come that the kernel sends in its own name."""

@@ -182,7 +182,6 @@ class Relay:
             with self._path("log").open("wb") as output:
                 process = subprocess.Popen(
                     command,
-                    cwd="/",
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,

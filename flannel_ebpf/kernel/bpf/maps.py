@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from flannel_ebpf.base.errors import BpfError
+from flannel_ebpf.base.errors import BpfError, edge
 from flannel_ebpf.kernel.bpf.syscall import Descriptor, RefusedError, c_string, call
 
 _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY = 1, 2, 3, 4
@@ -199,5 +199,6 @@ def _sized(data: bytes, size: int, what: str) -> bytes:
 @cache
 def possible_cpus() -> int:
     """Return how many values a per-CPU map holds per key (highest possible CPU plus one)."""
-    ranges = Path("/sys/devices/system/cpu/possible").read_text().strip()
+    with edge("number of CPUs", BpfError):
+        ranges = Path("/sys/devices/system/cpu/possible").read_text().strip()
     return int(ranges.replace("-", ",").split(",")[-1]) + 1

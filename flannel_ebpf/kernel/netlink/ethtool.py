@@ -26,13 +26,13 @@ def finishes(name: str) -> bool:
     Hardware does that; for a device without checksum offload the kernel does (`ethtool -K NAME tx off`). A
     device that tells nothing is taken for a virtual one, which passes packets on as they are.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             if not _VALUE.unpack(_ask(sock, name, _VALUE.pack(_GET_TX_CHECKSUM, 0)))[1]:
                 return True
             answer = _ask(sock, name, _DRIVER.pack(_GET_DRIVER, b"", b"", b"", b""))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return is_hardware(answer)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
-from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.errors import KernelError, edge
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_CREATE = 0x100, 0x400
@@ -56,13 +56,25 @@ class RouteSocket:
     """An rtnetlink socket of the network namespace of the thread that makes it; one thread at a time."""
 
     def __init__(self, groups: int = 0, buffer: int = _RECEIVE_BUFFER) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
+        with edge("netlink socket"):
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        try:
+            with edge("netlink socket"):
+                self._prepare(groups, buffer)
+        except KernelError:
+            self._socket.close()
+            raise
+        self._sequence = 0
+
+    def _prepare(self, groups: int, buffer: int) -> None:
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
+        except PermissionError as error:
+            raise KernelError("netlink: needs root, or CAP_NET_ADMIN", error.errno or 0) from error
         for option in (_CAP_ACK, _EXT_ACK, _GET_STRICT_CHK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._socket.settimeout(_TIMEOUT)
         self._socket.bind((0, groups))
-        self._sequence = 0
 
     def __enter__(self) -> RouteSocket:
         return self
@@ -89,19 +101,21 @@ class RouteSocket:
         """Return the bodies of all objects that a dump request yields.
 
         The kernel says when a table changed under the dump (NLM_F_DUMP_INTR); the dump is then made
-        again. Raises KernelError.
+        again. Raises KernelError, with EINTR when it changed every time.
         """
         for _ in range(_DUMP_TRIES):
             bodies, whole = self._dump_once(kind, body)
             if whole:
-                break
-        return bodies
+                return bodies
+        raise KernelError(
+            f"netlink dump {kind}: the table changed {_DUMP_TRIES} times while it was read", errno.EINTR
+        )
 
     def _dump_once(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
         self._sequence += 1
         sequence = self._sequence
         length = _HEADER.size + len(body)
-        self._socket.send(_HEADER.pack(length, kind, NLM_F_REQUEST | NLM_F_DUMP, sequence, 0) + body)
+        self._send(_HEADER.pack(length, kind, NLM_F_REQUEST | NLM_F_DUMP, sequence, 0) + body)
         bodies: list[bytes] = []
         whole = True
         while True:
@@ -138,7 +152,7 @@ class RouteSocket:
         for number, (kind, flags, body) in enumerate(requests, first):
             header = _HEADER.pack(16 + len(body), kind, flags | NLM_F_REQUEST, number, 0)
             packed.append(header + body + bytes(-len(body) % 4))
-        self._socket.send(b"".join(packed))
+        self._send(b"".join(packed))
         answers: list[Answer | None] = [None] * len(requests)
         missing = len(requests)
         while missing:
@@ -152,6 +166,10 @@ class RouteSocket:
                     missing -= 1
                 offset += (size + 3) & ~3
         return [answer for answer in answers if answer is not None]
+
+    def _send(self, data: bytes) -> None:
+        with edge("netlink"):
+            self._socket.send(data)
 
     def receive(self) -> bytes:
         """Return the next datagram, which holds whole messages. Raises KernelError."""

@@ -5,6 +5,7 @@ Layout: linux/rtnetlink.h (rtmsg). Packed and parsed by hand: there is one route
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -12,6 +13,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
+from flannel_ebpf.base.errors import KernelError
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.desired.objects import LAST_METRIC, ROUTE_PROTOCOL, Route, Scope
 from flannel_ebpf.kernel.netlink.route_socket import U32, RouteSocket, attribute, attributes
@@ -45,8 +47,7 @@ class KernelRoute(NamedTuple):
 
 def read_main_table(netlink: RouteSocket) -> Iterator[KernelRoute]:
     """Yield the main table's IPv4 routes, in the order of lookup. Raises KernelError."""
-    query = RTMSG.pack(_AF_INET, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
-    for body in netlink.dump(RTM_GETROUTE, query):
+    for body in _dump(netlink):
         _, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(body)
         if table != RT_TABLE_MAIN:
             continue
@@ -61,6 +62,15 @@ def read_main_table(netlink: RouteSocket) -> Iterator[KernelRoute]:
             bool(flags & _RTNH_F_ONLINK),
             not tos and RTA_MULTIPATH not in found and RTA_VIA not in found,
         )
+
+
+def _dump(netlink: RouteSocket) -> list[bytes]:
+    try:
+        return netlink.dump(RTM_GETROUTE, RTMSG.pack(_AF_INET, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0))
+    except KernelError as error:
+        if error.code == errno.ENOENT:  # a host without any IPv4 address has no such table yet
+            return []
+        raise
 
 
 def more_specific(routes: Iterable[KernelRoute], network: IPv4Network) -> dict[int, set[int]]:

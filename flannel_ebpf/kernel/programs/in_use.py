@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from flannel_ebpf.base.errors import BpfError, KernelError
+from flannel_ebpf.base.errors import BpfError, KernelError, edge
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.contract import abi
 from flannel_ebpf.desired.objects import MapEntry
 from flannel_ebpf.desired.plan import Failure, Op, Put
 from flannel_ebpf.kernel.bpf import Map, Program, possible_cpus
+from flannel_ebpf.kernel.programs import pins
 from flannel_ebpf.kernel.programs.loader import Loaded, LoadRequest, ensure_loaded
 
 log = logging.getLogger(__name__)
@@ -68,13 +70,18 @@ class Datapath:
             self._network, config, self._entries, xdp=self._xdp, root=self._root, objects=self._objects
         )
         loaded = ensure_loaded(request)
+        with ExitStack() as opened, edge(f"pins of {self._network}", BpfError):
+            maps = {path.name: opened.enter_context(Map.open(path)) for path in loaded.maps.iterdir()}
+            programs = {
+                path.name: opened.enter_context(Program.open(path))
+                for folder in loaded.folders
+                for path in folder.iterdir()
+            }
+            opened.pop_all()  # nothing failed: they stay open
         self.close()
-        self._maps = {path.name: Map.open(path) for path in loaded.maps.iterdir()}
-        self._programs = {
-            path.name: Program.open(path) for folder in loaded.folders for path in folder.iterdir()
-        }
+        self._maps, self._programs = maps, programs
         self._loaded, self._config = loaded, config
-        self._pinned = {path: path.stat().st_ino for path in self._held()}
+        self._pinned = {path: _inode(path) for path in self._held()}
         log.info("programs of %s are in use, on the maps of %s", _names(loaded.folders), loaded.maps)
         return loaded
 
@@ -87,8 +94,11 @@ class Datapath:
         lost = [(path, one) for path, one in self._held().items() if self._pinned[path] != _inode(path)]
         for path, one in lost:
             log.warning("%s was unpinned by somebody, pinning it again", path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
+            with edge(f"pin {path}", BpfError):
+                if not path.parent.is_dir():
+                    pins.clear(path.parent)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pins.clear(path)
             one.pin(path)
             self._pinned[path] = _inode(path)
         return bool(lost)
@@ -150,5 +160,5 @@ def _inode(path: Path) -> int:
     """Return what tells a pin from another one under its name, 0 when there is none."""
     try:
         return path.stat().st_ino
-    except FileNotFoundError:
+    except OSError:
         return 0

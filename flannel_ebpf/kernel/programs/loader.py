@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from flannel_ebpf.base.errors import AbiMismatch, BpfError, BpfUnavailable, VerifierRejected
+from flannel_ebpf.base.errors import AbiMismatch, BpfError, BpfUnavailable, VerifierRejected, edge
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.options import BPF_PIN_ROOT
 from flannel_ebpf.contract import abi, btf, elf
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.kernel.programs import libbpf, pins
+
+log = logging.getLogger(__name__)
 
 OBJECTS = Path(__file__).parents[2] / "_programs"
 _TC_OBJECT, _XDP_OBJECT, _CONSTANTS = "datapath.bpf.o", "xdp.bpf.o", "fl_cfg"
@@ -99,6 +103,7 @@ def ensure_loaded(request: LoadRequest) -> Loaded:
     tc = _Object(request.objects / _TC_OBJECT, complete=True)
     xdp, xdp_error = _optional_xdp(request)
     maps = where.generation("maps", _layout_digest([tc, xdp] if xdp else [tc], request)).path
+    _drop_strangers(maps, [tc, xdp] if xdp else [tc], request)
     wanted: dict[pins.Kind, _Object] = {"progs": tc}
     if request.xdp and xdp:
         wanted["xdp"] = xdp
@@ -118,6 +123,29 @@ def ensure_loaded(request: LoadRequest) -> Loaded:
     changed = bool(jobs.keys() - failures.keys())
     programs = {name: info.id for folder in folders.values() for name, info in pins.programs(folder).items()}
     return Loaded(maps, tuple(folders.values()), programs, changed, xdp_error if request.xdp else "")
+
+
+def _drop_strangers(maps: Path, objects: list[_Object], request: LoadRequest) -> None:
+    """Unpin what lies under a map's name and is no map of its type: libbpf would refuse to load beside it."""
+    types = {
+        name: _types(request).get(name, shape.numbers.get("type", 0))
+        for one in objects
+        for name, shape in one.btf.maps.items()
+    }
+    with edge(f"pins in {maps}", BpfError):
+        for name, kind in types.items():
+            pin = maps / name
+            if os.path.lexists(pin) and _type_of(pin) != kind:
+                log.warning("%s is not our map, unpinning it", pin)
+                pins.clear(pin)
+
+
+def _type_of(pin: Path) -> int:
+    try:
+        with Map.open(pin) as one:
+            return one.info.type
+    except BpfError:
+        return -1
 
 
 def _optional_xdp(request: LoadRequest) -> tuple[_Object | None, str]:
@@ -166,13 +194,22 @@ def _digest(*parts: bytes) -> str:
 
 
 def _intact(programs: Path, maps: Path, one: _Object) -> bool:
-    """Whether the programs are pinned and use the maps that are pinned: somebody may have unpinned one."""
+    """Whether the programs are pinned, are ours, and use the maps that are pinned.
+
+    Somebody may have unpinned one, or pinned one of his own under its name.
+    """
     if not programs.is_dir():
+        return False
+    try:
+        standing = pins.programs(programs)
+    except BpfError:  # something else lies there
         return False
     pinned = {name: info.id for name, info in pins.maps(maps).items()}
     if not pinned.keys() >= one.btf.maps.keys():
         return False
-    used = {map_id for info in pins.programs(programs).values() for map_id in info.map_ids}
+    if any(info.name != name[:15] for name, info in standing.items()):
+        return False
+    used = {map_id for info in standing.values() for map_id in info.map_ids}
     short_names = {name[:15] for name in pinned}
     for map_id in used - set(pinned.values()):
         with Map.by_id(map_id) as stray:
@@ -183,12 +220,19 @@ def _intact(programs: Path, maps: Path, one: _Object) -> bool:
 
 def _run(jobs: Mapping[pins.Kind, libbpf.Job]) -> dict[pins.Kind, BpfError]:
     """Run the loader process; return the failures."""
-    command = [sys.executable, "-m", "flannel_ebpf.kernel.programs.loader"]
+    command = [sys.executable, "-P", "-m", "flannel_ebpf.kernel.programs.loader"]
     text = json.dumps([asdict(job) for job in jobs.values()])
     try:
-        done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
+        with edge("starting the loader", BpfUnavailable):
+            done = subprocess.run(
+                command,
+                input=text,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TIMEOUT_S,
+                check=False,
+            )
         answers = json.loads(done.stdout)
     except subprocess.TimeoutExpired as error:
         raise BpfUnavailable(f"loader process gave no answer within {_TIMEOUT_S} s") from error

@@ -21,7 +21,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
 
-from flannel_ebpf.base.errors import BpfError, BpfUnavailable, KernelError
+from flannel_ebpf.base.errors import BpfError, BpfUnavailable, KernelError, edge
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.options import BPF_PIN_ROOT
 from flannel_ebpf.desired.objects import PinFolder
@@ -76,13 +76,14 @@ class Pins:
 
     def generations(self) -> list[Generation]:
         """List what is there, unfinished folders among them; empty when nothing is."""
-        return sorted(self._generations(), key=lambda one: one.path)
+        with edge(f"pins in {self.folder}", BpfError):
+            return sorted(self._generations(), key=lambda one: one.path)
 
     def _generations(self) -> Iterator[Generation]:
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             kind, _, rest = path.name.partition("-")
             for known in _KINDS:
-                if kind == known:
+                if kind == known and path.is_dir():
                     yield Generation(known, rest.removesuffix(_UNFINISHED), path)
 
     def remove_all(self) -> None:
@@ -97,7 +98,9 @@ class Pins:
 def networks(root: Path = BPF_PIN_ROOT) -> set[Network]:
     """Return the networks that have pins here; what else lies in `root` is not ours and left out."""
     found = set()
-    for folder in root.iterdir() if root.is_dir() else ():
+    with edge(f"pins in {root}", BpfError):
+        folders = list(root.iterdir()) if root.is_dir() else []
+    for folder in folders:
         address, _, length = folder.name.rpartition("-")
         with suppress(ValueError):
             found.add(ip_network(f"{address.replace('-', '.')}/{length}"))
@@ -111,14 +114,18 @@ def unfinished(path: Path) -> Path:
 
 def remove(path: Path) -> None:
     """Unpin a whole generation; one that is not there is fine. BpfError when bpffs refuses."""
-    if not path.is_dir():
-        return
-    try:
-        for pin in path.iterdir():
-            pin.unlink()
+    with edge(f"unpin {path}", BpfError):
+        clear(path)
+
+
+def clear(path: Path) -> None:
+    """Remove whatever is under a name that is ours, folders with all that is in them. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        for inner in path.iterdir():
+            clear(inner)
         path.rmdir()
-    except OSError as error:
-        raise BpfError(f"unpin {path}: {error.strerror}", error.errno or 0) from error
+    else:
+        path.unlink(missing_ok=True)
 
 
 def apply(ops: Sequence[Op]) -> list[Failure]:
@@ -138,7 +145,7 @@ def apply(ops: Sequence[Op]) -> list[Failure]:
 def programs(path: Path) -> dict[str, ProgramInfo]:
     """Ask about every program pinned in a generation, by name; empty when the generation is not there."""
     found = {}
-    for pin in sorted(path.iterdir()) if path.is_dir() else ():
+    for pin in _in(path):
         with Program.open(pin) as program:
             found[pin.name] = program.info()
     return found
@@ -147,7 +154,7 @@ def programs(path: Path) -> dict[str, ProgramInfo]:
 def maps(path: Path) -> dict[str, MapInfo]:
     """Ask about every map pinned in a generation, by name; empty when the generation is not there."""
     found = {}
-    for pin in sorted(path.iterdir()) if path.is_dir() else ():
+    for pin in _in(path):
         with Map.open(pin) as one:
             found[pin.name] = one.info
     return found
@@ -167,3 +174,8 @@ def require_bpffs(root: Path = BPF_PIN_ROOT) -> None:
             f"{root} is not in a bpffs: mount -t bpf bpf {mount} "
             "(`ip netns exec` hides the host's: use `nsenter --net` instead)"
         )
+
+
+def _in(path: Path) -> list[Path]:
+    with edge(f"pins in {path}", BpfError):
+        return sorted(path.iterdir()) if path.is_dir() else []

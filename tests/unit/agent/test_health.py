@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import http.client
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from flannel_ebpf.agent.health import HealthServer
+from flannel_ebpf.agent.health import MOST_CLIENTS, HealthServer
 from flannel_ebpf.base.errors import ConfigError
+from tests.polls import eventually
 
 READY = [False]
 
@@ -92,3 +94,30 @@ def test_closing_frees_the_port(server: HealthServer) -> None:
         port = first.port
     with HealthServer("127.0.0.1", port, lambda: True):
         assert ask(port, "/readyz")[0] == 200
+
+
+def test_a_flood_of_silent_clients_keeps_no_probe_out_and_takes_few_threads(server: HealthServer) -> None:
+    before = threading.active_count()
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
+    try:
+        assert ask(server.port, "/healthz")[0] == 200
+        eventually(lambda: threading.active_count() - before <= MOST_CLIENTS, "few threads serve the flood")
+    finally:
+        for one in silent:
+            one.close()
+
+
+def test_a_server_without_descriptors_waits_for_one(
+    server: HealthServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept, refused = socket.socket.accept, [3]
+
+    def accept_or_not(self: socket.socket) -> tuple[socket.socket, object]:
+        if refused[0]:
+            refused[0] -= 1
+            raise OSError(24, "Too many open files")
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_or_not)
+    assert ask(server.port, "/healthz")[0] == 200
+    assert not refused[0]

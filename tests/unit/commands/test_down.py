@@ -93,6 +93,7 @@ def content(network: IPv4Network = NETWORK, **changes: Any) -> report.Content:
         "peers": {"wanted": 3, "held": ""},
         "pods": 2,
         "skipped": [],
+        "ready": True,
         "failures": [],
         "handed_over": False,
         **changes,

@@ -22,9 +22,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_an_older_versions_report_lacks_what_came_later(tmp_path: Path) -> None:
-    old = {key: value for key, value in content().items() if key not in ("etcd_prefix", "handed_over")}
-    report.write(tmp_path, old)
-    assert report.read(tmp_path, NETWORK) == content(etcd_prefix="")
+    later = ("etcd_prefix", "handed_over", "ready")
+    report.write(tmp_path, {key: value for key, value in content().items() if key not in later})
+    assert report.read(tmp_path, NETWORK) == content(etcd_prefix="", ready=False)
 
 
 WRONG: dict[str, Any] = {
