@@ -37,3 +37,19 @@ def eventually(condition: Callable[[], T], what: str | Callable[[], str], within
         now = time.monotonic()
         left, last = left - (now - last) / stretch(), now
     return found
+
+
+def unchanging(read: Callable[[], T], what: str, seconds: float = 1.5) -> T:
+    """Return what `read()` returns once that has been the same for so many seconds."""
+    __tracebackhide__ = True
+    last, since = read(), time.monotonic()
+
+    def rests() -> bool:
+        nonlocal last, since
+        now = read()
+        if now != last:
+            last, since = now, time.monotonic()
+        return time.monotonic() - since > seconds
+
+    eventually(rests, f"{what} is the same for {seconds:g} s", 20 * seconds)
+    return last

@@ -52,8 +52,9 @@ LONGEST_WAIT = 60.0
 class LeaseKeeper:
     """One node's lease. `acquire` first, then `start`; `stop` leaves the lease in etcd, as flannel does.
 
-    `ttl`, `margin` (renewal before expiry) and `retry` (after a failed renewal) are seconds. `on_lost` is
-    called once, on the keeper's thread, when another node owns the subnet.
+    `ttl` and `margin` (renewal before expiry) are seconds. A renewal that failed is tried again after a tenth
+    of the TTL, a minute at most, and as soon as etcd is seen to answer. `on_lost` is called once, on the
+    keeper's thread, when another node owns the subnet.
     Raises ConfigError unless 0 < margin < ttl.
     """
 
@@ -64,14 +65,13 @@ class LeaseKeeper:
         *,
         ttl: int = DAY,
         margin: int = HOUR,
-        retry: float = 60.0,
     ) -> None:
         if not 0 < margin < ttl:
             raise ConfigError(
                 "lease renewal margin", f"{margin} s", f"more than 0 and less than the TTL of {ttl} s"
             )
         self._registry, self._on_lost = registry, on_lost
-        self._ttl, self._margin, self._retry = ttl, margin, retry
+        self._ttl, self._margin, self._retry = ttl, margin, min(ttl / 10, LONGEST_WAIT)
         self._rng = SystemRandom()
         self._lease: Lease | None = None
         self._wanted: Lease | None = None
@@ -136,10 +136,9 @@ class LeaseKeeper:
             self._vetted < mine.create_revision <= snapshot.revision
         ):  # we made it, and nobody has compared it yet
             self._vetted, self._rival = mine.create_revision, rival(mine, snapshot.leases)
-        failed = self._look_at < self._renew_at
         if (
             self._rival
-            or failed
+            or self._unanswered
             or not any(it.mod_revision == mine.mod_revision and it == mine for it in snapshot.leases)
         ):
             self._wake.set()
@@ -150,12 +149,6 @@ class LeaseKeeper:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
-
-    def release(self) -> None:
-        """Stop, and free the subnet now; a reservation stays. Raises EtcdError, LeaseConflict."""
-        self.stop()
-        if self.lease.etcd_lease:
-            self._registry.delete(self.lease)
 
     def _take(self, choice: Reuse | Try, claim: Claim, before: Snapshot) -> Lease:
         if isinstance(choice, Reuse):

@@ -1,9 +1,8 @@
-"""The lease side of a daemon alone: keeper, watch and a loop that reads a snapshot whenever it is woken."""
+"""The lease side of a node alone, made of the daemon's own parts with the daemon's own defaults."""
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +10,15 @@ from ipaddress import IPv4Network, ip_network
 from typing import Any
 
 from flannel_ebpf.base.config import NetworkConfig, parse_network_config
-from flannel_ebpf.base.errors import EtcdError, LeaseLost
+from flannel_ebpf.base.errors import LeaseLost
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.model import Claim, Lease
 from flannel_ebpf.cli import main
-from flannel_ebpf.leases.etcd import EtcdClient, EtcdOptions, Registry, Snapshot, Watch
-from flannel_ebpf.leases.lease_keeper import DAY, HOUR, LeaseKeeper
-from flannel_ebpf.leases.snapshot_guard import Seen, SnapshotGuard
+from flannel_ebpf.leases.cluster import Cluster, View
+from flannel_ebpf.leases.etcd import EtcdClient, EtcdOptions, Registry, Watch
+from flannel_ebpf.leases.lease_keeper import LeaseKeeper
 from tests.netns.etcd_cluster import EtcdCluster
+from tests.polls import eventually
 from tests.samples import claim as sample
 
 PREFIX = "/coreos.com/network"
@@ -46,8 +46,8 @@ def claim(public_ip: str, data: Any) -> Claim:
     return sample(public_ip, "vxlan", data)
 
 
-def subnets_of(snapshot: Snapshot) -> frozenset[Network]:
-    return frozenset(subnet for lease in snapshot.leases for subnet in lease.subnets)
+def subnets_of(view: View) -> set[Network]:
+    return {subnet for lease in view.leases for subnet in lease.subnets}
 
 
 def operate(etcd: EtcdCluster, command: str, *words: str) -> int:
@@ -65,7 +65,10 @@ def ttl(etcd: EtcdCluster, lease: Lease) -> int:
 
 
 class LeaseNode:
-    """Node number `number` with public IP 192.168.0.<number>; `snapshot` is what it read last."""
+    """Node number `number` with public IP 192.168.0.<number>; `keeping` goes to its LeaseKeeper.
+
+    `read_at` says when each subnet came into the cluster's view, `removed` which ones left it again.
+    """
 
     def __init__(
         self,
@@ -73,83 +76,71 @@ class LeaseNode:
         number: int,
         *,
         config: NetworkConfig = CONFIG,
-        ttl: int = DAY,
-        margin: int = HOUR,
-        retry: float = 0.5,
         public_ip: str = "",
         backend_data: Any = None,
+        **keeping: int,
     ) -> None:
         self.number, self.config = number, config
         self.claim = claim(public_ip or f"192.168.0.{number}", backend_data or vtep(number))
         self.client = EtcdClient(options)
         self.registry = Registry(self.client, PREFIX)
         self.lost: list[LeaseLost] = []
-        self.keeper = LeaseKeeper(self.registry, self.lost.append, ttl=ttl, margin=margin, retry=retry)
-        self.snapshot: Snapshot | None = None
+        self.keeper = LeaseKeeper(self.registry, self.lost.append, **keeping)
+        self.cluster: Cluster | None = None
+        self.watch: Watch | None = None
         self.read_at: dict[Network, float] = {}
-        self.passes = 0
-        self.peers: set[Network] = set()
         self.removed: list[Network] = []
-        self._guard: SnapshotGuard | None = None
-        self._recheck: float | None = None
-        self._wake = threading.Event()
-        self._stopping = False
-        self.watch = Watch(self.client, self.registry.watched, self._wake.set)
-        self._loop = threading.Thread(target=self._passes, daemon=True)
+        self._seen: set[Network] = set()
 
     def acquire(self, *previous: str) -> Lease:
         return self.keeper.acquire(self.config, self.claim, [ip_network(text) for text in previous])
 
     def start(self, *previous: str) -> None:
+        """Take a lease, follow the others' and return when they have been read once."""
         self.acquire(*previous)
         self.keeper.start()
+        self.cluster = Cluster(self.registry, self.keeper, GRACE, (), self._note)
+        self.cluster.start()
+        self.watch = Watch(self.client, self.registry.watched, self.cluster.wake, self.cluster.wake_after_gap)
         self.watch.start()
-        self._loop.start()
+        eventually(lambda: self.view.leases, f"node {self.number} has read the leases")
 
     def stop(self) -> None:
-        self._stopping = True
-        self.watch.stop()
+        if self.watch:
+            self.watch.stop()
         self.client.close()
+        if self.cluster:
+            self.cluster.stop()
         self.keeper.stop()
-        self._wake.set()
-        self._loop.join()
+
+    def leave(self) -> None:
+        """Give the lease back, as `down --release` does."""
+        self.registry.delete(self.keeper.lease)
+
+    @property
+    def view(self) -> View:
+        return self.cluster.view if self.cluster else View()
+
+    @property
+    def peers(self) -> set[Network]:
+        """The other nodes' subnets in the view."""
+        return subnets_of(self.view) - {*self.keeper.lease.subnets}
+
+    @property
+    def connected(self) -> bool:
+        return self.watch is not None and self.watch.connected
 
     def sees(self, *subnets: Network) -> bool:
-        """Whether the last snapshot holds exactly these leases."""
-        return self.snapshot is not None and subnets_of(self.snapshot) == {*subnets}
+        """Whether the view holds exactly these leases."""
+        return subnets_of(self.view) == {*subnets}
 
-    def _passes(self) -> None:
-        while True:
-            self._wake.wait(self._recheck)
-            self._wake.clear()
-            if self._stopping:
-                return
-            try:
-                self.snapshot = self.registry.snapshot()
-            except EtcdError:
-                continue
-            now = time.monotonic()
-            for subnet in subnets_of(self.snapshot):
-                self.read_at.setdefault(subnet, now)
-            self._program(self.snapshot)
-            self.passes += 1
-            self.keeper.observe(self.snapshot)
-
-    def _program(self, snapshot: Snapshot) -> None:
-        """Keep `peers` as a data path would be kept: removals only as the guard allows them."""
-        own = self.keeper.lease
-        if self._guard is None:
-            self._guard = SnapshotGuard(GRACE, (), own.create_revision, continuous=self.keeper.reused)
-        subnets = subnets_of(snapshot) - {*own.subnets}
-        own_created = next((it.create_revision for it in snapshot.leases if it.key == own.key), 0)
-        verdict = self._guard.judge(
-            Seen(snapshot.cluster_id, snapshot.revision, subnets, own_created), time.monotonic()
-        )
-        self.peers |= subnets
-        if verdict.may_remove:
-            self.removed += self.peers - subnets - verdict.keep
-            self.peers &= subnets | verdict.keep
-        self._recheck = verdict.wait or None
+    def _note(self) -> None:
+        """Take down what is new in the view; called on the cluster's thread after each news."""
+        subnets, now = self.peers, time.monotonic()
+        for subnet in subnets - self._seen:
+            self.read_at.setdefault(subnet, now)
+        self.removed += self._seen - subnets
+        self._seen = subnets
 
 
 @contextmanager

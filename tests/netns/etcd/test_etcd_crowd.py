@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from threading import Barrier
@@ -14,7 +15,7 @@ from flannel_ebpf.base.config import NetworkConfig, parse_network_config
 from flannel_ebpf.base.errors import OutOfSubnets
 from flannel_ebpf.base.model import Lease
 from flannel_ebpf.leases.snapshot_guard import LINGER
-from tests.netns.etcd.lease_node import GRACE, LeaseNode, running
+from tests.netns.etcd.lease_node import GRACE, LeaseNode, in_etcd, running
 from tests.netns.etcd_cluster import EtcdCluster
 from tests.polls import eventually
 
@@ -65,7 +66,7 @@ def test_sixteen_subnets_for_twenty_nodes_and_the_others_get_one_when_it_is_free
     for loser, winner in zip(losers, winners, strict=False):
         with pytest.raises(OutOfSubnets):
             loser.acquire()
-        winner.keeper.release()
+        winner.leave()
         assert loser.acquire().subnets[0] == winner.keeper.lease.subnets[0]
 
 
@@ -93,31 +94,27 @@ def test_poison_is_counted_and_changes_nothing_else(etcd: EtcdCluster) -> None:
     with running(*nodes):
         own = [node.keeper.lease.subnets[0] for node in nodes]
         for node in nodes:
-            eventually(lambda node=node: node.sees(*own), "both leases", 2)  # type: ignore[misc]  # bound now
+            eventually(partial(node.sees, *own), "both leases")
         for number, (suffix, text) in enumerate(POISON.items(), 1):
             etcd.ctl("put", "--", f"{nodes[0].registry.watched}{suffix}", text)
             for node in nodes:
-                eventually(
-                    lambda node=node, number=number: len(node.snapshot.skipped) == number,
-                    f"poison {suffix[:20]!r} is counted",
-                    2,
-                )
+                counted = partial(lambda node, number: len(node.view.skipped) == number, node, number)
+                eventually(counted, f"poison {suffix[:20]!r} is counted")
                 assert node.sees(*own)
                 assert not node.removed
-        assert all(item.why for item in nodes[0].snapshot.skipped)  # type: ignore[union-attr]  # it has passed
+        assert all(item.why for item in nodes[0].view.skipped)
         third = LeaseNode(etcd.options(), 3)
         with running(third):
-            eventually(lambda: third.sees(*own, third.keeper.lease.subnets[0]), "a new node comes up", 2)
+            eventually(lambda: third.sees(*own, third.keeper.lease.subnets[0]), "a new node comes up")
 
 
 def test_our_own_key_poisoned_is_mended(etcd: EtcdCluster) -> None:
     node = LeaseNode(etcd.options(), 1)
     with running(node):
         lease = node.keeper.lease
-        eventually(lambda: node.passes, "first pass", 2)
         etcd.ctl("put", lease.key, "garbage")
-        eventually(lambda: node.sees(lease.subnets[0]), "written again", 2)
-        eventually(lambda: node.keeper.lease.mod_revision > lease.mod_revision + 1, "noticed", 1)
+        eventually(lambda: node.sees(lease.subnets[0]), "written again")
+        eventually(lambda: node.keeper.lease.mod_revision > lease.mod_revision + 1, "noticed")
         assert node.keeper.lease.etcd_lease != 0
         assert not node.lost
 
@@ -135,11 +132,10 @@ def test_an_etcd_that_lost_its_data_costs_no_peer(tmp_path: Path, fault: str) ->
         nodes = [LeaseNode(etcd.options(), number) for number in range(1, 6)]
         with running(nodes[0]):
             if fault == "restored":
-                eventually(lambda: nodes[0].passes, "first pass", 2)
                 etcd.save(tmp_path / "backup")
             with running(*nodes[1:]):
                 subnets = [node.keeper.lease.subnets[0] for node in nodes]
-                eventually(lambda: all(node.sees(*subnets) for node in nodes), "all see all", 5)
+                eventually(lambda: all(node.sees(*subnets) for node in nodes), "all see all")
                 if fault == "wiped":
                     etcd.wipe()
                 elif fault == "restored":
@@ -158,14 +154,15 @@ def test_a_node_that_left_is_removed_soon_and_after_a_wipe_when_grace_is_over(tm
         nodes = [LeaseNode(etcd.options(), number) for number in range(1, 4)]
         with running(nodes[0]):
             with running(*nodes[1:]):
-                eventually(lambda: len(nodes[0].peers) == 2, "two peers", 5)
-                nodes[2].keeper.release()
+                eventually(lambda: len(nodes[0].peers) == 2, "two peers")
+                nodes[2].keeper.stop()
+                nodes[2].leave()
                 gone = nodes[2].keeper.lease.subnets[0]
-                eventually(lambda: nodes[0].removed == [gone], "removed", LINGER + 1)
+                eventually(lambda: nodes[0].removed == [gone], "removed", LINGER + 10)
             wiped = time.monotonic()
             etcd.wipe()
-            eventually(lambda: nodes[0].sees(nodes[0].keeper.lease.subnets[0]), "alone in the new etcd", 15)
+            own = nodes[0].keeper.lease.subnets[0]
+            eventually(lambda: in_etcd(nodes[0].registry, own), "alone in the new etcd")
             assert nodes[0].peers == {nodes[1].keeper.lease.subnets[0]}
-
-            eventually(lambda: not nodes[0].peers, "removed after the grace period", GRACE + 5)
+            eventually(lambda: not nodes[0].peers, "removed after the grace period", GRACE + 10)
             assert time.monotonic() - wiped > GRACE

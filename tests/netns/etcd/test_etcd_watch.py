@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import statistics
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -19,7 +21,7 @@ from flannel_ebpf.base.model import Lease
 from flannel_ebpf.leases.etcd import EtcdClient, Registry
 from tests.netns.etcd.lease_node import PREFIX, LeaseNode, running
 from tests.netns.etcd_cluster import EtcdCluster
-from tests.polls import eventually
+from tests.polls import eventually, unchanging
 from tests.samples import lease as sample
 
 log = logging.getLogger("figures")
@@ -41,39 +43,37 @@ def three(tmp_path: Path) -> Iterator[EtcdCluster]:
         yield cluster
 
 
-def check_wakes(node: LeaseNode, writer: Registry, number: int, within: float = 1.0) -> float:
-    """Create a peer's lease and return how long the node took to see it."""
+def check_wakes(node: LeaseNode, writer: Registry, number: int) -> float:
+    """Create a peer's lease and return how many seconds later the node saw it."""
+    start = time.monotonic()
     subnet = writer.create(peer(number), ttl=600).subnets[0]
-    return eventually(lambda: node.snapshot and subnet in node.read_at, f"node sees peer {number}", within)
+    return eventually(lambda: node.read_at.get(subnet), f"the node sees peer {number}") - start
 
 
-def test_a_put_is_seen_within_milliseconds_and_an_idle_watch_costs_nothing(one: EtcdCluster) -> None:
+def reads(cluster: EtcdCluster) -> float:
+    """Return how many ranges of keys etcd's server has been asked for."""
+    with urllib.request.urlopen(f"{cluster.endpoints[0]}/metrics") as answer:  # noqa: S310 - on loopback
+        lines = answer.read().decode().splitlines()
+    counts = (line for line in lines if line.startswith("grpc_server_started_total") and 'd="Range"' in line)
+    return sum(float(line.split()[-1]) for line in counts)
+
+
+def test_each_put_is_seen_and_an_idle_watch_reads_nothing(one: EtcdCluster) -> None:
     node, writer = LeaseNode(one.options(), 1), one.registry()
     with running(node):
-        eventually(lambda: node.passes, "first pass", 5)
-        latencies = []
-        for number in range(10, 60):
-            start = time.monotonic()
-            subnet = writer.create(peer(number), ttl=600).subnets[0]
-            eventually(lambda subnet=subnet: subnet in node.read_at, "seen", 1)  # type: ignore[misc]  # bound now
-            latencies.append(node.read_at[subnet] - start)
-        cpu, passes = time.process_time(), node.passes
-        time.sleep(2)
-        assert time.process_time() - cpu < 0.1
-        assert node.passes <= passes + 1
+        latencies = [check_wakes(node, writer, number) for number in range(10, 40)]
+        unchanging(lambda: reads(one), "the number of reads of an idle node", 2)
     median, worst = statistics.median(latencies) * 1e3, max(latencies) * 1e3
-    log.info("put to snapshot: median %.1f ms, worst %.1f ms", median, worst)
-    assert median < 50
+    log.info("put to view: median %.1f ms, worst %.1f ms", median, worst)
 
 
 def test_a_killed_endpoint_is_left_for_another(three: EtcdCluster) -> None:
     node = LeaseNode(three.options(), 1)
     with running(node):
-        eventually(lambda: node.passes, "first pass", 5)
         three.members[0].kill()
         writer = Registry(EtcdClient(three.options()), PREFIX)
-        eventually(writer.snapshot, "a leader", 6)
-        check_wakes(node, writer, 10, within=5)
+        eventually(writer.snapshot, "a leader")
+        check_wakes(node, writer, 10)
 
 
 def eventually_created(writer: Registry, number: int) -> IPv4Network:
@@ -84,14 +84,13 @@ def test_a_rolling_restart_loses_nothing(three: EtcdCluster) -> None:
     node = LeaseNode(three.options(), 1)
     writer = Registry(EtcdClient(three.options()), PREFIX)
     with running(node):
-        eventually(lambda: node.passes, "first pass", 5)
         subnets = []
         for number, member in enumerate(three.members):
             member.terminate()
             subnets.append(eventually_created(writer, 10 + number))
             three.start(member)
             subnets.append(eventually_created(writer, 20 + number))
-        eventually(lambda: node.sees(node.keeper.lease.subnets[0], *subnets), "all six peers", 10)
+        eventually(lambda: node.sees(node.keeper.lease.subnets[0], *subnets), "all six peers")
         check_wakes(node, writer, 30)
         assert not node.lost
 
@@ -112,7 +111,7 @@ def test_maintenance_while_watching(
     with running(node):
         check_wakes(node, writer, 10)
         maintain(one, writer)
-        check_wakes(node, writer, 11, within=5)
+        check_wakes(node, writer, 11)
 
 
 def test_a_compaction_while_disconnected_is_found_by_the_next_snapshot(three: EtcdCluster) -> None:
@@ -129,7 +128,7 @@ def test_a_compaction_while_disconnected_is_found_by_the_next_snapshot(three: Et
         subnet = eventually_created(writer, 12)
         three.ctl("compact", str(writer.snapshot().revision), endpoints=three.endpoints[1:2])
         three.start()
-        eventually(lambda: node.sees(node.keeper.lease.subnets[0], subnet), "exactly the last state", 10)
+        eventually(lambda: node.sees(node.keeper.lease.subnets[0], subnet), "exactly the last state")
         check_wakes(node, writer, 13)
 
 
@@ -141,7 +140,7 @@ def eventually_retried(create: Callable[[], Lease]) -> Lease:
         result.append(create())
         return True
 
-    eventually(attempt, "created", 8)
+    eventually(attempt, "created", 20)
     return result[-1]
 
 
@@ -153,13 +152,11 @@ def test_a_restored_etcd_with_a_lower_revision_is_read_afresh(three: EtcdCluster
         three.save(tmp_path / "backup")
         for number in range(11, 16):
             check_wakes(node, writer, number)
-        before = node.snapshot
-        assert before is not None
+        before = writer.snapshot().revision
         three.restore(tmp_path / "backup")
         own = node.keeper.lease.subnets[0]
-        eventually(lambda: node.sees(own, peer(10).subnets[0]), "the restored state", 10)
-        assert node.snapshot is not None
-        assert node.snapshot.revision < before.revision
+        eventually(lambda: node.sees(own, peer(10).subnets[0]), "the restored state")
+        assert writer.snapshot().revision < before
         check_wakes(node, writer, 20)
 
 
@@ -167,13 +164,12 @@ def test_a_member_that_lost_its_leader_is_left(three: EtcdCluster) -> None:
     """The first member is cut off by stopping the others' half of the cluster, then a new majority forms."""
     node = LeaseNode(three.options(), 1)
     with running(node):
-        eventually(lambda: node.passes, "first pass", 5)
         three.members[1].kill()
         three.members[2].kill()
-        eventually(lambda: not node.watch.connected, "the watch is given up", 15)
+        eventually(lambda: not node.connected, "the watch is given up", 15)
         three.start()
-        eventually(lambda: node.watch.connected, "watch stands", 10)
-        check_wakes(node, Registry(EtcdClient(three.options()), PREFIX), 10, within=5)
+        eventually(lambda: node.connected, "watch stands")
+        check_wakes(node, Registry(EtcdClient(three.options()), PREFIX), 10)
 
 
 def test_stop_is_quick_in_every_state(one: EtcdCluster) -> None:
@@ -183,11 +179,10 @@ def test_stop_is_quick_in_every_state(one: EtcdCluster) -> None:
         if one.members[0].process is None:
             one.start()
         node.start()
-        eventually(lambda node=node: node.watch.connected, "watch stands", 5)  # type: ignore[misc]  # bound now
+        eventually(lambda node=node: node.connected, "watch stands")  # type: ignore[misc]  # bound now
         fault()
-        time.sleep(0.2)
-        start = time.monotonic()
-        node.stop()
-        assert time.monotonic() - start < 1
+        stopping = threading.Thread(target=node.stop)
+        stopping.start()
+        eventually(lambda thread=stopping: not thread.is_alive(), "the node has stopped", 3)  # type: ignore[misc]  # bound now
         if one.members[0].process is not None:
             one.members[0].thaw()
