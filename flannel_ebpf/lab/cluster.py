@@ -76,7 +76,7 @@ class Lab:
             for _ in range(self.spec.pods_per_node):
                 node.add_pod()
 
-    def wait_ready(self, nodes: Sequence[Node] | None = None, deadline: float = 20.0) -> None:
+    def wait_ready(self, nodes: Sequence[Node] | None = None, deadline: float = 90.0) -> None:
         """Wait until each of `nodes`, or every node, has a subnet and a route to every other node's.
 
         Raises LabError after `deadline` seconds, or as soon as a daemon has ended, with what is missing
@@ -85,7 +85,7 @@ class Lab:
         others = self.nodes
         readiness.wait(nodes or others, lambda node: readiness.unready(node, others), deadline)
 
-    def wait_attached(self, nodes: Sequence[Node] | None = None, deadline: float = 10.0) -> None:
+    def wait_attached(self, nodes: Sequence[Node] | None = None, deadline: float = 90.0) -> None:
         """Wait until `nodes` have their programs on the uplink and on every pod's veth.
 
         Without `nodes`: those whose datapath is `ebpf`, unless the lab's fast path is off. Raises LabError

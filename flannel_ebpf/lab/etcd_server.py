@@ -33,7 +33,7 @@ class EtcdServer:
         """The running server, None when it has ended."""
         return Process.load(self.pidfile)
 
-    def start(self, deadline: float = 10.0) -> None:
+    def start(self, deadline: float = 60.0) -> None:
         """Start the server and wait until it takes connections.
 
         Raises LabError with the end of its log when it ends or takes longer than `deadline` seconds.

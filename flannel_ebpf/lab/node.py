@@ -129,9 +129,9 @@ class Node(Host):
             raise LabError(f"{self.name} has no running daemon; the end of its log:\n{self.log_tail()}")
         process.signal(number)
         if number == signal.SIGKILL:
-            process.wait(5.0)
+            process.wait(30.0)
 
-    def stop_daemon(self, grace: float = 10.0) -> None:
+    def stop_daemon(self, grace: float = 30.0) -> None:
         """Stop the daemon with SIGTERM; raises LabError when it still runs after `grace` seconds."""
         process = self.daemon
         if process is None:

@@ -100,7 +100,7 @@ def tcp_of(pair: Pair, size: int) -> Paths:
 
 
 def small_udp(pair: Pair) -> Paths:
-    """UDP of 64 bytes, in order."""
+    """UDP of 64 bytes: each once."""
     with admitted_udp(pair) as (send, get), both(pair) as seen:
         send(300)
         assert get(300) == list(range(300))

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,16 +22,24 @@ import json, signal, socket, struct, sys, time
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)
 sock.bind(("0.0.0.0", int(sys.argv[1])))
-seen, gap, last = set(), 0.0, None
-def tell(number, _):
+sock.settimeout(0.4)
+seen, gap, last, ending = set(), 0.0, None, False
+def tell(*_):
     print(json.dumps({"received": len(seen), "highest": max(seen, default=-1), "gap": gap}), flush=True)
-    if number == signal.SIGTERM:
-        raise SystemExit
-signal.signal(signal.SIGTERM, tell)
+def end(*_):
+    global ending
+    ending = True
+signal.signal(signal.SIGTERM, end)
 signal.signal(signal.SIGUSR1, tell)
 print("ready", flush=True)
 while True:
-    data = sock.recv(100)
+    try:
+        data = sock.recv(100)
+    except TimeoutError:
+        if ending:  # and everything that was on its way is here
+            tell()
+            sys.exit()
+        continue
     now = time.monotonic()
     gap = max(gap, now - (last or now))
     last = now
@@ -73,7 +80,7 @@ while data := peer.recv(4096):
 
 _ASKER = """
 import json, signal, socket, sys, time
-sock = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20)
+sock = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60)
 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 going, longest, answers = True, 0.0, 0
 def end(*_):
@@ -105,10 +112,14 @@ class Delivery:
 
     def lost_yet(self) -> int:
         """Return how many are lost of those sent before one that arrives from now on."""
-        highest = self._ask()["highest"]
-        eventually(lambda: self._ask()["highest"] > highest, "packets arrive")
+        self.more(1)
         now = self._ask()
         return int(now["highest"] + 1 - now["received"])
+
+    def more(self, count: int) -> None:
+        """Wait until `count` packets that are sent from now on have come, or others after them."""
+        highest = self._ask()["highest"]
+        eventually(lambda: self._ask()["highest"] >= highest + count, f"{count} packets arrive", 30)
 
     def _ask(self) -> dict[str, int]:
         assert self.receiver.stdout
@@ -126,7 +137,7 @@ class Chat:
 
 
 def _start(pod: Pod, code: str, *arguments: object) -> subprocess.Popen[str]:
-    return pod.popen([sys.executable, "-c", code, *map(str, arguments)])
+    return pod.popen([sys.executable, "-IS", "-c", code, *map(str, arguments)])
 
 
 def _ready(process: subprocess.Popen[str]) -> None:
@@ -137,7 +148,7 @@ def _ready(process: subprocess.Popen[str]) -> None:
 
 def _end(process: subprocess.Popen[str]) -> str:
     process.send_signal(signal.SIGTERM)
-    return process.communicate(timeout=10)[0]
+    return process.communicate(timeout=60)[0]
 
 
 @contextmanager
@@ -149,13 +160,12 @@ def stream(source: Pod, target: Pod, port: int = PORT, rate: int = RATE) -> Iter
         _ready(receiver)
         sender = _start(source, _SENDER, target.ip, port, rate)
         try:
-            time.sleep(0.5)  # part of the stream, so that flows are admitted before anything is done to them
+            result.more(rate // 2)  # flows are admitted before anything is done to them
             yield result
-            time.sleep(0.3)
+            result.more(rate // 4)
         finally:
             said = _end(sender)
         result.sent = int(said.split()[0])
-        time.sleep(0.2)
     finally:
         found = json.loads(_end(receiver))
     result.lost, result.gap = result.sent - found["received"], found["gap"]
@@ -163,7 +173,10 @@ def stream(source: Pod, target: Pod, port: int = PORT, rate: int = RATE) -> Iter
 
 @contextmanager
 def chat(source: Pod, target: Pod, port: int = PORT) -> Iterator[Chat]:
-    """Ask and answer over one TCP connection during the block; the chat is filled in at its end."""
+    """Ask and answer over one TCP connection during the block, which must live until its end.
+
+    How long an answer took at most is for the log: on a busy machine it says nothing of packets.
+    """
     result = Chat()
     server = _start(target, _ECHO, port)
     try:
@@ -176,6 +189,7 @@ def chat(source: Pod, target: Pod, port: int = PORT) -> Iterator[Chat]:
             said = _end(asker)
         found = json.loads(said)
         result.answers, result.longest = found["answers"], found["longest"]
+        assert result.answers > 0
     finally:
         server.kill()
         server.communicate()
@@ -183,11 +197,18 @@ def chat(source: Pod, target: Pod, port: int = PORT) -> Iterator[Chat]:
 
 def ready(node: Node, mark: int = 0) -> None:
     """Wait until the daemon says that it is ready, after the first `mark` characters of its log."""
-    eventually(lambda: "ready: subnet" in node.daemon_log()[mark:], f"{node.name} ready", 20.0)
+    eventually(
+        lambda: "ready: subnet" in node.daemon_log()[mark:],
+        lambda: f"{node.name} is ready; its log ends with\n{node.log_tail()}",
+        30,
+    )
 
 
 def restart(node: Node, *extra_args: str, kill: bool = False) -> str:
-    """Stop or kill the daemon, start it again, and return what it logged until it was ready."""
+    """Stop or kill the daemon, start it with other options, return what it logged until it was ready.
+
+    Packets go on meanwhile.
+    """
     mark = len(node.daemon_log())
     if kill:
         node.kill_daemon()

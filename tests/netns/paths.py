@@ -1,4 +1,4 @@
-"""Which path packets took through a node, judged by counters alone; and a daemon with other options."""
+"""Which path packets took through a node, judged by counters alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from flannel_ebpf.contract.abi import Hook, Reason
 from flannel_ebpf.lab.counters import Reasons, device_packets, reasons
 from flannel_ebpf.lab.node import Node
-from tests.polls import eventually
 
 FAST = (Reason.FAST_VXLAN, Reason.FAST_DIRECT, Reason.FAST_UDP)
 OVERLAYS = {"vxlan": "flannel.1", "host-gw": "eth0", "udp": "flannel0"}
@@ -61,18 +60,6 @@ def watch(node: Node, device: str | None = None) -> Generator[Seen, None, None]:
     seen.kernel = device_packets(node, device) - packets
     if device == "eth0":  # BPF's packets use it too
         seen.kernel = max(0, seen.kernel - seen.fast)
-
-
-def restart(node: Node, *options: str) -> str:
-    """Run the daemon with other options; return what it said until its first whole pass. Packets go on."""
-    node.stop_daemon()
-    before = len(node.daemon_log())
-    node.start_daemon(options)
-    try:
-        eventually(lambda: "ready: subnet" in node.daemon_log()[before:], "a first pass", 15.0)
-    except AssertionError as error:
-        raise AssertionError(f"{error}; {node.name} says\n{node.daemon_log()[before:]}") from error
-    return node.daemon_log()[before:]
 
 
 def programs(node: Node, veth: str) -> int:

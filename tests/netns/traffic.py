@@ -20,8 +20,10 @@ from scapy.packet import Packet
 from flannel_ebpf.lab.host import Host
 from tests.namespaces import inside
 
-PATIENCE = 5.0
-"""Seconds that anything here waits for a packet."""
+PATIENCE = 30.0
+"""Seconds that anything here waits for a packet that must come."""
+QUIET = 1.0
+"""Seconds without a packet after which no more are thought to come."""
 
 _RCVBUFFORCE, _UDP_SEGMENT, _UDP_GRO = 33, 103, 104
 _IP_MTU_DISCOVER, _IP_MTU, _IP_RECVTOS, _IP_RECVTTL = 10, 14, 13, 12
@@ -53,13 +55,15 @@ def send_udp(
         sock.sendto(number.to_bytes(4, "big") + bytes(size - 4), to)
 
 
-def numbers(sock: socket.socket, count: int, seconds: float = PATIENCE) -> list[int]:
-    """Receive until `count` datagrams of `send_udp` are here or `seconds` are over; return their numbers."""
+def numbers(sock: socket.socket, count: int, quiet: float = QUIET) -> list[int]:
+    """Receive until `count` datagrams of `send_udp` are here or none has come for `quiet` seconds.
+
+    Return their numbers, sorted: nobody promises an order.
+    """
     got: list[int] = []
-    deadline = time.monotonic() + seconds
-    while len(got) < count and select.select([sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
+    while len(got) < count and select.select([sock], [], [], quiet)[0]:
         got.append(int.from_bytes(sock.recv(65536)[:4], "big"))
-    return got
+    return sorted(got)
 
 
 def receive(sock: socket.socket) -> tuple[bytes, int, int, Address]:
@@ -73,7 +77,7 @@ def delivered(client: Host, server: Host, count: int = 100, size: int = 64) -> i
     """Send `count` datagrams from `client` to `server` on a new flow; return how many came."""
     with udp(client) as source, udp(server) as target:
         send_udp(source, (str(server.ip), target.getsockname()[1]), count, size)
-        return len(numbers(target, count, 1.0))
+        return len(numbers(target, count))
 
 
 def send_super(sock: socket.socket, to: Address, payload: bytes, segment: int) -> None:
@@ -172,9 +176,10 @@ def transfer(client: Host, server: Host, size: int, to: Address | None = None, p
         pump(far, near, size)
 
 
-def ping(client: Host, to: IPv4Address | str, count: int, *options: str) -> int:
-    """Return how many of `count` echo requests were answered."""
-    said = client.run(["ping", "-q", f"-c{count}", "-i0.002", "-W1", *options, str(to)], check=False).stdout
+def ping(client: Host, to: IPv4Address | str, count: int, *options: str, patience: int = 10) -> int:
+    """Return how many of `count` echo requests were answered, at most `patience` seconds after the last."""
+    line = ["ping", "-q", f"-c{count}", "-i0.002", f"-W{patience}", *options, str(to)]
+    said = client.run(line, check=False).stdout
     return int(said.partition(" received")[0].rpartition(" ")[2])
 
 
@@ -251,7 +256,7 @@ class Stream:
             time.sleep(max(0.0, start + self.sent * self._interval - time.monotonic()))
 
     def _receive(self) -> None:
-        while select.select([self._target], [], [], 0.3)[0] or not self._stop.is_set():
+        while select.select([self._target], [], [], 0.5)[0] or not self._stop.is_set():
             if select.select([self._target], [], [], 0)[0]:
                 self.got.append((time.monotonic(), int.from_bytes(self._target.recv(65536)[:4], "big")))
 
@@ -260,9 +265,9 @@ class Stream:
         """Numbers sent that have not come."""
         return set(range(self.sent)) - {number for _, number in self.got}
 
-    def silent(self, seconds: float) -> bool:
-        """Whether nothing has come for so long."""
-        return not self.got or time.monotonic() - self.got[-1][0] > seconds
+    def silent(self, count: int = 300) -> bool:
+        """Whether none of the last `count` that were sent has come."""
+        return self.sent - (self.got[-1][1] if self.got else 0) > count
 
     def __enter__(self) -> Self:
         for thread in self._threads:

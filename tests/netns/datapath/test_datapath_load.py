@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Generator
 
 import pytest
@@ -12,7 +13,8 @@ from flannel_ebpf.lab import Lab, netns
 from flannel_ebpf.lab.host import Host
 from tests.netns.kinds import BULK, Pair
 from tests.netns.labs import MakeLab
-from tests.netns.paths import restart, watch
+from tests.netns.life import restart
+from tests.netns.paths import watch
 from tests.netns.traffic import (
     Stream,
     connection,
@@ -25,6 +27,7 @@ from tests.netns.traffic import (
 )
 from tests.polls import eventually
 
+log = logging.getLogger("figures")
 NETWORKS: dict[str, dict[str, object]] = {"vxlan": {}, "host-gw": {"backend": "host-gw"}}
 
 
@@ -39,17 +42,16 @@ def pair(labs: dict[str, Lab]) -> Pair:
     return Pair(lab, lab.node("n1"), lab.node("n2"))
 
 
-def test_a_busy_connection_is_carried_by_bpf(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_busy_connection_is_carried_by_bpf(pair: Pair) -> None:
     server = pair.server.popen(["iperf3", "--server", "--one-off", "--json"])
     eventually(lambda: "5201" in pair.server.run(["ss", "-Hltn"]).stdout, "iperf3's start")
     with watch(pair.sender) as near, watch(pair.receiver) as far:
-        said = pair.client.run(["iperf3", "--json", "-t", "10", "-c", str(pair.server.ip)]).stdout
-    server.wait(10)
+        said = pair.client.run(["iperf3", "--json", "-t", "3", "-c", str(pair.server.ip)]).stdout
+    server.wait(60)
     gbit = json.loads(said)["end"]["sum_received"]["bits_per_second"] / 1e9
-    with capsys.disabled():
-        print(f"\niperf3, 10 s: {gbit:.1f} Gb/s, {near.share:.3%} and {far.share:.3%} by BPF")  # noqa: T201 - a figure
-    assert near.share >= 0.999, near
-    assert far.share >= 0.999, far
+    log.info("iperf3, 3 s: %.1f Gb/s, %.5f and %.5f of it by BPF", gbit, near.share, far.share)
+    assert near.share >= 0.99, near
+    assert far.share >= 0.99, far
     assert near.at(Hook.FROM_POD, Reason.LEARN_REVALIDATE) <= 2
 
 
@@ -135,14 +137,14 @@ def test_a_full_flow_table_only_means_more_through_the_kernel(make_lab: MakeLab)
     with udp(pair.server) as target, watch(pair.sender) as seen:
         there = (str(pair.server.ip), target.getsockname()[1])
         sources = [udp(pair.client) for _ in range(300)]
-        for _ in range(30):
+        for _ in range(10):
             for source in sources:
                 send_udp(source, there, 10)
             assert len(numbers(target, 3000)) == 3000
         for source in sources:
             source.close()
     assert seen.at(Hook.FROM_POD, Reason.LEARN_NEW) > 500
-    assert seen.kernel > 3000
+    assert seen.kernel > 1000
     with watch(pair.sender) as seen:
         transfer(pair.client, pair.server, BULK)
     assert seen.path == "BPF", seen
@@ -154,10 +156,14 @@ def go_on(stream: Stream, count: int) -> None:
 
 
 def test_the_fast_path_changes_under_traffic_without_loss(pair: Pair) -> None:
-    """Every choice follows another, on either node, at 1,000 packets a second each way."""
+    """Every choice follows every other, at 1,000 packets a second each way."""
+    turns = {
+        pair.sender: ("off", "subnets", "flows", "subnets", "off", "flows"),
+        pair.receiver: ("off", "flows"),
+    }
     with Stream(pair.client, pair.server) as there, Stream(pair.server, pair.client) as back:
-        for node in (pair.sender, pair.receiver):
-            for choice in ("off", "subnets", "flows", "subnets", "off", "flows"):
+        for node, choices in turns.items():
+            for choice in choices:
                 restart(node, f"--fastpath={choice}")
                 go_on(there, 50)
                 if choice == "off":
@@ -167,4 +173,4 @@ def test_the_fast_path_changes_under_traffic_without_loss(pair: Pair) -> None:
                     go_on(there, 200)
                 assert seen.path == "BPF", seen
     assert there.lost == back.lost == set()
-    assert there.sent > 5000
+    assert there.sent > 1000

@@ -19,7 +19,8 @@ from flannel_ebpf.lab.host import Host
 from flannel_ebpf.lab.node import Node
 from tests.netns.kinds import BULK
 from tests.netns.labs import MakeLab
-from tests.netns.paths import restart, watch
+from tests.netns.life import restart
+from tests.netns.paths import watch
 from tests.netns.traffic import delivered, injector, numbers, send_udp, transfer, udp
 
 STRANGER = "192.168.64.77"

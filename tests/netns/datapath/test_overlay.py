@@ -36,7 +36,7 @@ def iperf3(lab: Lab, seconds: int = 1) -> float:
 
 
 def assert_ping(lab: Lab, source: str, target: str) -> None:
-    said = lab.pod(source).run(["ping", "-c20", "-i0.01", "-W2", str(lab.pod(target).ip)]).stdout
+    said = lab.pod(source).run(["ping", "-c20", "-i0.01", "-W10", str(lab.pod(target).ip)]).stdout
     assert " 0% packet loss" in said
 
 
@@ -69,8 +69,8 @@ def test_pods_talk_through_bpf_and_the_vxlan_device_stands_still(bpf_lab: Lab) -
 def test_pods_of_one_node_and_the_hosts_talk_too(bpf_lab: Lab) -> None:
     assert_ping(bpf_lab, "n1p1", "n1p2")
     n1 = bpf_lab.node("n1")
-    n1.run(["ping", "-c3", "-i0.05", "-W2", str(bpf_lab.pod("n2p1").ip)])
-    bpf_lab.pod("n1p1").run(["ping", "-c3", "-i0.05", "-W2", str(bpf_lab.node("n2").subnet[1])])
+    n1.run(["ping", "-c3", "-i0.05", "-W10", str(bpf_lab.pod("n2p1").ip)])
+    bpf_lab.pod("n1p1").run(["ping", "-c3", "-i0.05", "-W10", str(bpf_lab.node("n2").subnet[1])])
 
 
 def test_the_kernel_path_is_flannels(bpf_lab: Lab) -> None:

@@ -36,7 +36,7 @@ def mixed(make_lab: MakeLab, backend: str, datapath: str) -> Lab:
 def test_pods_talk_both_ways(make_lab: MakeLab, backend: str, datapath: str) -> None:
     lab = mixed(make_lab, backend, datapath)
     for source, target in (("n1p1", "n2p1"), ("n2p1", "n1p1")):
-        said = lab.pod(source).run(["ping", "-c40", "-i0.01", "-W2", str(lab.pod(target).ip)]).stdout
+        said = lab.pod(source).run(["ping", "-c40", "-i0.01", "-W10", str(lab.pod(target).ip)]).stdout
         assert " 0% packet loss" in said
 
 

@@ -34,9 +34,9 @@ def test_twenty_daemons_starting_at_once_share_24_subnets(make_lab: MakeLab) -> 
     since = time.monotonic()
     for node in lab.nodes:
         node.start_daemon()
-    eventually(lambda: all(node.environment() for node in lab.nodes), "everybody has a subnet", 60)
+    eventually(lambda: all(node.environment() for node in lab.nodes), "everybody has a subnet", 120)
     log.info("%d daemons have subnets %.1f s after the first start", CROWD, time.monotonic() - since)
-    lab.wait_ready(deadline=60)
+    lab.wait_ready(deadline=240)
     log.info("and routes to one another %.1f s after", time.monotonic() - since)
     held = {node.subnet: str(node.ip) for node in lab.nodes}
     assert len(held) == CROWD
@@ -67,12 +67,13 @@ def test_the_key_is_flanneld_s_byte_for_byte_at_start_and_at_renewal(make_lab: M
     node = lab.nodes[0]
     rest = VALUES[backend]
     if backend == "vxlan":
-        link = json.loads(node.run(["ip", "-json", "link", "show", "dev", "flannel.1"]).stdout)
-        rest %= link[0]["address"]
+        shown = ["ip", "-json", "link", "show", "dev", "flannel.1"]
+        link = eventually(lambda: node.run(shown, check=False).stdout, "the device is there")
+        rest %= json.loads(link)[0]["address"]
     wanted = '{"PublicIP":"192.168.64.1","PublicIPv6":null' + (f",{rest}" if rest else "}")
     first = stored(lab, node)
     assert b64decode(first["value"]).decode() == wanted
-    eventually(lambda: stored(lab, node)["mod_revision"] > first["mod_revision"], "renewal", 6)
+    eventually(lambda: stored(lab, node)["mod_revision"] > first["mod_revision"], "renewal")
     renewed = stored(lab, node)
     assert b64decode(renewed["value"]).decode() == wanted
     assert renewed["lease"] != first["lease"], "flannel renews by a new grant"

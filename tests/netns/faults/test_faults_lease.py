@@ -67,8 +67,8 @@ def test_own_key_deleted(faults: FaultLab) -> None:
         for _ in range(3):
             since = time.monotonic()
             faults.cluster.ctl("del", faults.key(one))
-            fault.recovery = eventually(lambda: faults.value(one) == before, "the key is back", SOON)
-            faults.recovery(since, SOON)
+            eventually(lambda: faults.value(one) == before, "the key is back", SOON)
+            fault.recovery = faults.recovery(since, SOON)
     faults.said(one, "is gone from etcd")
 
 
@@ -135,7 +135,7 @@ def test_a_stolen_key_ends_the_daemon_and_says_who_has_it(faults: FaultLab, thir
         stolen = json.dumps({**faults.value(third), "PublicIP": "192.168.64.66"})
         since = time.monotonic()
         faults.cluster.ctl("put", faults.key(third), stolen)
-        said, _ = process.communicate(timeout=SOON)
+        said, _ = process.communicate(timeout=60)
         fault.recovery = time.monotonic() - since
     assert process.returncode == 1
     last = said.splitlines()[-1]
@@ -159,17 +159,17 @@ def test_two_nodes_with_one_public_ip(faults: FaultLab, third: Node, vtep: str) 
         third.run(
             ["ip", "link", "add", "flannel.1", "type", "vxlan", "id", "1", "dev", "eth0", "dstport", "8472"]
         )
-    with faults.under(
-        f"second node with one public IP, VTEP {vtep}", may_lose=(vtep == "its own") * 40
-    ) as fault:
+    with faults.under(f"second node with one public IP, VTEP {vtep}", may_lose=vtep == "its own") as fault:
         for _ in range(3):  # as under a supervisor
             since = time.monotonic()
-            status, said = run_to_end(third, (*faults.args, f"--public-ip={two.ip}"), 20)
+            status, said = run_to_end(third, (*faults.args, f"--public-ip={two.ip}"), 60)
             fault.recovery = time.monotonic() - since
             assert status == 1
             assert "every node needs a --public-ip of its own" in said.splitlines()[-1]
     eventually(lambda: faults.value(two) == before, "the lease of the first", SOON)
     assert two.daemon
+    with faults.under("after that") as fault:
+        fault.recovery = faults.recovery(time.monotonic(), SOON)
 
 
 def start_apart(node: Node, arguments: tuple[str, ...]) -> subprocess.Popen[str]:
@@ -209,24 +209,22 @@ def move(faults: FaultLab, new: str, old: str) -> None:
 
 
 def test_a_new_address_of_the_uplink(faults: FaultLab) -> None:
-    """No peer can know of it before it happens: what is lost is the time until they do.
-
-    Most of that is loading programs with the new address, for which a busy machine takes its time.
-    """
+    """No peer can know of it before it happens: what is sent until they do is lost."""
     one = faults.nodes[0]
     subnet, before = one.subnet, faults.value(one)
     first, second = f"{one.ip}/24", "192.168.64.101/23"  # one network: deleting the first would take both
-    with faults.under("uplink gets another address", may_lose=300) as fault:
+    with faults.under("uplink gets another address", may_lose=True) as fault:
         since = time.monotonic()
         move(faults, second, first)
         fault.recovery = time.monotonic() - since
     assert faults.value(one) == {**before, "PublicIP": "192.168.64.101"}
     with faults.under("with the other address") as fault:
         fault.recovery = faults.recovery(time.monotonic(), SOON)
-        time.sleep(0.5)
-    move(faults, first, second)
+    with faults.under("uplink gets its first address back", may_lose=True) as fault:
+        since = time.monotonic()
+        move(faults, first, second)
+        fault.recovery = time.monotonic() - since
     with faults.under("with the first address again") as fault:
         fault.recovery = faults.recovery(time.monotonic(), SOON)
-        time.sleep(0.5)
     assert faults.value(one) == before
     assert one.subnet == subnet

@@ -16,7 +16,7 @@ from tests.netns.faults.fault_lab import PREFIX, FaultLab, fault_lab
 from tests.netns.labs import MakeLab
 from tests.polls import eventually
 
-AT_ONCE = 3.0
+AT_ONCE = 5.0
 """Seconds within which a daemon ends."""
 TTL = 6
 """Seconds that a lease lives; it is renewed after a third of that."""
@@ -44,10 +44,8 @@ def ends_at_once(faults: FaultLab) -> None:
     daemon = faults.nodes[0].daemon
     assert daemon
     mark = len(faults.nodes[0].daemon_log())
-    since = time.monotonic()
     daemon.signal(signal.SIGTERM)
-    assert daemon.wait(AT_ONCE), faults.nodes[0].log_tail()
-    assert time.monotonic() - since < AT_ONCE
+    eventually(lambda: not daemon.alive, faults.nodes[0].log_tail, AT_ONCE)
     said = faults.nodes[0].daemon_log()[mark:]
     assert "stopped" in said.splitlines()[-1]
     assert "Traceback" not in said
@@ -63,7 +61,7 @@ def test_sigterm_while_etcd_is_away(faults: FaultLab) -> None:
     one = faults.nodes[0]
     mark = len(one.daemon_log())
     faults.cluster.kill()
-    eventually(lambda: "watch of etcd ended" in one.daemon_log()[mark:], "the daemon notices", 5)
+    eventually(lambda: "watch of etcd ended" in one.daemon_log()[mark:], "the daemon notices")
     ends_at_once(faults)
 
 
@@ -78,8 +76,7 @@ def test_sigterm_while_joining(faults: FaultLab, fault: str) -> None:
         member.kill()
     mark = len(one.daemon_log())
     one.start_daemon(faults.args)
-    eventually(lambda: "waiting for etcd" in one.daemon_log()[mark:], "the daemon asks etcd", 5)
-    time.sleep(0.5)
+    eventually(lambda: "waiting for etcd" in one.daemon_log()[mark:], "the daemon asks etcd")
     ends_at_once(faults)
 
 
@@ -110,9 +107,9 @@ sys.exit(main(sys.argv[1:]))
     process = one.popen([sys.executable, "-c", code, *arguments])
     if "monitor" in broken:
         peer = str(faults.nodes[1].subnet)
-        eventually(lambda: one.run(["ip", "route", "show", peer]).stdout, "the daemon is at work", 5)
+        eventually(lambda: one.run(["ip", "route", "show", peer]).stdout, "the daemon is at work")
         one.run(["ip", "route", "del", peer])
-    said, _ = process.communicate(timeout=15)
+    said, _ = process.communicate(timeout=60)
     assert process.returncode == 1, said
     last = said.splitlines()[-1]
     assert last.startswith("flannel-ebpf: a bug ended thread")
@@ -137,6 +134,6 @@ def test_a_wrong_authority_is_named_and_the_right_one_works(
         time.sleep(3)
         assert node.daemon
         assert len(node.daemon_log().splitlines()) < 8, node.daemon_log()
-        node.stop_daemon(AT_ONCE)
+        node.stop_daemon()
         node.start_daemon((endpoint, f"--etcd-cafile={right.path('ca.pem')}"))
         eventually(lambda: "ready:" in node.daemon_log(), "ready", 10)

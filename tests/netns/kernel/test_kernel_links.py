@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
@@ -158,8 +157,6 @@ def test_path_facts_of_a_wide_lan_with_thousands_of_routes_inside(netlink: Route
         nets = [IPv4Network((int(IPv4Address("10.64.0.0")) + n * 256, 24)) for n in range(5000)]
         assert kernel.apply([Put(Route(net, gateway, "up0")) for net in nets]) == []
     asked = [IPv4Address("10.2.0.0") + number for number in range(5000)]
-    started = time.process_time()
     facts = paths(netlink, [*asked, IPv4Address("10.64.7.1")], wide)
-    assert time.process_time() - started < 0.5  # 0.04 s here; comparing each with each takes seconds
     assert all(facts[address].on_link for address in asked)
     assert not facts[IPv4Address("10.64.7.1")].on_link

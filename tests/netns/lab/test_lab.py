@@ -53,7 +53,7 @@ def stock_pair(lab: Lab) -> None:
 
 
 def ping(lab: Lab, source: str, target: str) -> bool:
-    command = ["ping", "-c1", "-W2", str(lab.pod(target).ip)]
+    command = ["ping", "-c1", "-W10", str(lab.pod(target).ip)]
     return lab.pod(source).run(command, check=False).returncode == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
@@ -12,9 +13,13 @@ from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Node
 from tests.netns import tcx_stranger
+from tests.polls import unchanging
 
-EVENT, SILENT = 1.0, 2.5
-"""Seconds within which a fault heals: one that the kernel tells of, and one that a periodic pass finds."""
+EVENT, SILENT = 5.0, 15.0
+"""Seconds within which a fault heals: one that the kernel tells of, and one that a periodic pass finds.
+
+On an idle machine it takes a fifth of that.
+"""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,17 @@ def state(node: Node) -> str:
         with suppress(BpfError, LabError), Map.open(node.map_path(name)) as entries:
             lines += [f"{name} {key.hex()} {_value(name, value)}" for key, value in entries.items().items()]
     return "\n".join(sorted(filter(None, map(_essence, lines))))
+
+
+def quiet_state(node: Node) -> str:
+    """Return the node's state once several passes have found nothing to do."""
+    return unchanging(lambda: state(node), f"{node.name}'s state")
+
+
+def difference(wanted: str, found: str) -> str:
+    """Return the lines that are in one of two states only, as often as they are."""
+    before, after = Counter(wanted.splitlines()), Counter(found.splitlines())
+    return "\n".join([*(f"- {line}" for line in before - after), *(f"+ {line}" for line in after - before)])
 
 
 def headroom_port(node: Node) -> str:

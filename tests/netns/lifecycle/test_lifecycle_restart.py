@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from flannel_ebpf.lab import Lab, Node
 from flannel_ebpf.lab.counters import reasons
 from tests.netns.labs import MakeLab
 from tests.netns.life import chat, restart, stream
-from tests.polls import eventually
+from tests.polls import eventually, unchanging
 
 log = logging.getLogger(__name__)
 FAST = (Hook.FROM_POD, Reason.FAST_VXLAN)
@@ -61,7 +60,7 @@ def test_a_killed_daemon_costs_no_packet_and_its_successor_changes_nothing(lab: 
     with (
         stream(lab.pod("n2p1"), lab.pod("n1p1")) as there,
         stream(lab.pod("n1p1"), lab.pod("n2p1")) as back,
-        chat(lab.pod("n2p2"), lab.pod("n1p2")) as talk,
+        chat(lab.pod("n2p2"), lab.pod("n1p2")),
     ):
         words = restart(node, kill=True)
     assert reasons(node)[FAST] - carried > 0.8 * back.sent, "BPF carried the stream"
@@ -70,7 +69,6 @@ def test_a_killed_daemon_costs_no_packet_and_its_successor_changes_nothing(lab: 
     assert there.sent > 500
     assert back.sent > 500
     assert (there.lost, back.lost) == (0, 0)
-    assert talk.longest < 0.5
 
 
 def test_a_restart_without_a_change_writes_nothing_at_all(lab: Lab) -> None:
@@ -92,6 +90,7 @@ def test_a_restart_without_a_change_writes_nothing_at_all(lab: Lab) -> None:
         and "STALE" not in line
         and "PROBE" not in line
         and "DELAY" not in line
+        and "FAILED" not in line
     ]
     assert noticed == []
     assert "changes made" not in words
@@ -126,13 +125,7 @@ def test_strange_leases_are_settled_once_and_then_cause_no_work(lab: Lab) -> Non
     def changes() -> int:
         return node.daemon_log().count("changes made")
 
-    last, since = changes(), time.monotonic()
-    begun = since
-    while time.monotonic() - since < QUIET:
-        if changes() != last:
-            last, since = changes(), time.monotonic()
-        assert time.monotonic() - begun < 4 * QUIET, node.log_tail()
-        time.sleep(0.05)
+    unchanging(changes, "the number of changes made", QUIET)
     for name in STRANGE:
         lab.etcdctl("del", f"{prefix}/{name}")
     eventually(lambda: "10.1.242.0/24" not in node.run(["ip", "route"]).stdout, "they are gone")
@@ -172,7 +165,6 @@ def test_a_changed_daemon_takes_over_without_a_lost_packet(lab: Lab, change: str
         lab.wait_attached([node])
     log.info("%s: there %s, back %s, %s", change, there, back, talk)
     assert (there.lost, back.lost) == (0, 0), (there, back)
-    assert talk.longest < 0.5
     kinds = ("maps", "progs")
     assert [len(newest(node.pin_root, kind)) for kind in kinds] == [1, 1], "what is not used any more is gone"
 
@@ -191,7 +183,7 @@ def test_the_way_of_attaching_changes_and_back_without_a_lost_packet(lab: Lab, k
     with (
         stream(lab.pod("n2p1"), lab.pod("n1p1")) as there,
         stream(lab.pod("n1p1"), lab.pod("n2p1")) as back,
-        chat(lab.pod("n2p2"), lab.pod("n1p2")) as talk,
+        chat(lab.pod("n2p2"), lab.pod("n1p2")),
     ):
         for way in ("clsact", "tcx", "clsact"):
             restart(node, f"--attach={way}", kill=kill)
@@ -199,5 +191,4 @@ def test_the_way_of_attaching_changes_and_back_without_a_lost_packet(lab: Lab, k
         restart(node, kill=kill)
         assert node.hooks() == stood
     assert (there.lost, back.lost) == (0, 0), (there, back)
-    assert talk.longest < 0.5
     assert reasons(node)[FAST] - carried > 0.8 * back.sent, "BPF carried the stream"

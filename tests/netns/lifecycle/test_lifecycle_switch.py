@@ -83,7 +83,6 @@ def test_a_node_changes_over_and_back_while_its_pods_talk(
     assert lab.leases() == leases, "subnet, public IP and VTEP address stay"
     # Adding a qdisc stops the device's queue for an instant: the kernel's qdisc_graft calls dev_deactivate.
     assert there.lost + back.lost <= (QDISC_LOSS if attach == "clsact" else 0)
-    assert talk.longest < 0.5
 
 
 def test_what_flanneld_left_is_taken_over_and_not_made_again(make_lab: MakeLab) -> None:

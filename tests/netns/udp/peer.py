@@ -26,6 +26,8 @@ from tests.namespaces import inside
 
 NODE, PEER, STRANGER = "192.168.78.1", "192.168.78.2", "192.168.78.3"
 MTU = 1472
+PATIENCE = 30.0
+"""Seconds that anything here waits for a packet that must come."""
 PEERS = {IPv4Network("10.1.6.0/24"): IPv4Address(PEER)}
 
 
@@ -70,7 +72,7 @@ def udp_socket(namespace: str, address: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
     sock.setsockopt(socket.IPPROTO_IP, 15, 1)  # IP_FREEBIND: a test may start before the TUN is there
     sock.bind((address, port))
-    sock.settimeout(5)
+    sock.settimeout(PATIENCE)
     return sock
 
 
@@ -79,13 +81,13 @@ def sniffer(namespace: str, device: str) -> socket.socket:
     with inside(namespace):
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
         sock.bind((device, 0))
-    sock.settimeout(5)
+    sock.settimeout(PATIENCE)
     return sock
 
 
 def frame_where(sock: socket.socket, wanted: Callable[[bytes], bool]) -> bytes:
-    """Return the next frame that is `wanted`; a TimeoutError after five seconds."""
-    deadline = time.monotonic() + 5
+    """Return the next frame that is `wanted`; a TimeoutError after PATIENCE."""
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         frame = sock.recv(65536)
         if wanted(frame):
