@@ -36,6 +36,14 @@ class Seen:
         return self.fast / max(1, self.fast + self.kernel)
 
     @property
+    def carried(self) -> bool:
+        """Whether BPF carried a good part of a flow that is looked at twice a second.
+
+        How good a part is a matter of how many packets a busy machine sends between two looks.
+        """
+        return self.fast > 100
+
+    @property
     def path(self) -> str:
         """`BPF` when the kernel had next to nothing, `kernel` when BPF had nothing at all."""
         if self.fast == 0:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
 
 import pytest
 
@@ -36,55 +39,54 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def lab(request: pytest.FixtureRequest, make_shared_lab: MakeLab) -> Lab:
-    return make_shared_lab(
-        datapath="ebpf",
-        extra_up_args=("--ip-masq", "--xdp=generic", "--ip-blackhole-route", f"--attach={request.param}"),
-    )
+@dataclass(frozen=True)
+class Site:
+    """A lab, a stream in each direction between its nodes, and n1's state while nothing moves."""
+
+    lab: Lab
+    streams: tuple[Delivery, Delivery]
+    right: str
 
 
 @pytest.fixture(scope="module")
-def streams(lab: Lab) -> Iterator[tuple[Delivery, Delivery]]:
-    """One stream in each direction, for all tests of this file."""
-    with (
-        stream(lab.pod("n1p1"), lab.pod("n2p1")) as there,
-        stream(lab.pod("n2p1"), lab.pod("n1p1")) as back,
-    ):
-        yield there, back
+def site(make_shared_lab: MakeLab) -> Iterator[Callable[[str], Site]]:
+    """Return the site where programs are attached one way; it is made once."""
+    with ExitStack() as stack:
 
+        @cache
+        def site(attach: str) -> Site:
+            flags = ("--ip-masq", "--xdp=generic", "--ip-blackhole-route", f"--attach={attach}")
+            lab = make_shared_lab(datapath="ebpf", extra_up_args=flags)
+            one, two = lab.pod("n1p1"), lab.pod("n2p1")
+            streams = stack.enter_context(stream(one, two)), stack.enter_context(stream(two, one))
+            return Site(lab, streams, quiet_state(lab.node("n1")))
 
-@pytest.fixture(scope="module")
-def right(lab: Lab, streams: tuple[Delivery, Delivery]) -> str:
-    """The node's state once nothing moves any more."""
-    return quiet_state(lab.node("n1"))
+        yield site
 
 
 @pytest.mark.parametrize(
-    ("lab", "fault"),
-    [pytest.param(way, fault, id=f"{way}-{name}") for way, name, fault in CASES],
-    indirect=["lab"],
+    ("attach", "fault"), [pytest.param(way, fault, id=f"{way}-{name}") for way, name, fault in CASES]
 )
-def test_a_foreign_change_is_undone(
-    lab: Lab, streams: tuple[Delivery, Delivery], right: str, fault: Fault
-) -> None:
-    node, other = lab.nodes
-    assert state(node).splitlines() == right.splitlines(), "left over from the test before"
+def test_a_foreign_change_is_undone(site: Callable[[str], Site], attach: str, fault: Fault) -> None:
+    here = site(attach)
+    node, other = here.lab.nodes
+    assert difference(here.right, state(node)) == "", "left over from the test before"
     command = filled_in(fault.command, node, other)
-    before = [one.lost_yet() for one in streams]
+    before = [one.lost_yet() for one in here.streams]
     node.run(["sh", "-c", command])
     begun = time.monotonic()
-    eventually(lambda: state(node) == right, lambda: difference(right, state(node)), fault.within)
+    eventually(lambda: state(node) == here.right, lambda: difference(here.right, state(node)), fault.within)
     took = time.monotonic() - begun
-    lost = [one.lost_yet() - former for one, former in zip(streams, before, strict=True)]
+    lost = [one.lost_yet() - former for one, former in zip(here.streams, before, strict=True)]
     log.info("%s: healed in %.2f s, lost %d + %d", fault.command, took, *lost)
     assert sum(lost) <= 2 * RATE * (took + 0.1)
 
 
-@pytest.mark.parametrize("lab", ["auto"], indirect=True)
-def test_an_xdp_program_whose_pin_was_lost_while_no_daemon_ran_is_replaced(lab: Lab) -> None:
+def test_an_xdp_program_whose_pin_was_lost_while_no_daemon_ran_is_replaced(
+    site: Callable[[str], Site],
+) -> None:
     """It would go on judging by a map of peers that nobody writes any more."""
-    node = lab.node("n1")
+    node = site("auto").lab.node("n1")
     node.kill_daemon()
     node.run(["sh", "-c", f"rm -r {node.pin_root}/*"])
     mark = len(node.daemon_log())
