@@ -99,6 +99,7 @@ class Watch:
                     raise EtcdRefused(f"{session.target}: watch cancelled: {response.cancel_reason}")
                 if response.created:
                     log.info("watching etcd at %s", session.target)
+                    tally.count("etcd_watches")
                     self.connected, self._pause = True, FIRST_PAUSE
                     self._on_stream()
                 if response.events:
