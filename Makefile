@@ -18,7 +18,7 @@ TESTS ?= tests/unit tests/bpf tests/netns
 # Frames that the fuzz tests mutate: a few in `make test`, many in `make fuzz`.
 FUZZ_FRAMES ?= 1000000
 
-.PHONY: help setup packages objects demo test check fuzz kernels bench wheel deb install packages-test clean
+.PHONY: help setup packages objects demo test check fuzz kernels bench wheel deb install packages-test metrics-test docker-test clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ install: setup ## install for this host's Python, with unit, man pages and compl
 
 packages-test: setup ## install, upgrade and purge the .deb on booted Debian 12 and 13, and the wheel elsewhere
 	@$(PYTHON) -m pytest tests/hosts/test_packages.py $(PYTEST_ARGS)
+
+metrics-test: setup ## scrape two nodes with a real Prometheus and compare with iperf3; check the alerts
+	@$(PYTHON) -m pytest tests/hosts/test_prometheus.py $(PYTEST_ARGS)
 
 clean: ## remove what the targets above made in this folder
 	@$(MAKE) --no-print-directory --quiet -C bpf clean

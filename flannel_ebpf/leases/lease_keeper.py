@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from random import SystemRandom
 
+from flannel_ebpf.base import tally
 from flannel_ebpf.base.config import NetworkConfig
 from flannel_ebpf.base.errors import (
     ConfigError,

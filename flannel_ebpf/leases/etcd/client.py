@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
 
-from flannel_ebpf.base.errors import ConfigError, EtcdClosed, EtcdUnavailable
+from flannel_ebpf.base import tally
+from flannel_ebpf.base.errors import ConfigError, EtcdClosed, EtcdError, EtcdRefused, EtcdUnavailable
 from flannel_ebpf.base.options import EtcdOptions
 from flannel_ebpf.leases.etcd.session import Session
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from flannel_ebpf.base import tally
 from flannel_ebpf.base.errors import EtcdClosed, EtcdError, EtcdRefused
 from flannel_ebpf.leases.etcd import messages
 from flannel_ebpf.leases.etcd.client import EtcdClient
