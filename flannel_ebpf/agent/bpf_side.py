@@ -15,7 +15,7 @@ from flannel_ebpf.base.family import Family
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import Fastpath
 from flannel_ebpf.desired.backends import backend_of, udp
-from flannel_ebpf.desired.bpf import contents
+from flannel_ebpf.desired.bpf import conntrack, contents
 from flannel_ebpf.desired.bpf.optional import Extras
 from flannel_ebpf.desired.bpf.pod_grace import Newcomers
 from flannel_ebpf.desired.objects import (
@@ -37,9 +37,6 @@ from flannel_ebpf.kernel.pods import pod_macs
 from flannel_ebpf.kernel.programs import pins
 from flannel_ebpf.kernel.programs.in_use import Datapath
 from flannel_ebpf.kernel.programs.loader import Loaded
-
-BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
-"""Conntrack sees only part of an accelerated stream, and would call what it sees next invalid."""
 
 AT_ONCE = 1e-3
 
@@ -72,6 +69,8 @@ class BpfSide:
         """Seconds after the last round at which there is something to do in any case; 0: nothing waits."""
         self.slots: contents.Slots | None = None
         """The peers' indexes in fl_peer_stats as the last round had them, None without programs."""
+        self.warnings: list[str] = []
+        """What about this host endangers connections, in the last round."""
         self._hooks = hooks
         self._settings = settings
         self._newcomers = Newcomers(pod_grace)
@@ -119,9 +118,16 @@ class BpfSide:
             *contents.filters(old, node.uplink.ifindex, overlay, now.peers, programs, self.attach),
             *self._extras.wanted(node, now.ports, programs),
         ]
-        if self._settings.fastpath == Fastpath.FLOWS and sysctl.read(BE_LIBERAL) is not None:
-            wanted.append(Sysctl(BE_LIBERAL, "1", lent=True))
-        return wanted
+        return [*wanted, *self._conntrack()]
+
+    def _conntrack(self) -> list[Sysctl]:
+        """Return what conntrack must be told, where it takes part; note what of it endangers connections."""
+        self.warnings = []
+        if self._settings.fastpath == Fastpath.SUBNETS:
+            return []
+        values = {path: value for path in conntrack.PATHS if (value := sysctl.read(path)) is not None}
+        self.warnings = conntrack.warnings(values, self._settings.revalidate_ms / 1000)
+        return conntrack.wanted(values)
 
     def _load(self, now: Round) -> Loaded | None:
         """Have the programs for this node and these peers loaded; None without them."""

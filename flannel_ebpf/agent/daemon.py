@@ -27,7 +27,6 @@ from flannel_ebpf.base.errors import LeaseLost, ThreadDied
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.backends import Node, backend_of
 from flannel_ebpf.desired.firewall_rules import Tool
-from flannel_ebpf.host.build import commit
 from flannel_ebpf.host.lock import claim, network_lock
 from flannel_ebpf.host.remembered import remember_sysctl
 from flannel_ebpf.kernel.firewall.monitor import RulesMonitor
@@ -143,7 +142,9 @@ class Daemon:
         stack.callback(watch.stop)
         watch.start()
         overlay = backend_of(node.config).overlay_name(node.config, node.stacks[0].family)
-        stack.enter_context(KernelMonitor(self._wake.for_all, overlay, kernel.ports, kernel.echoes))
+        stack.enter_context(
+            KernelMonitor(self._wake.for_all, overlay, kernel.ports, kernel.echoes, kernel.interest)
+        )
         stack.enter_context(RulesMonitor(sides.firewall.changed))
         self._loop = Loop(options, node, Parts(kernel, reconciler, sides.firewall, report, cluster, keeper))
         self._serve_metrics(node.config, self._loop)
@@ -183,10 +184,7 @@ class Daemon:
             return
         from flannel_ebpf.agent.metrics import NodeCollector, registry  # noqa: PLC0415 - costs memory, rarely asked for
 
-        overlay = backend_of(config).overlay_name(config, config.pools[0].family)
-        collector = NodeCollector(
-            config.network, self._options.bpf_pin_root, overlay, lambda: loop.last, commit()
-        )
+        collector = NodeCollector(config.network, self._options.bpf_pin_root, lambda: loop.last)
         server = HealthServer(
             address, int(port), self._is_ready, registry(collector), source="--metrics-listen"
         )

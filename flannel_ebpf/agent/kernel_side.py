@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from flannel_ebpf.agent.side import Round, scope_of
+from flannel_ebpf.base.errors import FlannelError, KernelError
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node
@@ -24,6 +26,8 @@ from flannel_ebpf.desired.plan import Failure, Op, Put
 from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.network import KernelNetwork
 
+log = logging.getLogger(__name__)
+
 
 class KernelSide:
     """What the backend asks of the kernel. `remember` is told of a sysctl of the host before it is changed.
@@ -39,6 +43,7 @@ class KernelSide:
         self._kernel = kernel
         self._remember = remember
         self._blackhole = blackhole
+        self._borrowed: set[str] = set()
 
     def wanted(self, now: Round) -> list[Object]:
         """Return the backend's objects for this node and its peers.
@@ -62,16 +67,30 @@ class KernelSide:
         )
 
     def apply(self, ops: Sequence[Op], scope: Scope) -> list[Failure]:
-        """Carry out operations on the kernel path; return those that failed."""
+        """Carry out operations on the kernel path; return those that failed.
+
+        A value of the host that could not be given back later stays as it is.
+        """
+        failures: list[Failure] = []
         for op in ops:
-            if (
-                isinstance(op, Put)
-                and isinstance(op.old, Sysctl)
-                and isinstance(op.obj, Sysctl)
-                and op.obj.lent
-            ):
-                self._remember(op.old)
-        return self._kernel.apply(ops)
+            if isinstance(op.obj, Sysctl) and op.obj.lent and isinstance(op, Put):
+                failures += self._borrow(op, op.obj)
+        kept = [failure.op for failure in failures]
+        return failures + self._kernel.apply([op for op in ops if op not in kept] if kept else ops)
+
+    def _borrow(self, op: Put, wanted: Sysctl) -> list[Failure]:
+        """Remember a value of the host's that is about to be changed, and say so."""
+        if not isinstance(op.old, Sysctl):
+            return []
+        name = wanted.path.replace("/", ".")
+        try:
+            self._remember(op.old)
+        except FlannelError as error:
+            return [Failure(op, KernelError(f"{name} is left as it is: {error}"))]
+        again = "somebody had set it back" if wanted.path in self._borrowed else "`down` gives it back"
+        self._borrowed.add(wanted.path)
+        log.info("%s: %s -> %s; %s", name, op.old.value, wanted.value, again)
+        return []
 
     def programmed(self, node: Node) -> frozenset[Network]:
         """Return the remote subnets that the kernel has routes of ours to: what a former process left."""

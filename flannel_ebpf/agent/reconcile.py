@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import ip_interface
 from itertools import groupby
 from typing import NamedTuple
 
@@ -53,7 +54,8 @@ class Outcome:
     `failures` are the operations that failed; `stopped` is what ended the pass before it had tried them
     all. `writes` counts the operations carried out, 0 when everything was right. `accelerated` is whether BPF
     programs stand on their hooks, `attach` how; `why_not` says why they do not although they were asked for.
-    `again`: seconds after which a pass has something to do in any case, 0 when nothing waits.
+    `warnings` are things about this host that endanger connections. `again`: seconds after which a pass has
+    something to do in any case, 0 when nothing waits.
     """
 
     peers: Sequence[Peer] = ()
@@ -65,6 +67,7 @@ class Outcome:
     accelerated: bool = False
     attach: str = ""
     why_not: str = ""
+    warnings: Sequence[str] = ()
     again: float = 0.0
 
     def errors(self, weight: Weight) -> list[FlannelError]:
@@ -99,8 +102,10 @@ class Reconciler:
         self._settled = None
         usable, strange = backends.usable(node, leases)
         [stack] = node.stacks
-        paths = path_facts(seen, {part.public_ip for part in usable}, stack.uplink, stack.public_ip)
-        peers, unusable = backends.peers(node, usable, paths)
+        ways = path_facts(seen, {part.public_ip for part in usable}, stack.uplink)
+        onlink = ip_interface((int(stack.uplink.ip), stack.uplink.prefix_len)).network
+        self._kernel.interest.tell([stack.network, onlink], ways.asked, ways.tables)
+        peers, unusable = backends.peers(node, usable, ways.paths)
         skipped = [*strange, *unusable]
         now = Round(node, peers, pod_ports(seen, node.subnet), seen)
         writes = 0
@@ -123,6 +128,7 @@ class Reconciler:
             accelerated=bpf.accelerated,
             attach=bpf.attach if bpf.accelerated else "",
             why_not=bpf.why_not,
+            warnings=bpf.warnings,
             again=bpf.due,
         )
         return self._last
@@ -148,7 +154,7 @@ class Reconciler:
         [stack] = node.stacks
         parts = [part for lease in changed.come if (part := lease.part(stack.family))]
         addresses = [part.public_ip for part in parts]
-        paths = ask_paths(self._kernel.netlink, addresses, stack.uplink, stack.public_ip)
+        paths = ask_paths(self._kernel.netlink, addresses, stack.uplink)
         done = follow(before, leases, changed, paths)
         if done is None:
             return None

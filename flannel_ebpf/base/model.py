@@ -183,9 +183,10 @@ class PodPort:
 class PathFacts:
     """What the kernel's routing says of one peer's public address: MTU towards it, and on-link or not.
 
-    `ipsec`: a policy encrypts or stops tunnel packets to it, which only the kernel can do.
+    `kernel_only`: only the kernel can send there, because it is not by the uplink and one next hop, because a
+    route stops the packets or there is none, or because an IPsec policy encrypts them.
     """
 
     mtu: int
     on_link: bool
-    ipsec: bool = False
+    kernel_only: bool = False

@@ -87,6 +87,7 @@ def _text(one: dict[str, Any]) -> str:
         running = f"running, process {relay['pid']}" if relay["pid"] else "NOT running"
         lines.append(f"relay     {running}: {counted}")
     lines += [f"held      {one['peers']['held']}"] if one["peers"]["held"] else []
+    lines += [f"warning   {text}" for text in one["warnings"]]
     lines += [f"skipped   {text}" for text in one["skipped"]]
     lines += [f"FAILED    {text}" for text in one["failures"]]
     lines += _hook_lines(kernel.get("hooks", ()))

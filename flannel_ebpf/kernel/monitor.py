@@ -13,18 +13,23 @@ from contextlib import suppress
 from types import TracebackType
 
 from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.kernel.interest import Interest
 from flannel_ebpf.kernel.netlink.bulk import Notice, notice
 from flannel_ebpf.kernel.netlink.links import find_link
-from flannel_ebpf.kernel.netlink.route_socket import RouteSocket, attributes, messages
+from flannel_ebpf.kernel.netlink.route_socket import U32, RouteSocket, attributes, messages
+from flannel_ebpf.kernel.netlink.routes import AF, RTA_DST, RTA_TABLE, RTMSG
 
 _RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_TC = 0x1, 0x4, 0x8
-_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x10, 0x40
-_GROUPS = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_TC | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE
+_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE, _RTMGRP_IPV4_RULE = 0x10, 0x40, 0x80
+_GROUPS = (
+    *(_RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_TC),
+    *(_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE, _RTMGRP_IPV4_RULE),
+)
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWROUTE, _RTM_DELROUTE = 16, 17, 24, 25
 _NEIGHBOUR = {28, 29}  # RTM_NEWNEIGH, RTM_DELNEIGH
-_ALWAYS = {16, 17, 20, 21, 36, 37, 44, 45}  # RTM_NEW and RTM_DEL of LINK, ADDR, QDISC, TFILTER
-_RT_TABLE_MAIN = 254
+_ALWAYS = {16, 17, 20, 21, 32, 33, 36, 37, 44, 45}
+"""RTM_NEW and RTM_DEL of LINK, ADDR, RULE, QDISC, TFILTER."""
 _IFLA_IFNAME = 3
 _IFINDEX = struct.Struct("=4xi")  # second word of ndmsg and ifinfomsg
 
@@ -42,7 +47,7 @@ _AT_ONCE = 2000
 class KernelMonitor:
     """Calls `on_change`, from its own thread, soon after a link, address, route, filter or peer changed.
 
-    Left out are the neighbours and FDB entries of all devices but `overlay`, tables other than main, and
+    Left out are the neighbours and FDB entries of all devices but `overlay`, routes of no `interest`, and
     changes made by the sockets in `own_ports` or announced in `echoes` (see KernelNetwork): without that,
     each pass that writes would cause another.
     Messages lost in a flood count as a change.
@@ -54,14 +59,16 @@ class KernelMonitor:
         overlay: str = "",
         own_ports: tuple[int, ...] = (),
         echoes: set[Notice] | None = None,
+        interest: Interest | None = None,
     ) -> None:
         self._on_change = on_change
         self._overlay = overlay
         self._echoes = set() if echoes is None else echoes
+        self._interest = interest or Interest()
         self._own_ports = frozenset(own_ports) - {0}  # 0 is the kernel itself, in the name of everybody
         self._stopped = os.eventfd(0, os.EFD_CLOEXEC)
         # Opened here, not in the thread, so that no change after the constructor is missed.
-        self._netlink = RouteSocket(_GROUPS, _BUFFER)
+        self._netlink = RouteSocket(sum(_GROUPS), _BUFFER)
         self._echoes.clear()  # what was written before now will not be heard
         self._overlay_index = self._find_overlay()
         self._thread = threading.Thread(target=self._run, name="kernel-monitor", daemon=True)
@@ -134,8 +141,14 @@ class KernelMonitor:
         if kind in _NEIGHBOUR:
             return _IFINDEX.unpack_from(body)[0] == self._overlay_index and not self._echoed(kind, body)
         if kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
-            return body[4] == _RT_TABLE_MAIN
+            return self._route_matters(body)
         return kind in _ALWAYS
+
+    def _route_matters(self, body: bytes) -> bool:
+        found = attributes(body, RTMSG.size)
+        table = U32.unpack(found[RTA_TABLE])[0] if RTA_TABLE in found else body[4]
+        version = 4 if body[0] == AF[4] else 6
+        return self._interest.matters(version, table, int.from_bytes(found.get(RTA_DST, b""), "big"), body[1])
 
     def _echoed(self, kind: int, body: bytes) -> bool:
         """Say whether this tells of something that we wrote; each notice is expected once."""

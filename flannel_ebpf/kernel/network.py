@@ -25,6 +25,7 @@ from flannel_ebpf.desired.objects import (
 from flannel_ebpf.desired.plan import Delete, Failure, Op, Put
 from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.hooks.edge import Hooks
+from flannel_ebpf.kernel.interest import Interest
 from flannel_ebpf.kernel.netlink import bulk, links, routes, tun, vxlan
 from flannel_ebpf.kernel.netlink.route_socket import Request, RouteSocket
 from flannel_ebpf.kernel.refusal import carry_out, judge
@@ -45,6 +46,7 @@ class KernelNetwork:
         self.hooks = Hooks(self._ip)
         self.echoes: set[bulk.Notice] = set()
         """Notices of our own writes yet to come that the kernel sends in its own name."""
+        self.interest = Interest()
 
     def __enter__(self) -> KernelNetwork:
         return self

@@ -3,70 +3,120 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from ipaddress import IPv4Interface
+from ipaddress import ip_interface
+from typing import NamedTuple
 
 from flannel_ebpf.base.family import Address
 from flannel_ebpf.base.model import PathFacts, Uplink
 from flannel_ebpf.kernel.netlink import xfrm
+from flannel_ebpf.kernel.netlink.policy import concerns
 from flannel_ebpf.kernel.netlink.route_socket import U32, Request, RouteSocket, attribute, attributes
 from flannel_ebpf.kernel.netlink.routes import (
+    AF,
     RTA_DST,
+    RTA_ENCAP,
     RTA_GATEWAY,
     RTA_METRICS,
+    RTA_MULTIPATH,
+    RTA_OIF,
+    RTA_SRC,
     RTA_VIA,
     RTM_GETROUTE,
     RTMSG,
+    RTN_UNICAST,
     more_specific,
 )
 from flannel_ebpf.kernel.seen import Seen
 
-_AF_INET = 2
 _RTAX_MTU = 2
+_FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: answer with the whole route, not with the way that it gave
 
 Paths = Mapping[Address, PathFacts]
 
 
-def path_facts(seen: Seen, addresses: Iterable[Address], uplink: Uplink, source: Address) -> Paths:
-    """Return how the kernel would send from `source` to each address; one without a route is left out.
+class Ways(NamedTuple):
+    """The ways to peers: `paths` to all, `asked` those that the kernel was asked for, `tables` that count."""
+
+    paths: Paths
+    asked: Sequence[Address]
+    tables: frozenset[int]
+
+
+def path_facts(seen: Seen, addresses: Iterable[Address], uplink: Uplink) -> Ways:
+    """Return how the kernel would send from the uplink's address to each address.
 
     An address in the uplink's own prefix with no more specific route is on-link at the uplink's MTU, and
-    takes no request: so nearly all nodes of one LAN. Raises KernelError.
+    takes no request unless a rule concerns our packets: so nearly all nodes of one LAN. Raises KernelError.
     """
-    onlink = IPv4Interface((int(uplink.ip), uplink.prefix_len)).network
+    onlink = ip_interface((int(uplink.ip), uplink.prefix_len)).network
     exceptions = more_specific(seen.routes, onlink)
-    facts = {}
+    rules = [rule for rule in seen.rules if concerns(rule, uplink.ip)]
+    facts: dict[Address, PathFacts] = {}
     asked = []
     for address in addresses:
-        if address in onlink and address != uplink.ip and not _covered(address, exceptions):
+        plain = address in onlink and address != uplink.ip and not _covered(address, exceptions)
+        if plain and not any(rule.target is None or address in rule.target for rule in rules):
             facts[address] = PathFacts(uplink.mtu, on_link=True)
         else:
             asked.append(address)
-    facts |= dict(_ask(seen.netlink, asked, uplink))
-    return xfrm.mark_paths(facts, source, xfrm.outbound_policies())
+    many = bool(rules) or any(not route.plain for route in seen.routes)
+    facts |= _ask(seen.netlink, asked, uplink, several=many)
+    tables = frozenset(rule.table for rule in rules)
+    return Ways(xfrm.mark_paths(facts, uplink.ip, xfrm.outbound_policies()), asked, tables)
 
 
-def ask_paths(netlink: RouteSocket, asked: Sequence[Address], uplink: Uplink, source: Address) -> Paths:
+def ask_paths(netlink: RouteSocket, asked: Sequence[Address], uplink: Uplink) -> Paths:
     """Return the same of a few addresses, asking for each."""
-    return xfrm.mark_paths(dict(_ask(netlink, asked, uplink)), source, xfrm.outbound_policies())
+    paths = _ask(netlink, asked, uplink, several=True)
+    return xfrm.mark_paths(paths, uplink.ip, xfrm.outbound_policies())
 
 
 def _ask(
-    netlink: RouteSocket, asked: Sequence[Address], uplink: Uplink
-) -> Iterator[tuple[Address, PathFacts]]:
-    header = RTMSG.pack(_AF_INET, 32, 0, 0, 0, 0, 0, 0, 0)
-    requests = [Request(RTM_GETROUTE, 0, header + attribute(RTA_DST, a.packed)) for a in asked]
+    netlink: RouteSocket, asked: Sequence[Address], uplink: Uplink, *, several: bool
+) -> dict[Address, PathFacts]:
+    """Ask for each way; `several`: also whether there is more than one, of which the kernel takes turns."""
+    answers = _answers(netlink, asked, uplink, 0)
+    facts = {address: _facts(found, uplink) for address, found in answers}
+    if several:
+        whole = _answers(netlink, asked, uplink, _FIB_MATCH)
+        facts |= {
+            address: PathFacts(facts[address].mtu, on_link=False, kernel_only=True)
+            for address, found in whole
+            if RTA_MULTIPATH in found
+        }
+    return facts
+
+
+def _answers(
+    netlink: RouteSocket, asked: Sequence[Address], uplink: Uplink, flags: int
+) -> Iterator[tuple[Address, dict[int, bytes]]]:
+    """Yield what the kernel says of each address; nothing where it has no way, or not a usual one."""
+    source, bits = uplink.ip.packed, uplink.ip.max_prefixlen
+    header = RTMSG.pack(AF[uplink.ip.version], bits, bits, 0, 0, 0, 0, 0, flags)
+    requests = [
+        Request(RTM_GETROUTE, 0, header + attribute(RTA_DST, a.packed) + attribute(RTA_SRC, source))
+        for a in asked
+    ]
     for address, answer in zip(asked, netlink.exchange(requests), strict=True):
-        if answer.code:
-            continue
-        found = attributes(answer.body, RTMSG.size)
-        metrics = attributes(found.get(RTA_METRICS, b""))
-        mtu = _u32(metrics.get(_RTAX_MTU)) or uplink.mtu
-        yield address, PathFacts(mtu, RTA_GATEWAY not in found and RTA_VIA not in found)
+        usual = not answer.code and answer.body[7] == RTN_UNICAST
+        yield address, attributes(answer.body, RTMSG.size) if usual else {}
+
+
+def _facts(found: Mapping[int, bytes], uplink: Uplink) -> PathFacts:
+    """Read an answer: another device, a tunnel, a route that stops packets or none are the kernel's alone."""
+    metrics = attributes(found.get(RTA_METRICS, b""))
+    mtu = _u32(metrics.get(_RTAX_MTU)) or uplink.mtu
+    other = _u32(found.get(RTA_OIF)) != uplink.ifindex or RTA_ENCAP in found
+    direct = bool(found) and RTA_GATEWAY not in found and RTA_VIA not in found
+    return PathFacts(mtu, direct and not other, kernel_only=other)
 
 
 def _covered(address: Address, routes: Mapping[int, Container[int]]) -> bool:
     """Say whether a route (length -> addresses) leads to the address."""
-    return any(int(address) >> (32 - length) << (32 - length) in found for length, found in routes.items())
+    bits = address.max_prefixlen
+    return any(
+        int(address) >> (bits - length) << (bits - length) in found for length, found in routes.items()
+    )
 
 
 def _u32(payload: bytes | None) -> int:

@@ -9,6 +9,7 @@ from flannel_ebpf.base.errors import BpfError, BpfUnavailable, KernelError
 from flannel_ebpf.desired.objects import Direction
 from flannel_ebpf.kernel.bpf import attached_by_tcx
 from flannel_ebpf.kernel.netlink.links import Address, Link, read_addresses, read_links
+from flannel_ebpf.kernel.netlink.policy import PolicyRule, read_rules
 from flannel_ebpf.kernel.netlink.qdiscs import HookFilter, Qdisc, read_hook, read_qdiscs
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.kernel.netlink.routes import KernelRoute, read_main_table
@@ -48,6 +49,11 @@ class Seen:
     def routes(self) -> list[KernelRoute]:
         """The main table's IPv4 routes, in the order of lookup."""
         return list(read_main_table(self.netlink))
+
+    @cached_property
+    def rules(self) -> list[PolicyRule]:
+        """The rules of policy routing that IPv4 packets of this host may meet, but the usual three."""
+        return list(read_rules(self.netlink, 4))
 
     @cached_property
     def qdiscs(self) -> list[Qdisc]:

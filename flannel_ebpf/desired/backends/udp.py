@@ -67,7 +67,7 @@ def peers(
     for part in remote(stack, parts) if stack.family is Family.V4 else ():
         path = path_to(stack, part, paths)
         bpf = part.backend_data == BPF_DATA
-        mode = Mode.NONE if path.ipsec else Mode.UDP
+        mode = Mode.NONE if path.kernel_only else Mode.UDP
         found.append(Peer(part.subnet, part.public_ip, mode, path.mtu, path.on_link, bpf=bpf))
     return found, []
 

@@ -68,6 +68,7 @@ def peers(
     direct_routing = settings(stack.config).direct_routing
     # With GBP the kernel's device writes a packet's mark, which netfilter sets, into the VXLAN header.
     gbp = settings(stack.config).gbp
+    largest = settings(stack.config).mtu  # as the kernel's device has it; 0: the way alone limits packets
     for part in remote(stack, parts):
         if part.backend_type != BACKEND_TYPE:
             skipped.append(Skipped(str(part.subnet), f"BackendType {part.backend_type!r} is not vxlan"))
@@ -79,13 +80,13 @@ def peers(
             continue
         path = path_to(stack, part, paths)
         direct = direct_routing and path.on_link
-        mode = Mode.DIRECT if direct else Mode.NONE if gbp or path.ipsec else Mode.VXLAN
+        mode = Mode.DIRECT if direct else Mode.NONE if gbp or path.kernel_only else Mode.VXLAN
         found.append(
             Peer(
                 subnet=part.subnet,
                 public_ip=part.public_ip,
                 mode=mode,
-                mtu=path.mtu,
+                mtu=min(path.mtu, largest or path.mtu),
                 on_link=path.on_link,
                 vtep_mac=None if direct else mac,
             )

@@ -53,16 +53,11 @@ class Answer(NamedTuple):
 
 
 class RouteSocket:
-    """A netlink socket of the network namespace of the thread that makes it; one thread at a time.
+    """An rtnetlink socket of the network namespace of the thread that makes it; one thread at a time."""
 
-    `protocol`: rtnetlink, or another that speaks in the same attributes.
-    """
-
-    def __init__(
-        self, groups: int = 0, buffer: int = _RECEIVE_BUFFER, protocol: int = socket.NETLINK_ROUTE
-    ) -> None:
+    def __init__(self, groups: int = 0, buffer: int = _RECEIVE_BUFFER) -> None:
         with edge("netlink socket"):
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         try:
             with edge("netlink socket"):
                 self._prepare(groups, buffer)

@@ -20,9 +20,12 @@ from flannel_ebpf.kernel.netlink.route_socket import U32, RouteSocket, attribute
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS, RTA_MULTIPATH, RTA_VIA = 1, 4, 5, 6, 8, 9, 18
+RTA_DST, RTA_SRC, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS = 1, 2, 4, 5, 6, 8
+RTA_MULTIPATH, RTA_TABLE, RTA_VIA, RTA_ENCAP = 9, 15, 18, 22
 RTPROT_KERNEL, RTN_UNICAST, RTN_BLACKHOLE = 2, 1, 6
 RT_TABLE_MAIN = 254
+AF = {4: 2, 6: 10}
+"""Address family by version of IP."""
 _AF_INET, _RTNH_F_ONLINK = 2, 4
 RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
 
@@ -73,7 +76,7 @@ def _dump(netlink: RouteSocket) -> list[bytes]:
         raise
 
 
-def more_specific(routes: Iterable[KernelRoute], network: IPv4Network) -> dict[int, set[int]]:
+def more_specific(routes: Iterable[KernelRoute], network: Network) -> dict[int, set[int]]:
     """Return the routes of any kind strictly inside `network`: length -> addresses."""
     inside: dict[int, set[int]] = {}
     base, mask, bits = int(network.network_address), int(network.netmask), network.prefixlen

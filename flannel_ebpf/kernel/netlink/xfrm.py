@@ -91,13 +91,15 @@ def _parse(body: bytes) -> Policy | None:
 def mark_paths(
     paths: Mapping[Address, PathFacts], public_ip: Address, policies: Iterable[Policy]
 ) -> dict[Address, PathFacts]:
-    """Return `paths` with `ipsec` set where one of the policies is for our tunnel packets."""
+    """Return `paths` with `kernel_only` set where one of the policies is for our tunnel packets."""
     ours = [
         policy
         for policy in policies
         if public_ip in policy.source and policy.protocol in {0, socket.IPPROTO_UDP}
     ]
+    if not ours:
+        return dict(paths)
     return {
-        address: replace(path, ipsec=True) if any(address in policy.target for policy in ours) else path
+        address: replace(path, kernel_only=True) if any(address in policy.target for policy in ours) else path
         for address, path in paths.items()
     }

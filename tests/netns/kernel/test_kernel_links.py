@@ -13,7 +13,7 @@ from flannel_ebpf.desired.plan import Put
 from flannel_ebpf.kernel.hooks import ownership
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.kernel.network import KernelNetwork
-from flannel_ebpf.kernel.paths import Paths, path_facts
+from flannel_ebpf.kernel.paths import Paths, ask_paths, path_facts
 from flannel_ebpf.kernel.pods import pod_ports
 from flannel_ebpf.kernel.seen import Seen
 from flannel_ebpf.kernel.uplink import same_uplink
@@ -32,7 +32,7 @@ def ports(netlink: RouteSocket) -> list[PodPort]:
 
 
 def paths(netlink: RouteSocket, addresses: Sequence[IPv4Address], by: Uplink) -> Paths:
-    return path_facts(Seen(netlink), addresses, by, by.ip)
+    return path_facts(Seen(netlink), addresses, by).paths
 
 
 def same(netlink: RouteSocket, ifindex: int, ip: IPv4Address) -> Uplink | None:
@@ -133,6 +133,7 @@ def test_path_facts_follow_routing(netlink: RouteSocket, uplink: int) -> None:
         "ip route add 192.168.64.128/25 via 192.168.64.1",
         "ip route add unreachable 172.22.0.0/16",
         "ip route add unreachable 192.168.64.64/28",
+        "ip route add blackhole 192.168.64.20",
     )
     now = same(netlink, uplink, PUBLIC_IP)
     assert now is not None
@@ -142,9 +143,77 @@ def test_path_facts_follow_routing(netlink: RouteSocket, uplink: int) -> None:
         "8.8.8.8": PathFacts(1500, on_link=False),
         "172.20.0.1": PathFacts(1400, on_link=False),
         "172.21.0.1": PathFacts(1300, on_link=True),
+        "172.22.0.1": KERNEL_ONLY,
+        "192.168.64.65": KERNEL_ONLY,
+        "192.168.64.20": KERNEL_ONLY,
     }
-    asked = [IPv4Address(text) for text in [*expected, "172.22.0.1", "192.168.64.65"]]
-    assert paths(netlink, asked, now) == {IPv4Address(text): facts for text, facts in expected.items()}
+    asked = [IPv4Address(text) for text in expected]
+    facts = {IPv4Address(text): facts for text, facts in expected.items()}
+    assert paths(netlink, asked, now) == facts
+    assert ask_paths(netlink, asked, now) == facts
+
+
+KERNEL_ONLY = PathFacts(1500, on_link=False, kernel_only=True)
+THERE = IPv4Address("192.168.64.9")
+FAR = IPv4Address("203.0.113.9")
+ELSEWHERE = [
+    # Another device, as of a VPN or a second NIC.
+    (["ip route add 192.168.64.9/32 dev vpn0"], THERE),
+    (["ip route add 192.168.64.9/32 via 172.31.0.2"], THERE),
+    # Another table, for our source address, for all, or for all that a VPN has not marked.
+    (["ip rule add from 192.168.64.5 lookup 100", "ip route add default dev vpn0 table 100"], THERE),
+    (["ip rule add to 192.168.64.0/28 lookup 100", "ip route add default dev vpn0 table 100"], THERE),
+    (["ip rule add not fwmark 51820 lookup 1000", "ip route add default dev vpn0 table 1000"], THERE),
+    (["ip rule add from 192.168.64.5 blackhole"], THERE),
+    # Several next hops, of which the kernel takes turns.
+    (
+        [
+            "ip route add 203.0.113.0/24 nexthop via 192.168.64.1 nexthop via 192.168.64.2",
+        ],
+        FAR,
+    ),
+    (["ip route add 192.168.64.9/32 nexthop dev vpn0 nexthop dev up0"], THERE),
+    # A tunnel that the route itself makes, and no route at all.
+    (["ip route add 192.168.64.9/32 encap ip id 7 dst 172.31.0.2 dev vpn0"], THERE),
+    ([], FAR),
+]
+
+
+@pytest.mark.parametrize(("commands", "peer"), ELSEWHERE)
+def test_a_way_that_is_not_by_the_uplink_is_the_kernels_alone(
+    netlink: RouteSocket, uplink: int, commands: list[str], peer: IPv4Address
+) -> None:
+    run("ip link add vpn0 type veth peer vpn1", "ip address add 172.31.0.1/24 dev vpn0")
+    run("ip link set vpn0 up", "ip link set vpn1 up")
+    now = same(netlink, uplink, PUBLIC_IP)
+    assert now is not None
+    if peer == THERE:
+        assert not paths(netlink, [peer], now)[peer].kernel_only
+    for command in commands:
+        run(command)
+    assert paths(netlink, [peer], now)[peer].kernel_only
+    assert ask_paths(netlink, [peer], now)[peer].kernel_only
+
+
+HARMLESS = [
+    "ip rule add from 10.99.0.0/16 lookup 100",
+    "ip rule add to 10.99.0.0/16 lookup 100",
+    "ip rule add iif up1 lookup 100",
+    "ip rule add fwmark 0x80000/0xff0000 lookup 100",
+    "ip rule add from all lookup main suppress_prefixlength 0",
+    "ip rule add from all lookup 52",
+]
+
+
+@pytest.mark.parametrize("rule", HARMLESS)
+def test_rules_for_others_change_no_way(netlink: RouteSocket, uplink: int, rule: str) -> None:
+    run("ip route add default via 192.168.64.1", "ip route add blackhole default table 100")
+    now = same(netlink, uplink, PUBLIC_IP)
+    assert now is not None
+    before = paths(netlink, [THERE, FAR], now)
+    run(rule)
+    assert paths(netlink, [THERE, FAR], now) == before
+    assert not any(facts.kernel_only for facts in before.values())
 
 
 def test_path_facts_of_a_wide_lan_with_thousands_of_routes_inside(netlink: RouteSocket, uplink: int) -> None:

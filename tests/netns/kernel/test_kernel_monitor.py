@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from flannel_ebpf.desired.objects import FdbEntry, Filter, LinkAddress, Route
 from flannel_ebpf.desired.plan import Delete, Put, plan
 from flannel_ebpf.kernel.monitor import KernelMonitor
 from flannel_ebpf.kernel.network import KernelNetwork
-from tests.netns.kernel.space import OVERLAY, TinyProgram, node, peer, run, scope, there
+from tests.netns.kernel.space import NETWORK, OVERLAY, TinyProgram, node, peer, run, scope, there
 from tests.polls import eventually, unchanging
 
 QUIET = 0.4
@@ -173,3 +173,31 @@ def test_the_kernels_own_word_is_heard_whatever_ports_are_ours(uplink: int) -> N
         wakes.settle()
         run("ip link set up0 mtu 1300")
         eventually(lambda: wakes.count > 0, "the wake")
+
+
+INTEREST = [
+    ("ip route add 172.20.0.0/16 dev up0", False),
+    ("ip route add 172.20.0.0/16 dev up0 table 100", False),
+    ("ip route add default dev up0", True),  # the way to the peer that is not on the link
+    ("ip route add 203.0.113.0/24 dev up0", True),
+    ("ip route add 203.0.114.0/24 dev up0", False),
+    ("ip route add 203.0.113.9/32 dev up0 table 52", True),  # a rule leads there
+    ("ip route add 192.168.64.9/32 dev up0", True),  # inside the uplink's prefix
+    ("ip route add 10.1.99.0/24 dev up0", True),  # inside Network
+    ("ip route add 10.0.0.0/8 dev up0", False),  # shorter than ours: it takes nothing from them
+    ("ip rule add from 10.99.0.0/16 lookup 100", True),
+]
+
+
+@pytest.mark.parametrize(("command", "wakes_us"), INTEREST)
+def test_only_routes_of_interest_wake(kernel: KernelNetwork, command: str, wakes_us: bool) -> None:
+    wakes = Wakes()
+    kernel.interest.tell([NETWORK, IPv4Network("192.168.64.0/24")], [IPv4Address("203.0.113.9")], [52])
+    with KernelMonitor(wakes, OVERLAY, kernel.ports, kernel.echoes, kernel.interest):
+        wakes.settle()
+        run(command)
+        if wakes_us:
+            eventually(lambda: wakes.count > 0, "the change wakes")
+        else:
+            time.sleep(QUIET)
+            assert wakes.count == 0

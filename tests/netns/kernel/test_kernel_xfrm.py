@@ -57,4 +57,4 @@ def batch(lines: str) -> None:
 def test_which_paths_a_policy_is_for(policy: Policy, meant: bool) -> None:
     plain = PathFacts(1500, on_link=True)
     found = mark_paths({THERE: plain}, HERE, [policy])
-    assert found == {THERE: PathFacts(1500, on_link=True, ipsec=meant)}
+    assert found == {THERE: PathFacts(1500, on_link=True, kernel_only=meant)}

@@ -55,7 +55,7 @@ def everything(node: Node) -> dict[str, list[str]]:
         "filters": "for d in $(ls /sys/class/net); do for way in ingress egress; do "
         "tc filter show dev $d $way; done; done",
         "qdiscs": "tc qdisc show | cut -d' ' -f-5",
-        "conntrack": "sysctl net.netfilter.nf_conntrack_tcp_be_liberal",
+        "conntrack": "sysctl --all --pattern nf_conntrack_tcp",
         "sockets": "ss -xlH src 'unix:@flannel*'; ss -ulnH",
         "pins": f"find {node.pin_root} 2>/dev/null",
         "files": f"find {node.state_dir} {node.subnet_file} 2>/dev/null",

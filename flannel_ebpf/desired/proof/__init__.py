@@ -1,1 +1,0 @@
-"""Which pods no firewall rule can concern: the proof behind `--fastpath=auto`."""
