@@ -12,13 +12,13 @@ BPF    := $(wildcard bpf/*.c bpf/*.h)
 # Files of tests that run at the same time: they mostly wait, for the kernel, for etcd, for time to pass.
 JOBS ?= $(shell expr 2 \* $$(nproc))
 
-# tests/hosts boots hosts with a systemd of their own, and has targets of its own.
+# tests/hosts boots hosts with a systemd of their own, tests/interop needs a flanneld: they have targets of their own.
 TESTS ?= tests/unit tests/bpf tests/netns
 
 # Frames that the fuzz tests mutate: a few in `make test`, many in `make fuzz`.
 FUZZ_FRAMES ?= 1000000
 
-.PHONY: help setup packages objects demo test check fuzz kernels bench wheel deb install packages-test clean
+.PHONY: help setup packages objects demo test interop check fuzz kernels bench wheel deb install packages-test clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,8 +45,11 @@ demo: setup ## build a two-node cluster here and show pods talking through the k
 	@$(PYTHON) tools/demo.py
 
 test: setup ## run all tests: unit, bpf (programs run by the kernel), netns (real traffic in the lab)
-	@$(PYTHON) -m pytest $(TESTS) -m "not alone" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest $(TESTS) -m "not alone" -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 	@$(PYTHON) -m pytest $(TESTS) -m alone -q $(PYTEST_ARGS) || test $$? = 5 # no such test is fine
+
+interop: setup ## build a real flanneld and run the tests of clusters that have both; needs Go
+	@$(PYTHON) -m pytest tests/interop $(PYTEST_ARGS)
 
 check: setup ## formatting, lint, types, import rules, C style
 	$(BIN)/ruff format --check .

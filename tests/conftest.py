@@ -16,7 +16,7 @@ settings.register_profile("any-speed", deadline=None, suppress_health_check=[Hea
 settings.load_profile("any-speed")
 
 ROOT = Path(__file__).parent
-KINDS = ("hosts", "netns", "bpf", "unit")
+KINDS = ("hosts", "interop", "netns", "bpf", "unit")
 
 # Helpers' assertions are as talkative as the tests'.
 pytest.register_assert_rewrite("tests.polls", "tests.bpf", "tests.netns")
@@ -38,9 +38,24 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, so that at the end no worker is left with a long file."""
-    items.sort(key=lambda item: KINDS.index(item.path.relative_to(ROOT).parts[0]))
+    """Begin with what takes longest; let a parallel run keep together only tests that share something."""
+
+    def kind(item: pytest.Item) -> str:
+        return item.path.relative_to(ROOT).parts[0]
+
+    items.sort(key=lambda item: KINDS.index(kind(item)))
+    for item in items:
+        # Labs are made for a test or for its file; programs and examples are not worth making twice.
+        if kind(item) != "netns" or shares_with_its_file(item):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def shares_with_its_file(item: pytest.Item) -> bool:
+    """Say whether a test uses a fixture that lives as long as its module."""
+    fixtures = item._fixtureinfo.name2fixturedefs  # pytest tells it nowhere else
+    return any(definition.scope == "module" for found in fixtures.values() for definition in found)
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,7 @@ def test_nothing_is_left_after_churn_and_purge(
         one.start_daemon(arguments)
     lab.wait_ready()
     used: set[tuple[str, int]] = set()
-    for _ in range(3):
+    for _ in range(2):
         pod, peer = node.add_pod(), lab.node("n2").add_pod()
         lab.wait_attached()
         with stream(pod, peer) as delivery:
