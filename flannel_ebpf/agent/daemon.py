@@ -141,9 +141,10 @@ class Daemon:
         watch = Watch(client, registry.watched, cluster.wake, cluster.wake_after_gap)
         stack.callback(watch.stop)
         watch.start()
-        overlay = backend_of(node.config).overlay_name(node.config, node.stacks[0].family)
+        backend = backend_of(node.config)
+        overlays = {it.family: backend.overlay_name(it.config, it.family) for it in node.stacks}
         stack.enter_context(
-            KernelMonitor(self._wake.for_all, overlay, kernel.ports, kernel.echoes, kernel.interest)
+            KernelMonitor(self._wake.for_all, overlays, kernel.ports, kernel.echoes, kernel.interest)
         )
         stack.enter_context(RulesMonitor(sides.firewall.changed))
         self._loop = Loop(options, node, Parts(kernel, reconciler, sides.firewall, report, cluster, keeper))

@@ -107,7 +107,7 @@ class Reconciler:
         self._kernel.interest.tell([stack.network, onlink], ways.asked, ways.tables)
         peers, unusable = backends.peers(node, usable, ways.paths)
         skipped = [*strange, *unusable]
-        now = Round(node, peers, pod_ports(seen, node.subnet), seen)
+        now = Round(node, peers, pod_ports(seen, node.subnets), seen)
         writes = 0
         for _ in range(ROUNDS):
             done = self._round(now, may_delete=may_delete)

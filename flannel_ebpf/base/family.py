@@ -32,6 +32,11 @@ class Family(IntEnum):
         return 32 if self is Family.V4 else 128
 
     @property
+    def af(self) -> int:
+        """The kernel's number of the family: AF_INET or AF_INET6 (linux/socket.h)."""
+        return 2 if self is Family.V4 else 10
+
+    @property
     def unspecified(self) -> Address:
         """The address of nobody: 0.0.0.0 or ::."""
         return self.address(0)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from flannel_ebpf.base.errors import ConfigError, FlannelError
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.host import docker_opts as made
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
@@ -65,7 +66,8 @@ def _check_routes(gateway: str) -> None:
     asked = (int(subnet.network_address), subnet.prefixlen)
     with RouteSocket() as netlink:
         found = next(
-            (route for route in read_main_table(netlink) if route.dst == asked and route.gateway), None
+            (route for route in read_main_table(netlink, Family.V4) if route.dst == asked and route.gateway),
+            None,
         )
     if found and found.gateway:
         raise FlannelError(f"the routing table has {subnet} via {IPv4Address(found.gateway)} already")

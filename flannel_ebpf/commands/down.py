@@ -25,7 +25,7 @@ from flannel_ebpf.base.errors import (
     KernelError,
     LeaseConflict,
 )
-from flannel_ebpf.base.family import Address, Network
+from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.base.model import Claim, Endpoint, Lease
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.teardown import Teardown, own_subnet
@@ -170,7 +170,9 @@ def _own_lease(
 ) -> Lease | None:
     subnet = own_subnet(options, network, told)
     with RouteSocket() as netlink:
-        own: set[Address] = {address.interface.ip for address in read_addresses(netlink)}
+        own: set[Address] = {
+            address.interface.ip for family in Family for address in read_addresses(netlink, family)
+        }
     own |= {ip_address(told["public_ip"])} if told else set()
     ours = (one for one in registry.snapshot().leases if subnet in one.subnets and one.public_ip in own)
     return next(ours, None)

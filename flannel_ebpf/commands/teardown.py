@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flannel_ebpf.agent.relay_side import folder as relay_folder
 from flannel_ebpf.base.errors import AlreadyRunning, FlannelError, KernelError
-from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.family import Network, family_of
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands import flanneld
 from flannel_ebpf.desired.backends import udp
@@ -117,7 +117,7 @@ class Teardown:
 
     def _overlay(self, seen: Seen) -> str:
         """Return the device named like ours that has an address in the network, "" when there is none."""
-        for address in seen.addresses:
+        for address in seen.addresses(family_of(self._network)):
             link = seen.links.get(address.ifindex)
             inside = address.interface.ip in self._network and address.interface.network.prefixlen == 32
             if link and inside and (link.name == udp.TUN_NAME or link.name.startswith("flannel.")):
@@ -150,7 +150,7 @@ class Teardown:
         """Remove the qdiscs that our filters stood on, when nothing else stands there."""
         devices = {one.ifindex for one in programs if isinstance(one, Filter)} | {scope.uplink}
         seen = kernel.look()
-        devices |= {port.ifindex for port in pod_ports(seen, scope.subnet)}
+        devices |= {port.ifindex for port in pod_ports(seen, [scope.subnet])}
         for ifindex in devices - {0}:
             with suppress(KernelError):  # a device that is gone took its qdisc along
                 kernel.hooks.drop_idle_clsact(seen, ifindex)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flannel_ebpf.base.errors import ConfigError, FlannelError
-from flannel_ebpf.base.family import Network, in_order
+from flannel_ebpf.base.family import Network, family_of, in_order
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.objects import ROUTE_PROTOCOL
 from flannel_ebpf.host import remembered, report, subnet_env
@@ -75,7 +75,7 @@ def _has_routes(network: Network) -> bool:
             route.protocol == ROUTE_PROTOCOL
             and route.dst[1] >= network.prefixlen
             and route.dst[0] & mask == base
-            for route in read_main_table(netlink)
+            for route in read_main_table(netlink, family_of(network))
         )
 
 

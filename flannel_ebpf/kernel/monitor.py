@@ -8,23 +8,22 @@ import select
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 
 from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.kernel.interest import Interest
 from flannel_ebpf.kernel.netlink.bulk import Notice, notice
 from flannel_ebpf.kernel.netlink.links import find_link
 from flannel_ebpf.kernel.netlink.route_socket import U32, RouteSocket, attributes, messages
-from flannel_ebpf.kernel.netlink.routes import AF, RTA_DST, RTA_TABLE, RTMSG
+from flannel_ebpf.kernel.netlink.routes import RTA_DST, RTA_TABLE, RTMSG
 
 _RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_TC = 0x1, 0x4, 0x8
-_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE, _RTMGRP_IPV4_RULE = 0x10, 0x40, 0x80
-_GROUPS = (
-    *(_RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_TC),
-    *(_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE, _RTMGRP_IPV4_RULE),
-)
+_GROUPS = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_TC
+_GROUPS_OF = {Family.V4: 0x10 | 0x40 | 0x80, Family.V6: 0x100 | 0x400 | 1 << 18}
+"""RTMGRP_IPV4_IFADDR, _ROUTE and _RULE; RTMGRP_IPV6_IFADDR, _ROUTE and the bit of RTNLGRP_IPV6_RULE."""
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWROUTE, _RTM_DELROUTE = 16, 17, 24, 25
 _NEIGHBOUR = {28, 29}  # RTM_NEWNEIGH, RTM_DELNEIGH
@@ -47,30 +46,31 @@ _AT_ONCE = 2000
 class KernelMonitor:
     """Calls `on_change`, from its own thread, soon after a link, address, route, filter or peer changed.
 
-    Left out are the neighbours and FDB entries of all devices but `overlay`, routes of no `interest`, and
-    changes made by the sockets in `own_ports` or announced in `echoes` (see KernelNetwork): without that,
-    each pass that writes would cause another.
-    Messages lost in a flood count as a change.
+    Addresses, routes and rules are heard of in the families of `overlays`, which names each one's overlay
+    device, "" for none. Left out are the neighbours and FDB entries of all other devices, routes of no
+    `interest`, and changes made by the sockets in `own_ports` or announced in `echoes` (see KernelNetwork):
+    without that, each pass that writes would cause another. Messages lost in a flood count as a change.
     """
 
     def __init__(
         self,
         on_change: Callable[[], None],
-        overlay: str = "",
+        overlays: Mapping[Family, str],
         own_ports: tuple[int, ...] = (),
         echoes: set[Notice] | None = None,
         interest: Interest | None = None,
     ) -> None:
         self._on_change = on_change
-        self._overlay = overlay
+        self._overlays = {name: 0 for name in overlays.values() if name}
+        """The devices' indexes by name, 0 for one that is not there."""
         self._echoes = set() if echoes is None else echoes
         self._interest = interest or Interest()
         self._own_ports = frozenset(own_ports) - {0}  # 0 is the kernel itself, in the name of everybody
         self._stopped = os.eventfd(0, os.EFD_CLOEXEC)
         # Opened here, not in the thread, so that no change after the constructor is missed.
-        self._netlink = RouteSocket(sum(_GROUPS), _BUFFER)
+        self._netlink = RouteSocket(_GROUPS | sum(_GROUPS_OF[family] for family in overlays), _BUFFER)
         self._echoes.clear()  # what was written before now will not be heard
-        self._overlay_index = self._find_overlay()
+        self._find_overlays()
         self._thread = threading.Thread(target=self._run, name="kernel-monitor", daemon=True)
         self._thread.start()
 
@@ -128,7 +128,7 @@ class KernelMonitor:
             time.sleep(_GATHER)  # whatever it is, it must not be asked for in a circle
         self._echoes.clear()
         with suppress(KernelError):  # the next news of the device will tell
-            self._overlay_index = self._find_overlay()
+            self._find_overlays()
         return True
 
     def _matters(self, kind: int, port: int, body: bytes) -> bool:
@@ -139,7 +139,7 @@ class KernelMonitor:
         if port in self._own_ports:
             return False
         if kind in _NEIGHBOUR:
-            return _IFINDEX.unpack_from(body)[0] == self._overlay_index and not self._echoed(kind, body)
+            return _IFINDEX.unpack_from(body)[0] in self._overlays.values() and not self._echoed(kind, body)
         if kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
             return self._route_matters(body)
         return kind in _ALWAYS
@@ -147,7 +147,7 @@ class KernelMonitor:
     def _route_matters(self, body: bytes) -> bool:
         found = attributes(body, RTMSG.size)
         table = U32.unpack(found[RTA_TABLE])[0] if RTA_TABLE in found else body[4]
-        version = 4 if body[0] == AF[4] else 6
+        version = 4 if body[0] == Family.V4.af else 6
         return self._interest.matters(version, table, int.from_bytes(found.get(RTA_DST, b""), "big"), body[1])
 
     def _echoed(self, kind: int, body: bytes) -> bool:
@@ -158,19 +158,17 @@ class KernelMonitor:
         self._echoes.discard(told)
         return True
 
-    def _find_overlay(self) -> int:
-        if not self._overlay:
-            return 0
-        with RouteSocket() as asking:
-            link = find_link(asking, self._overlay)
-        return link.index if link else 0
+    def _find_overlays(self) -> None:
+        for name in self._overlays:
+            with RouteSocket() as asking:
+                link = find_link(asking, name)
+            self._overlays[name] = link.index if link else 0
 
     def _note_overlay(self, kind: int, body: bytes) -> None:
-        if not self._overlay:
-            return
         name = attributes(body, 16).get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
         index = _IFINDEX.unpack_from(body)[0]
-        if name == self._overlay and kind == _RTM_NEWLINK:
-            self._overlay_index = index
-        elif index == self._overlay_index and kind == _RTM_DELLINK and body[0] == 0:
-            self._overlay_index = 0
+        if name in self._overlays and kind == _RTM_NEWLINK:
+            self._overlays[name] = index
+        for overlay, known in self._overlays.items():
+            if known == index and kind == _RTM_DELLINK and body[0] == 0:
+                self._overlays[overlay] = 0

@@ -10,7 +10,7 @@ from types import TracebackType
 from pyroute2 import IPRoute
 
 from flannel_ebpf.base.errors import DeviceMissing, KernelError, edge
-from flannel_ebpf.base.family import Interface, Network
+from flannel_ebpf.base.family import Family, Interface, Network, family_of
 from flannel_ebpf.desired.objects import (
     FdbEntry,
     LinkAddress,
@@ -30,6 +30,8 @@ from flannel_ebpf.kernel.netlink import bulk, links, routes, tun, vxlan
 from flannel_ebpf.kernel.netlink.route_socket import Request, RouteSocket
 from flannel_ebpf.kernel.refusal import carry_out, judge
 from flannel_ebpf.kernel.seen import Seen
+
+_IFA_F_NODAD = 0x02
 
 
 class KernelNetwork:
@@ -79,13 +81,15 @@ class KernelNetwork:
         wanted: AbstractSet[Network] = frozenset(),
         sysctls: Iterable[str] = (),
     ) -> set[Object]:
-        """Return every object of this network's kernel path, and nothing of anybody else's.
+        """Return every object of one family's kernel path, and nothing of anybody else's.
 
         `wanted` are the destinations at which a route that is not ours may be returned, to be adopted;
         `sysctls` the paths whose values count. Raises KernelError.
         """
         names = {index: link.name for index, link in seen.links.items()}
-        found: set[Object] = set(routes.own_routes(seen.routes, scope, names, wanted))
+        found: set[Object] = set(
+            routes.own_routes(seen.routes(family_of(scope.network)), scope, names, wanted)
+        )
         for path in sysctls:
             value = sysctl.read(path)
             if value is not None:
@@ -96,26 +100,27 @@ class KernelNetwork:
         return found
 
     def _read_overlay(self, seen: Seen, scope: Scope, link: links.Link) -> Iterator[Object]:
+        family = family_of(scope.network)
         if link.kind == "tun":
             yield TunLink(link.name, link.mtu, link.up)
         device = links.vxlan_link(link)
         if device:
             yield device
-            yield from bulk.read_neighbours(self.netlink, link.name, link.index)
+            yield from bulk.read_neighbours(self.netlink, link.name, link.index, family)
             yield from bulk.read_fdb(self.netlink, link.name, link.index)
-        for address in seen.addresses:
+        for address in seen.addresses(family):
             if address.ifindex == link.index and address.interface.ip in scope.network:
                 yield LinkAddress(link.name, address.interface)
 
     def apply(self, ops: Sequence[Op]) -> list[Failure]:
         """Carry out every operation, in order; return those that failed. One failure stops no other."""
         failures: list[Failure] = []
-        waiting: list[tuple[Op, Request]] = []
+        waiting: list[tuple[Op, list[Request]]] = []
         indexes: dict[str, int] = {"": 0}
         for op in ops:
             if isinstance(op.obj, Route | Neighbour | FdbEntry):
                 try:
-                    waiting.append((op, self._bulk_request(op, op.obj, indexes)))
+                    waiting.append((op, self._bulk_requests(op, op.obj, indexes)))
                 except DeviceMissing as error:
                     failures += [] if isinstance(op, Delete) else [Failure(op, error)]
                 continue
@@ -130,18 +135,26 @@ class KernelNetwork:
         else:
             self._delete(op.obj)
 
-    def _bulk_request(self, op: Op, obj: bulk.Bulk, indexes: dict[str, int]) -> Request:
-        if obj.ifname not in indexes:
-            indexes[obj.ifname] = links.index_of(self.netlink, obj.ifname)
-        make = bulk.put_request if isinstance(op, Put) else bulk.delete_request
-        return make(obj, indexes[obj.ifname])
+    def _bulk_requests(self, op: Op, obj: bulk.Bulk, indexes: dict[str, int]) -> list[Request]:
+        """Return the requests that `op` takes, of which the last one's answer counts."""
+        if isinstance(op, Delete):
+            return [bulk.delete_request(obj, self._index(obj.ifname, indexes))]
+        first = bulk.in_the_way(op.old, obj)
+        before = [bulk.delete_request(first, self._index(first.ifname, indexes))] if first else []
+        return [*before, bulk.put_request(obj, self._index(obj.ifname, indexes))]
 
-    def _flush(self, waiting: list[tuple[Op, Request]]) -> list[Failure]:
+    def _index(self, ifname: str, known: dict[str, int]) -> int:
+        if ifname not in known:
+            known[ifname] = links.index_of(self.netlink, ifname)
+        return known[ifname]
+
+    def _flush(self, waiting: list[tuple[Op, list[Request]]]) -> list[Failure]:
         echoes = [bulk.echo(op.obj, gone=isinstance(op, Delete)) for op, _ in waiting]  # type: ignore[arg-type]  # see apply
         self.echoes.update(one for one in echoes if one)
-        answers = self.netlink.exchange([request for _, request in waiting])
+        answers = iter(self.netlink.exchange([request for _, requests in waiting for request in requests]))
         failures = []
-        for (op, _), answer, echo in zip(waiting, answers, echoes, strict=True):
+        for (op, requests), echo in zip(waiting, echoes, strict=True):
+            *_, answer = (next(answers) for _ in requests)
             if answer.code and echo:
                 self.echoes.discard(echo)
             failures += judge(op, answer)
@@ -174,4 +187,7 @@ class KernelNetwork:
 
     def _address(self, verb: str, ifname: str, address: Interface) -> None:
         index = links.index_of(self.netlink, ifname)
-        self._ip.addr(verb, index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+        family, length = family_of(address), address.network.prefixlen
+        # The peers know who has the address: to ask for duplicates first would take a second (RFC 4862).
+        flags = {"flags": _IFA_F_NODAD} if family is Family.V6 and verb == "replace" else {}
+        self._ip.addr(verb, index=index, family=family.af, address=str(address.ip), prefixlen=length, **flags)

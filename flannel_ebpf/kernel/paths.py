@@ -6,13 +6,12 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_interface
 from typing import NamedTuple
 
-from flannel_ebpf.base.family import Address
+from flannel_ebpf.base.family import Address, Network, family_of
 from flannel_ebpf.base.model import PathFacts, Uplink
 from flannel_ebpf.kernel.netlink import xfrm
 from flannel_ebpf.kernel.netlink.policy import concerns
 from flannel_ebpf.kernel.netlink.route_socket import U32, Request, RouteSocket, attribute, attributes
 from flannel_ebpf.kernel.netlink.routes import (
-    AF,
     RTA_DST,
     RTA_ENCAP,
     RTA_GATEWAY,
@@ -24,6 +23,7 @@ from flannel_ebpf.kernel.netlink.routes import (
     RTM_GETROUTE,
     RTMSG,
     RTN_UNICAST,
+    KernelRoute,
     more_specific,
 )
 from flannel_ebpf.kernel.seen import Seen
@@ -45,21 +45,26 @@ class Ways(NamedTuple):
 def path_facts(seen: Seen, addresses: Iterable[Address], uplink: Uplink) -> Ways:
     """Return how the kernel would send from the uplink's address to each address.
 
-    An address in the uplink's own prefix with no more specific route is on-link at the uplink's MTU, and
-    takes no request unless a rule concerns our packets: so nearly all nodes of one LAN. Raises KernelError.
+    All are of the uplink's family. An address in the uplink's own prefix, where a route says that this is its
+    link and none is more specific, is on-link at the uplink's MTU and takes no request unless a rule concerns
+    our packets: so nearly all nodes of one LAN. Raises KernelError.
     """
-    onlink = ip_interface((int(uplink.ip), uplink.prefix_len)).network
-    exceptions = more_specific(seen.routes, onlink)
-    rules = [rule for rule in seen.rules if concerns(rule, uplink.ip)]
+    family = family_of(uplink.ip)
+    routes = seen.routes(family)
+    prefix = ip_interface((uplink.ip, uplink.prefix_len)).network
+    is_link = _is_link(routes, prefix, uplink.ifindex)
+    exceptions = more_specific(routes, prefix) if is_link else {}
+    rules = [rule for rule in seen.rules(family) if concerns(rule, uplink.ip)]
     facts: dict[Address, PathFacts] = {}
     asked = []
     for address in addresses:
-        plain = address in onlink and address != uplink.ip and not _covered(address, exceptions)
+        near = is_link and address in prefix and address != uplink.ip
+        plain = near and not _covered(address, exceptions)
         if plain and not any(rule.target is None or address in rule.target for rule in rules):
             facts[address] = PathFacts(uplink.mtu, on_link=True)
         else:
             asked.append(address)
-    many = bool(rules) or any(not route.plain for route in seen.routes)
+    many = bool(rules) or any(not route.plain for route in routes)
     facts |= _ask(seen.netlink, asked, uplink, several=many)
     tables = frozenset(rule.table for rule in rules)
     return Ways(xfrm.mark_paths(facts, uplink.ip, xfrm.outbound_policies()), asked, tables)
@@ -91,8 +96,8 @@ def _answers(
     netlink: RouteSocket, asked: Sequence[Address], uplink: Uplink, flags: int
 ) -> Iterator[tuple[Address, dict[int, bytes]]]:
     """Yield what the kernel says of each address; nothing where it has no way, or not a usual one."""
-    source, bits = uplink.ip.packed, uplink.ip.max_prefixlen
-    header = RTMSG.pack(AF[uplink.ip.version], bits, bits, 0, 0, 0, 0, 0, flags)
+    source, family = uplink.ip.packed, family_of(uplink.ip)
+    header = RTMSG.pack(family.af, family.bits, family.bits, 0, 0, 0, 0, 0, flags)
     requests = [
         Request(RTM_GETROUTE, 0, header + attribute(RTA_DST, a.packed) + attribute(RTA_SRC, source))
         for a in asked
@@ -111,12 +116,16 @@ def _facts(found: Mapping[int, bytes], uplink: Uplink) -> PathFacts:
     return PathFacts(mtu, direct and not other, kernel_only=other)
 
 
+def _is_link(routes: Iterable[KernelRoute], prefix: Network, ifindex: int) -> bool:
+    """Say whether a prefix is the device's link: an address may have a prefix whose addresses are not."""
+    dst = int(prefix.network_address), prefix.prefixlen
+    return any(it.dst == dst and it.oif == ifindex and it.gateway is None and it.plain for it in routes)
+
+
 def _covered(address: Address, routes: Mapping[int, Container[int]]) -> bool:
     """Say whether a route (length -> addresses) leads to the address."""
-    bits = address.max_prefixlen
-    return any(
-        int(address) >> (bits - length) << (bits - length) in found for length, found in routes.items()
-    )
+    bits, value = address.max_prefixlen, int(address)
+    return any(value >> (bits - length) << (bits - length) in found for length, found in routes.items())
 
 
 def _u32(payload: bytes | None) -> int:

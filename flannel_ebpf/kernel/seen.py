@@ -6,6 +6,7 @@ import errno
 from functools import cached_property
 
 from flannel_ebpf.base.errors import BpfError, BpfUnavailable, KernelError
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.desired.objects import Direction
 from flannel_ebpf.kernel.bpf import attached_by_tcx
 from flannel_ebpf.kernel.netlink.links import Address, Link, read_addresses, read_links
@@ -26,6 +27,9 @@ class Seen:
 
     def __init__(self, netlink: RouteSocket) -> None:
         self.netlink = netlink
+        self._addresses: dict[Family, list[Address]] = {}
+        self._routes: dict[Family, list[KernelRoute]] = {}
+        self._rules: dict[Family, list[PolicyRule]] = {}
         self._filters: dict[tuple[int, Direction], list[HookFilter]] = {}
         self._programs: dict[tuple[int, Direction], tuple[int, ...]] = {}
         self._no_tcx = False
@@ -40,20 +44,23 @@ class Seen:
         """Every device by name."""
         return {link.name: link for link in self.links.values()}
 
-    @cached_property
-    def addresses(self) -> list[Address]:
-        """Every IPv4 address, in the kernel's order."""
-        return read_addresses(self.netlink)
+    def addresses(self, family: Family) -> list[Address]:
+        """Return every address of one family, in the kernel's order."""
+        if family not in self._addresses:
+            self._addresses[family] = read_addresses(self.netlink, family)
+        return self._addresses[family]
 
-    @cached_property
-    def routes(self) -> list[KernelRoute]:
-        """The main table's IPv4 routes, in the order of lookup."""
-        return list(read_main_table(self.netlink))
+    def routes(self, family: Family) -> list[KernelRoute]:
+        """Return the main table's routes of one family, in the order of lookup."""
+        if family not in self._routes:
+            self._routes[family] = list(read_main_table(self.netlink, family))
+        return self._routes[family]
 
-    @cached_property
-    def rules(self) -> list[PolicyRule]:
-        """The rules of policy routing that IPv4 packets of this host may meet, but the usual three."""
-        return list(read_rules(self.netlink, 4))
+    def rules(self, family: Family) -> list[PolicyRule]:
+        """Return the rules of policy routing that our packets of one family may meet, but the usual three."""
+        if family not in self._rules:
+            self._rules[family] = list(read_rules(self.netlink, family))
+        return self._rules[family]
 
     @cached_property
     def qdiscs(self) -> list[Qdisc]:

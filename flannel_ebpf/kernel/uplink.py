@@ -10,6 +10,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Interface
 
 from flannel_ebpf.base import family
 from flannel_ebpf.base.errors import ConfigError
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.base.model import Uplink
 from flannel_ebpf.base.regex import compile_go
 from flannel_ebpf.kernel.netlink.links import Address, Link, uplink
@@ -61,7 +62,7 @@ def find_uplink(
 def same_uplink(seen: Seen, ifindex: int, ip: family.Address) -> Uplink | None:
     """Return the uplink as it is now, None when the device or its address `ip` is gone."""
     link = seen.links.get(ifindex)
-    for address in seen.addresses if link else ():
+    for address in seen.addresses(family.family_of(ip)) if link else ():
         if link and address.ifindex == ifindex and address.interface.ip == ip:
             return uplink(link, address.interface)
     return None
@@ -73,7 +74,7 @@ class _Host:
     def __init__(self, seen: Seen) -> None:
         self._seen = seen
         self._links = seen.links
-        self._addresses = seen.addresses
+        self._addresses = seen.addresses(Family.V4)
 
     def inventory(self) -> str:
         """Say what there is, for an error message."""
@@ -151,7 +152,7 @@ class _Host:
 
     def _by_default_route(self) -> Uplink:
         """Return the interface of the first default route, which is the one of the lowest metric."""
-        first = next((route for route in self._seen.routes if route.dst[1] == 0), None)
+        first = next((route for route in self._seen.routes(Family.V4) if route.dst[1] == 0), None)
         link = self._links.get(first.oif) if first else None
         if link is not None:
             return self._best("default route", link.name, link)
@@ -181,7 +182,7 @@ class _Host:
         for index in self._links:
             yield from (address for address in self._addresses if address.ifindex == index)
 
-    def _uplink(self, link: Link, interface: IPv4Interface) -> Uplink:
+    def _uplink(self, link: Link, interface: family.Interface) -> Uplink:
         if not link.mtu:
             raise ConfigError(f"interface {link.name}", link.mtu, "an MTU above 0")
         return uplink(link, interface)

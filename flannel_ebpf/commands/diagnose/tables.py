@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from flannel_ebpf.base.family import Family, ipv4
 from flannel_ebpf.commands.diagnose import readings
 from flannel_ebpf.commands.diagnose.console import (
     Column,
@@ -230,4 +231,4 @@ def _device_names() -> dict[int, str]:
 
 
 def _own_addresses(netlink: RouteSocket) -> set[IPv4Address]:
-    return {address.interface.ip for address in read_addresses(netlink)}
+    return {ipv4(address.interface.ip) for address in read_addresses(netlink, Family.V4)}

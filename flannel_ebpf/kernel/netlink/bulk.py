@@ -9,8 +9,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Container, Iterator
 from functools import lru_cache
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 
+from flannel_ebpf.base.family import Family, family_of
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.desired.objects import FdbEntry, Neighbour, Route
 from flannel_ebpf.kernel.netlink.route_socket import (
@@ -37,7 +38,7 @@ _RTM_NEWNEIGH, _RTM_DELNEIGH, _RTM_GETNEIGH = 28, 29, 30
 
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 
-_AF_INET, _AF_BRIDGE = 2, 7
+_AF_BRIDGE = 7
 _NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 _NUD_PERMANENT, _NUD_FAILED, _NUD_INCOMPLETE, _NTF_SELF = 0x80, 0x20, 0x01, 0x02
 
@@ -59,6 +60,17 @@ def delete_request(obj: Bulk, ifindex: int) -> Request:
         # RT_SCOPE_NOWHERE matches every scope, as `ip route del` does it.
         return Request(RTM_DELROUTE, NLM_F_ACK, route_body(obj, ifindex, RT_SCOPE_NOWHERE))
     return Request(_RTM_DELNEIGH, NLM_F_ACK, _neighbour_body(obj, ifindex))
+
+
+def in_the_way(old: object, new: Bulk) -> Route | None:
+    """Return the route that must go before `new` can take its place, None as nearly always.
+
+    IPv6 looks the gateway of an onlink route up and refuses it when the answer is another device
+    (ip6_route_check_nh_onlink); ours is an address of its own destination.
+    """
+    if not (isinstance(old, Route) and isinstance(new, Route) and new.onlink and new.dst.version == 6):
+        return None
+    return old if old.ifname != new.ifname else None
 
 
 Notice = tuple[int, bytes, bytes]
@@ -87,14 +99,14 @@ def _neighbour_body(obj: Neighbour | FdbEntry, ifindex: int) -> bytes:
         header = _NDMSG.pack(_AF_BRIDGE, ifindex, _NUD_PERMANENT, _NTF_SELF, 0)
         dst = obj.dst
     else:
-        header = _NDMSG.pack(_AF_INET, ifindex, _NUD_PERMANENT, 0, 0)
+        header = _NDMSG.pack(family_of(obj.ip).af, ifindex, _NUD_PERMANENT, 0, 0)
         dst = obj.ip
     return header + attribute(_NDA_DST, dst.packed) + attribute(_NDA_LLADDR, obj.mac.octets)
 
 
-def read_neighbours(netlink: RouteSocket, ifname: str, ifindex: int) -> Iterator[Neighbour]:
-    """Yield the permanent IPv4 neighbours of a device."""
-    query = _NDMSG.pack(_AF_INET, 0, 0, 0, 0) + attribute(_NDA_IFINDEX, U32.pack(ifindex))
+def read_neighbours(netlink: RouteSocket, ifname: str, ifindex: int, family: Family) -> Iterator[Neighbour]:
+    """Yield a device's permanent neighbours of one family."""
+    query = _NDMSG.pack(family.af, 0, 0, 0, 0) + attribute(_NDA_IFINDEX, U32.pack(ifindex))
     for index, state, _, dst, mac in _dump_neighbours(netlink, query):
         if index == ifindex and state & _NUD_PERMANENT and len(mac) == 6:
             yield _neighbour(ifname, dst, mac)
@@ -103,7 +115,7 @@ def read_neighbours(netlink: RouteSocket, ifname: str, ifindex: int) -> Iterator
 def read_dynamic(netlink: RouteSocket, devices: Container[int]) -> dict[IPv4Address, Mac | None]:
     """Return what ARP has learned of addresses behind devices: their MACs, None for a silent one."""
     known: dict[IPv4Address, Mac | None] = {}
-    for index, state, _, dst, mac in _dump_neighbours(netlink, _NDMSG.pack(_AF_INET, 0, 0, 0, 0)):
+    for index, state, _, dst, mac in _dump_neighbours(netlink, _NDMSG.pack(Family.V4.af, 0, 0, 0, 0)):
         if index not in devices:
             continue
         if state & _NUD_FAILED:
@@ -114,11 +126,11 @@ def read_dynamic(netlink: RouteSocket, devices: Container[int]) -> dict[IPv4Addr
 
 
 def read_fdb(netlink: RouteSocket, ifname: str, ifindex: int) -> Iterator[FdbEntry]:
-    """Yield a vxlan device's permanent entries of unicast, non-zero MACs with an IPv4 destination."""
+    """Yield a vxlan device's permanent entries of unicast, non-zero MACs with a destination."""
     for index, state, flags, dst, mac in _dump_neighbours(netlink, _NDMSG.pack(_AF_BRIDGE, ifindex, 0, 0, 0)):
         if index != ifindex or not state & _NUD_PERMANENT or not flags & _NTF_SELF:
             continue
-        if len(mac) == 6 and any(mac) and not mac[0] & 1 and len(dst) == 4:
+        if len(mac) == 6 and any(mac) and not mac[0] & 1 and dst:
             yield _fdb_entry(ifname, mac, dst)
 
 
@@ -136,9 +148,9 @@ def _dump_neighbours(netlink: RouteSocket, query: bytes) -> Iterator[tuple[int, 
 
 @lru_cache(_KEPT)
 def _neighbour(ifname: str, dst: bytes, mac: bytes) -> Neighbour:
-    return Neighbour(ifname, IPv4Address(dst), Mac(mac))
+    return Neighbour(ifname, ip_address(dst), Mac(mac))
 
 
 @lru_cache(_KEPT)
 def _fdb_entry(ifname: str, mac: bytes, dst: bytes) -> FdbEntry:
-    return FdbEntry(ifname, Mac(mac), IPv4Address(dst))
+    return FdbEntry(ifname, Mac(mac), ip_address(dst))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import ip_address, ip_interface
 
 from flannel_ebpf.base.errors import DeviceMissing
+from flannel_ebpf.base.family import Family, Interface
 from flannel_ebpf.base.model import Mac, Uplink
 from flannel_ebpf.desired.objects import VxlanLink
 from flannel_ebpf.kernel.netlink.route_socket import U32, Request, RouteSocket, attribute, attributes
@@ -22,7 +23,8 @@ _IFLA_EXT_MASK, _IFLA_XDP = 29, 43
 _SKIP_STATS = attribute(_IFLA_EXT_MASK, U32.pack(1 << 3))  # RTEXT_FILTER_SKIP_STATS
 _INFO_KIND, _INFO_DATA = 1, 2
 _VXLAN_ID, _VXLAN_GROUP, _VXLAN_LINK, _VXLAN_LOCAL, _VXLAN_LEARNING = 1, 2, 3, 4, 7
-_VXLAN_L2MISS, _VXLAN_PORT, _VXLAN_GBP, _VXLAN_COLLECT_METADATA = 13, 15, 23, 25
+_VXLAN_L2MISS, _VXLAN_PORT, _VXLAN_GROUP6, _VXLAN_LOCAL6 = 13, 15, 16, 17
+_VXLAN_GBP, _VXLAN_COLLECT_METADATA = 23, 25
 _XDP_ATTACHED, _XDP_PROG_ID = 2, 4
 _IFF_UP = 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
@@ -50,10 +52,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An IPv4 address of a device; `flags` as IFA_F_*, `scope` as RT_SCOPE_*."""
+    """An address of a device; `flags` as IFA_F_*, `scope` as RT_SCOPE_*."""
 
     ifindex: int
-    interface: IPv4Interface
+    interface: Interface
     scope: int
     flags: int
 
@@ -99,36 +101,36 @@ def _parse_link(body: bytes) -> Link:
     )
 
 
-def read_addresses(netlink: RouteSocket, ifindex: int = 0) -> list[Address]:
-    """Return the IPv4 addresses of one device, or of all, in the kernel's order."""
+def read_addresses(netlink: RouteSocket, family: Family) -> list[Address]:
+    """Return every device's addresses of one family, in the kernel's order."""
     addresses = []
-    for body in netlink.dump(_RTM_GETADDR, _IFADDRMSG.pack(2, 0, 0, 0, ifindex)):
-        family, length, flags, scope, index = _IFADDRMSG.unpack_from(body)
-        if family != 2 or (ifindex and index != ifindex):
+    for body in netlink.dump(_RTM_GETADDR, _IFADDRMSG.pack(family.af, 0, 0, 0, 0)):
+        af, length, flags, scope, index = _IFADDRMSG.unpack_from(body)
+        if af != family.af:
             continue
         found = attributes(body, _IFADDRMSG.size)
-        local = IPv4Address(found.get(_IFA_LOCAL) or found[_IFA_ADDRESS])
+        local = family.address(found.get(_IFA_LOCAL) or found[_IFA_ADDRESS])
         wide = _u32(found.get(_IFA_FLAGS)) or flags
-        addresses.append(Address(index, IPv4Interface((local, length)), scope, wide))
+        addresses.append(Address(index, ip_interface((local, length)), scope, wide))
     return addresses
 
 
 def vxlan_link(link: Link) -> VxlanLink | None:
     """Return a vxlan device as the object we make, None when it could never have been ours.
 
-    That is a device with a group or remote, in metadata mode, with l2miss, or without a local IPv4 address.
+    That is a device with a group or remote, in metadata mode, with l2miss, or without a local address.
     """
     found = attributes(link.info)
-    odd = any(
-        found.get(kind, b"\0").strip(b"\0") for kind in (_VXLAN_GROUP, _VXLAN_L2MISS, _VXLAN_COLLECT_METADATA)
-    )
-    if link.kind != "vxlan" or odd or _VXLAN_LOCAL not in found or len(link.mac) != 6:
+    local = found.get(_VXLAN_LOCAL) or found.get(_VXLAN_LOCAL6)
+    strange = (_VXLAN_GROUP, _VXLAN_GROUP6, _VXLAN_L2MISS, _VXLAN_COLLECT_METADATA)
+    odd = any(found.get(kind, b"").strip(b"\0") for kind in strange)
+    if link.kind != "vxlan" or odd or not local or len(link.mac) != 6:
         return None
     return VxlanLink(
         name=link.name,
         vni=_u32(found.get(_VXLAN_ID)),
         port=int.from_bytes(found.get(_VXLAN_PORT, b""), "big"),
-        local=IPv4Address(found[_VXLAN_LOCAL]),
+        local=ip_address(local),
         parent=_u32(found.get(_VXLAN_LINK)),
         mtu=link.mtu,
         mac=Mac(link.mac),
@@ -138,7 +140,7 @@ def vxlan_link(link: Link) -> VxlanLink | None:
     )
 
 
-def uplink(link: Link, interface: IPv4Interface) -> Uplink:
+def uplink(link: Link, interface: Interface) -> Uplink:
     """Return a device with one of its addresses as the uplink; a device without Ethernet has a zero MAC."""
     mac = Mac(link.mac if len(link.mac) == 6 else bytes(6))
     return Uplink(link.index, link.name, interface.ip, interface.network.prefixlen, link.mtu, mac)

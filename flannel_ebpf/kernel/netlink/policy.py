@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import NamedTuple
 
-from flannel_ebpf.base.family import Address, Network
+from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.kernel.netlink.route_socket import U32, RouteSocket, attributes
-from flannel_ebpf.kernel.netlink.routes import AF, RTMSG
+from flannel_ebpf.kernel.netlink.routes import RTMSG
 
 _RTM_GETRULE = 34
 _DST, _SRC, _IIFNAME, _FWMARK, _TABLE = 1, 2, 3, 10, 15
@@ -27,13 +27,13 @@ class PolicyRule(NamedTuple):
     table: int
 
 
-def read_rules(netlink: RouteSocket, version: int) -> Iterator[PolicyRule]:
+def read_rules(netlink: RouteSocket, family: Family) -> Iterator[PolicyRule]:
     """Yield the rules of a family but the three that every host has. Raises KernelError.
 
     Rules for packets that come in at a device are left out, and those for a mark: tunnel packets carry what
     netfilter gave the pod's, and programs carry no marked ones.
     """
-    for body in netlink.dump(_RTM_GETRULE, RTMSG.pack(AF[version], 0, 0, 0, 0, 0, 0, 0, 0)):
+    for body in netlink.dump(_RTM_GETRULE, RTMSG.pack(family.af, 0, 0, 0, 0, 0, 0, 0, 0)):
         _, to_len, from_len, _, short_table, _, _, action, flags = RTMSG.unpack_from(body)
         found = attributes(body, RTMSG.size)
         table = U32.unpack(found[_TABLE])[0] if _TABLE in found else short_table

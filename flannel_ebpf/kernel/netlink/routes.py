@@ -10,11 +10,10 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 from flannel_ebpf.base.errors import KernelError
-from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.family import Family, Network, family_of
 from flannel_ebpf.desired.objects import LAST_METRIC, ROUTE_PROTOCOL, Route, Scope
 from flannel_ebpf.kernel.netlink.route_socket import U32, RouteSocket, attribute, attributes
 
@@ -24,9 +23,7 @@ RTA_DST, RTA_SRC, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS = 1, 2, 4, 5, 
 RTA_MULTIPATH, RTA_TABLE, RTA_VIA, RTA_ENCAP = 9, 15, 18, 22
 RTPROT_KERNEL, RTN_UNICAST, RTN_BLACKHOLE = 2, 1, 6
 RT_TABLE_MAIN = 254
-AF = {4: 2, 6: 10}
-"""Address family by version of IP."""
-_AF_INET, _RTNH_F_ONLINK = 2, 4
+_RTNH_F_ONLINK = 4
 RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
 
 _KEPT = 1 << 15
@@ -35,7 +32,8 @@ _KEPT = 1 << 15
 class KernelRoute(NamedTuple):
     """A route of the main table as dumped; `dst` as (address, length), `gateway` None: absent.
 
-    `kind` is RTN_*. `plain`: one next hop, reached by IPv4, for every type of service; all of ours are.
+    `kind` is RTN_*, `priority` 0 for what a route gets that asks for none. `plain`: one next hop, reached by
+    its own family, for every type of service; all of ours are.
     """
 
     dst: tuple[int, int]
@@ -48,30 +46,36 @@ class KernelRoute(NamedTuple):
     plain: bool
 
 
-def read_main_table(netlink: RouteSocket) -> Iterator[KernelRoute]:
-    """Yield the main table's IPv4 routes, in the order of lookup. Raises KernelError."""
-    for body in _dump(netlink):
+_USUAL_METRIC = {Family.V4: 0, Family.V6: 1024}
+"""Metric of a route that asks for none (IP6_RT_PRIO_USER)."""
+
+
+def read_main_table(netlink: RouteSocket, family: Family) -> Iterator[KernelRoute]:
+    """Yield the main table's routes of one family, in the order of lookup. Raises KernelError."""
+    usual = _USUAL_METRIC[family]
+    for body in _dump(netlink, family):
         _, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(body)
         if table != RT_TABLE_MAIN:
             continue
         found = attributes(body, RTMSG.size)
+        priority = U32.unpack(found.get(RTA_PRIORITY, b"\0\0\0\0"))[0]
         yield KernelRoute(
             (int.from_bytes(found.get(RTA_DST, b""), "big"), length),
             found.get(RTA_GATEWAY),
             U32.unpack(found.get(RTA_OIF, b"\0\0\0\0"))[0],
             protocol,
-            U32.unpack(found.get(RTA_PRIORITY, b"\0\0\0\0"))[0],
+            0 if priority == usual else priority,
             kind,
             bool(flags & _RTNH_F_ONLINK),
             not tos and RTA_MULTIPATH not in found and RTA_VIA not in found,
         )
 
 
-def _dump(netlink: RouteSocket) -> list[bytes]:
+def _dump(netlink: RouteSocket, family: Family) -> list[bytes]:
     try:
-        return netlink.dump(RTM_GETROUTE, RTMSG.pack(_AF_INET, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0))
+        return netlink.dump(RTM_GETROUTE, RTMSG.pack(family.af, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0))
     except KernelError as error:
-        if error.code == errno.ENOENT:  # a host without any IPv4 address has no such table yet
+        if error.code == errno.ENOENT:  # a host without any address of the family has no such table yet
             return []
         raise
 
@@ -90,14 +94,15 @@ def more_specific(routes: Iterable[KernelRoute], network: Network) -> dict[int, 
 def own_routes(
     routes: Iterable[KernelRoute], scope: Scope, names: Mapping[int, str], wanted: AbstractSet[Network]
 ) -> list[Route]:
-    """Return the routes that are ours, and those at a destination in `wanted` that we may adopt.
+    """Return those of one family's routes that are ours, and those at a `wanted` destination to be adopted.
 
     Ours: inside Network, with our protocol number or on the overlay device. To adopt (flanneld's): the
     same destination as a wanted one, on the uplink or a blackhole. The kernel's own routes never count.
     """
     network, bits = int(scope.network.network_address), scope.network.prefixlen
     mask = int(scope.network.netmask)
-    want = {(int(dst.network_address), dst.prefixlen) for dst in wanted}
+    family = family_of(scope.network)
+    want = {(int(dst.network_address), dst.prefixlen) for dst in wanted if dst.version == family}
     found: dict[tuple[tuple[int, int], int], Route] = {}
     for route in routes:
         address, length = route.dst
@@ -107,19 +112,21 @@ def own_routes(
             continue
         if route.priority and (route.priority, route.protocol) != (LAST_METRIC, ROUTE_PROTOCOL):
             continue
-        ifname = names.get(route.oif, "")
         blackhole = route.kind == RTN_BLACKHOLE
+        ifname = "" if blackhole else names.get(route.oif, "")  # IPv6's are on lo
         ours = route.protocol == ROUTE_PROTOCOL or (scope.overlay != "" and ifname == scope.overlay)
         adoptable = route.dst in want and length > bits and (route.oif == scope.uplink or blackhole)
         if (ours or adoptable) and (route.dst, route.priority) not in found:
             found[route.dst, route.priority] = _route(
-                *(route.dst, route.gateway, ifname, route.onlink, blackhole, route.protocol, route.priority)
+                family,
+                *(route.dst, route.gateway, ifname, route.onlink, blackhole, route.protocol, route.priority),
             )
     return list(found.values())
 
 
 @lru_cache(_KEPT)  # to build thousands of them costs more than to read them, and they stay the same
 def _route(
+    family: Family,
     dst: tuple[int, int],
     gateway: bytes | None,
     ifname: str,
@@ -128,21 +135,22 @@ def _route(
     protocol: int,
     metric: int,
 ) -> Route:
-    via = IPv4Address(gateway) if gateway else None
-    return Route(IPv4Network(dst), via, ifname, onlink, blackhole, protocol, metric)
+    via = family.address(gateway) if gateway else None
+    return Route(family.network(*dst), via, ifname, onlink, blackhole, protocol, metric)
 
 
 def route_body(route: Route, ifindex: int, scope: int) -> bytes:
     """Return the body of a request that makes or removes the route; `ifindex` 0: no device."""
     kind = RTN_BLACKHOLE if route.blackhole else RTN_UNICAST
     flags = _RTNH_F_ONLINK if route.onlink else 0
-    length = route.dst.prefixlen
-    header = RTMSG.pack(_AF_INET, length, 0, 0, RT_TABLE_MAIN, route.protocol, scope, kind, flags)
+    length, family = route.dst.prefixlen, family_of(route.dst)
+    header = RTMSG.pack(family.af, length, 0, 0, RT_TABLE_MAIN, route.protocol, scope, kind, flags)
     body = header + attribute(RTA_DST, route.dst.network_address.packed)
     if route.gateway is not None:
         body += attribute(RTA_GATEWAY, route.gateway.packed)
     if ifindex:
         body += attribute(RTA_OIF, U32.pack(ifindex))
-    if route.metric:
-        body += attribute(RTA_PRIORITY, U32.pack(route.metric))
+    metric = route.metric or _USUAL_METRIC[family]
+    if metric:
+        body += attribute(RTA_PRIORITY, U32.pack(metric))
     return body

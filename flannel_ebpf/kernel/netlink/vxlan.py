@@ -8,6 +8,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.family import Family, family_of
 from flannel_ebpf.desired.objects import VxlanLink
 from flannel_ebpf.kernel.netlink.links import find_link
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
@@ -37,7 +38,7 @@ def _in_place(want: VxlanLink, old: VxlanLink) -> bool:
 
 
 def _fixed(link: VxlanLink) -> tuple[object, ...]:
-    return (link.name, link.vni, link.port, link.parent, link.learning, link.gbp)
+    return (link.name, link.vni, link.port, link.parent, link.learning, link.gbp, link.local.version)
 
 
 def _moved(ip: IPRoute, netlink: RouteSocket, want: VxlanLink, old: VxlanLink) -> bool:
@@ -45,7 +46,7 @@ def _moved(ip: IPRoute, netlink: RouteSocket, want: VxlanLink, old: VxlanLink) -
     if want.local == old.local:
         return True
     try:
-        ip.link("set", index=_index(netlink, want.name), kind="vxlan", vxlan_local=str(want.local))
+        ip.link("set", index=_index(netlink, want.name), kind="vxlan", **_local(want))
     except NetlinkError as error:
         if error.code not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
@@ -63,11 +64,17 @@ def _create(ip: IPRoute, want: VxlanLink) -> None:
         mtu=want.mtu,
         vxlan_id=want.vni,
         vxlan_link=want.parent,
-        vxlan_local=str(want.local),
+        **_local(want),
         vxlan_port=want.port,
         vxlan_learning=int(want.learning),
         **flags,
     )
+
+
+def _local(want: VxlanLink) -> dict[str, str]:
+    """Return the local address as the library wants it; it also makes the device one of its family."""
+    name = "vxlan_local" if family_of(want.local) is Family.V4 else "vxlan_local6"
+    return {name: str(want.local)}
 
 
 def _remove_former(ip: IPRoute, netlink: RouteSocket, name: str) -> None:

@@ -9,12 +9,11 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network
 
 from flannel_ebpf.base.errors import KernelError
-from flannel_ebpf.base.family import Address
+from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.base.model import PathFacts
 from flannel_ebpf.kernel.netlink.route_socket import (
     NLM_F_DUMP,
@@ -29,9 +28,7 @@ _NETLINK_XFRM = 6
 _XFRM_MSG_NEWPOLICY, _XFRM_MSG_GETPOLICY = 0x13, 0x15
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _POLICY_ID = bytes(64)  # xfrm_userpolicy_id: any
-_SELECTOR = struct.Struct(
-    "=4s12x4s12x8xHBBB"
-)  # xfrm_selector: daddr, saddr, family, prefix lengths, protocol
+_SELECTOR = struct.Struct("=16s16s8xHBBB")  # xfrm_selector: daddr, saddr, family, prefix lengths, protocol
 _DIRECTION = struct.Struct("=BB")  # of xfrm_userpolicy_info, behind selector, lifetimes, priority and index
 _DIRECTION_AT, _POLICY_SIZE = 160, 168
 _XFRM_POLICY_OUT, _XFRM_POLICY_BLOCK = 1, 1
@@ -40,15 +37,15 @@ _XFRMA_TMPL = 5
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What an outbound policy is for: IPv4 packets from `source` to `target`, `protocol` 0 for all."""
+    """What an outbound policy is for: packets from `source` to `target`, `protocol` 0 for all."""
 
-    source: IPv4Network
-    target: IPv4Network
+    source: Network
+    target: Network
     protocol: int
 
 
 def outbound_policies() -> list[Policy]:
-    """Return the policies that change or stop IPv4 packets on their way out; none without IPsec.
+    """Return the policies that change or stop packets on their way out; none without IPsec.
 
     Of the network namespace of the calling thread. Raises KernelError.
     """
@@ -72,20 +69,25 @@ def _policies(sock: socket.socket) -> Iterable[Policy]:
             if kind == NLMSG_ERROR:
                 code = -struct.unpack_from("=i", body)[0]
                 raise OSError(code, os.strerror(code))
-            policy = _parse(body) if kind == _XFRM_MSG_NEWPOLICY else None
-            if policy:
-                yield policy
+            if kind == _XFRM_MSG_NEWPOLICY:
+                yield from _parse(body)
 
 
-def _parse(body: bytes) -> Policy | None:
-    target, source, family, target_len, source_len, protocol = _SELECTOR.unpack_from(body)
+def _parse(body: bytes) -> Iterator[Policy]:
+    """Yield the policy once for each family that it is for."""
+    target, source, af, target_len, source_len, protocol = _SELECTOR.unpack_from(body)
     direction, action = _DIRECTION.unpack_from(body, _DIRECTION_AT)
     changes = action == _XFRM_POLICY_BLOCK or _XFRMA_TMPL in attributes(body, _POLICY_SIZE)
-    if direction != _XFRM_POLICY_OUT or family not in {socket.AF_UNSPEC, socket.AF_INET} or not changes:
-        return None
-    return Policy(
-        IPv4Network((source, source_len), False), IPv4Network((target, target_len), False), protocol
-    )
+    if direction != _XFRM_POLICY_OUT or not changes:
+        return
+    for family in Family:
+        if af in {socket.AF_UNSPEC, family.af} and max(source_len, target_len) <= family.bits:
+            octets = family.bits // 8
+            yield Policy(
+                family.network(source[:octets], source_len, strict=False),
+                family.network(target[:octets], target_len, strict=False),
+                protocol,
+            )
 
 
 def mark_paths(

@@ -7,8 +7,11 @@ import os
 import struct
 import subprocess
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
 
+from flannel_ebpf.base.family import Address, Network
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.desired.objects import (
     FdbEntry,
@@ -51,26 +54,54 @@ def scope(uplink: int, overlay: str = OVERLAY, network: IPv4Network = NETWORK) -
     return Scope(network, SUBNET, overlay, uplink)
 
 
-def vxlan(uplink: int) -> VxlanLink:
-    return VxlanLink(OVERLAY, 1, 8472, PUBLIC_IP, uplink, 1450, OWN_MAC)
+@dataclass(frozen=True)
+class Place:
+    """A node's part in one family, and its peers."""
+
+    network: Network
+    subnet: Network
+    public_ip: Address
+    overlay: str
+    mtu: int
+    peers: Address
+    """Public address of peer 0."""
+
+    def scope(self, uplink: int) -> Scope:
+        return Scope(self.network, self.subnet, self.overlay, uplink)
+
+    def vxlan(self, uplink: int) -> VxlanLink:
+        return VxlanLink(self.overlay, 1, 8472, self.public_ip, uplink, self.mtu, OWN_MAC)
+
+    def node(self, uplink: int) -> set[Object]:
+        """Return what a node without peers holds."""
+        address = ip_interface((self.subnet.network_address, self.subnet.max_prefixlen))
+        accept_ra = Sysctl(f"net/ipv6/conf/{self.overlay}/accept_ra", "0")
+        return {self.vxlan(uplink), LinkAddress(self.overlay, address), accept_ra}
+
+    def peer(self, number: int, network: Network | None = None) -> set[Object]:
+        """Return the three objects of one vxlan peer; numbers count subnets from the network's start."""
+        first, length = (network or self.network).network_address, self.subnet.prefixlen
+        subnet = ip_network((int(first) + (number << first.max_prefixlen - length), length))
+        if subnet.version != first.version:  # a small number that ip_network takes for IPv4
+            raise ValueError(number)
+        mac = Mac(b"\2\1" + number.to_bytes(4, "big"))
+        return {
+            Neighbour(self.overlay, subnet.network_address, mac),
+            FdbEntry(self.overlay, mac, self.peers + number),
+            Route(subnet, subnet.network_address, self.overlay, onlink=True),
+        }
 
 
-def node(uplink: int) -> set[Object]:
-    """Return what a node without peers holds."""
-    address = LinkAddress(OVERLAY, IPv4Interface(f"{SUBNET.network_address}/32"))
-    return {vxlan(uplink), address, Sysctl(f"net/ipv6/conf/{OVERLAY}/accept_ra", "0")}
-
-
-def peer(number: int, network: IPv4Network = NETWORK) -> set[Object]:
-    """Return the three objects of one vxlan peer; numbers count /24s from the network's start."""
-    subnet = IPv4Network((int(network.network_address) + number * 256, 24))
-    mac = Mac(b"\2\1" + number.to_bytes(4, "big"))
-    public = IPv4Address("172.16.0.0") + number
-    return {
-        Neighbour(OVERLAY, subnet.network_address, mac),
-        FdbEntry(OVERLAY, mac, public),
-        Route(subnet, subnet.network_address, OVERLAY, onlink=True),
-    }
+IPV4 = Place(NETWORK, SUBNET, PUBLIC_IP, OVERLAY, 1450, IPv4Address("172.16.0.0"))
+IPV6 = Place(
+    IPv6Network("fc00::/48"),
+    IPv6Network("fc00:0:0:5::/64"),
+    IPv6Address("fd00::5"),
+    "flannel-v6.1",
+    1430,
+    IPv6Address("fd16::"),
+)
+vxlan, node, peer = IPV4.vxlan, IPV4.node, IPV4.peer
 
 
 def named(*programs: Program) -> Callable[[int], str]:
@@ -79,11 +110,10 @@ def named(*programs: Program) -> Callable[[int], str]:
     return lambda number: names.get(number, "")
 
 
-def there(
-    kernel: KernelNetwork, where: Scope, *, wanted: frozenset[IPv4Network] = frozenset()
-) -> set[Object]:
+def there(kernel: KernelNetwork, where: Scope, *, wanted: AbstractSet[Network] = frozenset()) -> set[Object]:
     """Return this network's kernel path as it is now, with the sysctl of its device."""
-    sysctls = [f"net/ipv6/conf/{where.overlay}/accept_ra"] if where.overlay == OVERLAY else []
+    named_so = where.overlay in (IPV4.overlay, IPV6.overlay)
+    sysctls = [f"net/ipv6/conf/{where.overlay}/accept_ra"] if named_so else []
     return kernel.read(kernel.look(), where, wanted=wanted, sysctls=sysctls)
 
 

@@ -28,7 +28,7 @@ def netlink(uplink: int) -> Generator[RouteSocket, None, None]:
 
 
 def ports(netlink: RouteSocket) -> list[PodPort]:
-    return pod_ports(Seen(netlink), SUBNET)
+    return pod_ports(Seen(netlink), [SUBNET])
 
 
 def paths(netlink: RouteSocket, addresses: Sequence[IPv4Address], by: Uplink) -> Paths:

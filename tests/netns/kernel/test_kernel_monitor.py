@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.desired.objects import FdbEntry, Filter, LinkAddress, Route
 from flannel_ebpf.desired.plan import Delete, Put, plan
 from flannel_ebpf.kernel.monitor import KernelMonitor
@@ -48,7 +49,7 @@ def kernel(uplink: int) -> Generator[KernelNetwork, None, None]:
 def wakes(kernel: KernelNetwork) -> Generator[Wakes, None, None]:
     wakes = Wakes()
     run("ip link add cni0 type bridge", "ip link set cni0 up")
-    with KernelMonitor(wakes, OVERLAY, kernel.ports, kernel.echoes):
+    with KernelMonitor(wakes, {Family.V4: OVERLAY}, kernel.ports, kernel.echoes):
         wakes.settle()
         yield wakes
 
@@ -143,7 +144,7 @@ def test_flood_that_overruns_the_socket_is_a_change(kernel: KernelNetwork, uplin
         entered.set()
         go_on.wait(20)
 
-    with KernelMonitor(block, OVERLAY), KernelNetwork() as other:
+    with KernelMonitor(block, {Family.V4: OVERLAY}), KernelNetwork() as other:
         run("ip address add 10.1.77.1/32 dev flannel.1")
         assert entered.wait(5)
         before = calls.count
@@ -157,7 +158,7 @@ def test_flood_that_overruns_the_socket_is_a_change(kernel: KernelNetwork, uplin
 
 def test_stop_ends_the_thread_and_is_idempotent(kernel: KernelNetwork) -> None:
     before = threading.active_count()
-    monitor = KernelMonitor(lambda: None, OVERLAY)
+    monitor = KernelMonitor(lambda: None, {Family.V4: OVERLAY})
     assert threading.active_count() == before + 1
     monitor.stop()
     monitor.stop()
@@ -169,7 +170,7 @@ def test_the_kernels_own_word_is_heard_whatever_ports_are_ours(uplink: int) -> N
     with KernelNetwork() as fresh:
         assert 0 not in fresh.ports
     wakes = Wakes()
-    with KernelMonitor(wakes, OVERLAY, (0,)):
+    with KernelMonitor(wakes, {Family.V4: OVERLAY}, (0,)):
         wakes.settle()
         run("ip link set up0 mtu 1300")
         eventually(lambda: wakes.count > 0, "the wake")
@@ -193,7 +194,7 @@ INTEREST = [
 def test_only_routes_of_interest_wake(kernel: KernelNetwork, command: str, wakes_us: bool) -> None:
     wakes = Wakes()
     kernel.interest.tell([NETWORK, IPv4Network("192.168.64.0/24")], [IPv4Address("203.0.113.9")], [52])
-    with KernelMonitor(wakes, OVERLAY, kernel.ports, kernel.echoes, kernel.interest):
+    with KernelMonitor(wakes, {Family.V4: OVERLAY}, kernel.ports, kernel.echoes, kernel.interest):
         wakes.settle()
         run(command)
         if wakes_us:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import subprocess
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.model import PathFacts
 from flannel_ebpf.kernel.netlink.xfrm import Policy, mark_paths, outbound_policies
 from tests.netns.kernel.space import run
@@ -13,8 +14,8 @@ HERE, THERE = IPv4Address("192.168.64.1"), IPv4Address("192.168.64.2")
 TMPL = "tmpl proto esp mode transport"
 
 
-def net(text: str) -> IPv4Network:
-    return IPv4Network(text)
+def net(text: str) -> Network:
+    return ip_network(text)
 
 
 def test_policies_that_change_or_stop_what_goes_out_are_read(namespace: None) -> None:
@@ -31,6 +32,7 @@ def test_policies_that_change_or_stop_what_goes_out_are_read(namespace: None) ->
         Policy(net("192.168.64.1/32"), net("192.168.64.2/32"), 17),
         Policy(net("0.0.0.0/0"), net("192.168.70.0/24"), 0),
         Policy(net("10.0.0.0/8"), net("10.9.0.0/16"), 0),
+        Policy(net("fd00::1/128"), net("fd00::2/128"), 0),
     }
 
 
@@ -58,3 +60,10 @@ def test_which_paths_a_policy_is_for(policy: Policy, meant: bool) -> None:
     plain = PathFacts(1500, on_link=True)
     found = mark_paths({THERE: plain}, HERE, [policy])
     assert found == {THERE: PathFacts(1500, on_link=True, kernel_only=meant)}
+
+
+def test_a_policy_is_for_its_own_family() -> None:
+    here, there, plain = IPv6Address("fd00::1"), IPv6Address("fd00::2"), PathFacts(1500, on_link=True)
+    of_both = Policy(net("fd00::/64"), net("fd00::2/128"), 0), Policy(net("0.0.0.0/0"), net("0.0.0.0/0"), 0)
+    assert mark_paths({there: plain}, here, of_both[:1])[there].kernel_only
+    assert not mark_paths({there: plain}, here, of_both[1:])[there].kernel_only
