@@ -17,8 +17,10 @@ TESTS ?= tests/unit tests/bpf tests/netns
 
 # Frames that the fuzz tests mutate: a few in `make test`, many in `make fuzz`.
 FUZZ_FRAMES ?= 1000000
+# Random firewall rulesets for which the proof of --fastpath=auto is compared with the kernel: 20 in `make test`.
+FUZZ_RULESETS ?= 2000
 
-.PHONY: help setup packages objects demo test interop check fuzz kernels bench wheel deb install packages-test clean
+.PHONY: help setup packages objects demo test interop check fuzz kernels bench wheel deb install packages-test metrics-test docker-test clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,8 +60,9 @@ check: setup ## formatting, lint, types, import rules, C style
 	$(BIN)/lint-imports
 	clang-format --dry-run --Werror $(BPF)
 
-fuzz: setup ## feed FUZZ_FRAMES mutated frames to the BPF programs
-	@$(PYTHON) -m pytest tests/bpf -m fuzz --fuzz-frames=$(FUZZ_FRAMES) --timeout=3600 $(PYTEST_ARGS)
+fuzz: setup ## feed FUZZ_FRAMES mutated frames to the BPF programs, FUZZ_RULESETS rulesets to the proof
+	@$(PYTHON) -m pytest tests -m fuzz --fuzz-frames=$(FUZZ_FRAMES) --fuzz-rulesets=$(FUZZ_RULESETS) \
+		--timeout=7200 $(PYTEST_ARGS)
 
 kernels: setup ## probe, bpf tests and two talking nodes on Debian's 5.10, 6.1 and 6.12; downloads them
 	@tools/kernel_matrix.sh $(KERNELS)
@@ -82,6 +85,9 @@ install: setup ## install for this host's Python, with unit, man pages and compl
 
 packages-test: setup ## install, upgrade and purge the .deb on booted Debian 12 and 13, and the wheel elsewhere
 	@$(PYTHON) -m pytest tests/hosts/test_packages.py $(PYTEST_ARGS)
+
+metrics-test: setup ## scrape two nodes with a real Prometheus and compare with iperf3; check the alerts
+	@$(PYTHON) -m pytest tests/hosts/test_prometheus.py $(PYTEST_ARGS)
 
 clean: ## remove what the targets above made in this folder
 	@$(MAKE) --no-print-directory --quiet -C bpf clean

@@ -27,6 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fuzz-frames", type=int, default=20_000, help="mutated frames per fuzz test (default 20000)"
     )
     parser.addoption("--race-tries", type=int, default=100, help="allocations in a race test (default 100)")
+    parser.addoption(
+        "--fuzz-rulesets", type=int, default=20, help="random firewall rulesets to judge (default 20)"
+    )
 
 
 def pytest_configure() -> None:
@@ -68,6 +71,12 @@ def fuzz_frames(request: pytest.FixtureRequest) -> int:
 def race_tries(request: pytest.FixtureRequest) -> int:
     """How often a race test has nodes race."""
     return int(request.config.getoption("--race-tries"))
+
+
+@pytest.fixture(scope="session")
+def fuzz_rulesets(request: pytest.FixtureRequest) -> int:
+    """How many random rulesets the proof is compared with the kernel for."""
+    return int(request.config.getoption("--fuzz-rulesets"))
 
 
 NO_SKIPS = "a skip counts as a failure here: every machine that runs these tests must be able to run all"

@@ -27,6 +27,7 @@ from flannel_ebpf.base.errors import LeaseLost, ThreadDied
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.backends import Node, backend_of
 from flannel_ebpf.desired.firewall_rules import Tool
+from flannel_ebpf.host.build import commit
 from flannel_ebpf.host.lock import claim, network_lock
 from flannel_ebpf.host.remembered import remember_sysctl
 from flannel_ebpf.kernel.firewall.monitor import RulesMonitor
@@ -185,7 +186,10 @@ class Daemon:
             return
         from flannel_ebpf.agent.metrics import NodeCollector, registry  # noqa: PLC0415 - costs memory, rarely asked for
 
-        collector = NodeCollector(config.network, self._options.bpf_pin_root, lambda: loop.last)
+        overlay = backend_of(config).overlay_name(config, config.pools[0].family)
+        collector = NodeCollector(
+            config.network, self._options.bpf_pin_root, overlay, lambda: loop.last, commit()
+        )
         server = HealthServer(
             address, int(port), self._is_ready, registry(collector), source="--metrics-listen"
         )

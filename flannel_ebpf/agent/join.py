@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from flannel_ebpf.agent import health
 from flannel_ebpf.agent.wake import Stop
 from flannel_ebpf.base.config import NetworkConfig, UdpConfig, VxlanConfig, parse_network_config
 from flannel_ebpf.base.errors import ConfigError, FlannelError, UnknownBackend
@@ -51,6 +52,7 @@ def persist(attempt: Callable[[], _T], what: str, stop: Stop) -> _T:
         except FlannelError as error:
             if str(error) != said and not stop.is_set():
                 log.warning("%s, trying again every %g s: %s", what, RETRY, error)
+                health.notify(f"STATUS={what}: {error}")
                 said = str(error)
             stop.wait(RETRY)
     raise Stopped(f"stopped while {what}")

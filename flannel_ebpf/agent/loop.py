@@ -7,6 +7,7 @@ right, a short pass carries out what they alter; whatever speaks against it brin
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from flannel_ebpf.agent.join import choose_uplink, claim_of
 from flannel_ebpf.agent.reconcile import Outcome, Reconciler
 from flannel_ebpf.agent.status_file import Report
 from flannel_ebpf.agent.wake import Stop, Wake
+from flannel_ebpf.base import tally
 from flannel_ebpf.base.config import NetworkConfig, UdpConfig
 from flannel_ebpf.base.errors import (
     ConfigError,
@@ -83,6 +85,8 @@ class Loop:
         self._due = 0.0
         self._asked = False
         self._budget = Budget()
+        self._pulse = health.watchdog_seconds()
+        self._status = ""
         self.ready = False
         self.last: Outcome | None = None
 
@@ -98,7 +102,9 @@ class Loop:
             if view.leases and (now >= self._due or (self._asked and not self._budget.wait(now))):
                 self._asked = False
                 self._due = self._attend(view) + time.monotonic()
-            wake.wait(self._next() - time.monotonic())
+            if self._pulse < math.inf:
+                health.notify("WATCHDOG=1")
+            wake.wait(min(self._next() - time.monotonic(), self._pulse))
 
     def _next(self) -> float:
         """Return when there is something to do again, if nothing happens until then."""
@@ -118,6 +124,7 @@ class Loop:
             return False
         if outcome is None:
             return False
+        tally.count("passes", "short", "ok")
         self._tell(outcome)
         self._close(view, outcome)
         return True
@@ -129,6 +136,7 @@ class Loop:
         outcome = self._survive(view)
         cost = time.thread_time() - begun
         self._budget.spend(cost, time.monotonic())
+        _count(outcome, cost)
         delay = min(max(cost / SHARE, SHORTEST), self._parts.firewall.lifetime)
         if outcome.stopped or outcome.failures:
             delay = self._retry if outcome.errors("own") else max(self._retry, cost / FAILING_SHARE)
@@ -174,12 +182,16 @@ class Loop:
         self.ready = ready
         if ready and not self._notified:
             self._notified = True
-            health.notify_ready()
+            health.notify("READY=1")
             log.info("ready: subnet %s, MTU in %s", named(self._node.subnets), self._options.subnet_file)
 
     def _close(self, view: View, outcome: Outcome) -> None:
         self.last, self._view = outcome, view
         self._parts.report.write(self._node, self._parts.keeper.lease, view, outcome, ready=self.ready)
+        status = _in_a_line(self._node, outcome)
+        if status != self._status:
+            self._status = status
+            health.notify(f"STATUS={status}")
 
     def _follow_uplink(self, seen: Seen) -> None:
         """Take the uplink as it is now; a new address is published under the same subnet.
@@ -235,6 +247,23 @@ class Loop:
         if len(new) > MOST_SAID:
             log.warning("and %d more like these; `flannel-ebpf status` counts them", len(new) - MOST_SAID)
         self._said = frozenset(problems)
+
+
+def _count(outcome: Outcome, cost: float) -> None:
+    """Add a whole pass to the process's tally."""
+    errors = [*outcome.errors("own"), *outcome.errors("part")]
+    tally.count("passes", "whole", "failed" if errors else "ok")
+    tally.count("pass_seconds", "whole", by=cost)
+    for error in errors:
+        tally.count("errors", type(error).__name__)
+
+
+def _in_a_line(node: Node, outcome: Outcome) -> str:
+    """Return what `systemctl status` shows of us."""
+    failed = len(outcome.errors("own")) + len(outcome.errors("part"))
+    path = f"BPF by {outcome.attach}" if outcome.accelerated else "kernel path"
+    parts = [f"{named(node.subnets)} of {node.config.network}", f"{len(outcome.peers)} peers", path]
+    return ", ".join([*parts, f"{failed} FAILED"] if failed else parts)
 
 
 def _worded(error: FlannelError, config: NetworkConfig) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flannel_ebpf.agent.reconcile import Outcome
+from flannel_ebpf.base import tally
 from flannel_ebpf.base.model import Lease
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.backends import Node, backend_of
@@ -19,6 +20,10 @@ log = logging.getLogger(__name__)
 
 SHOWN, LONGEST = 50, 500
 """Failures and skipped leases that are written out, and the characters of each."""
+
+
+MINUTE = 60
+"""Seconds; the report would change with every answer of etcd otherwise."""
 
 
 class Report:
@@ -55,6 +60,8 @@ class Report:
             "warnings": list(outcome.warnings),
             "failures": _first([str(error) for error in errors]),
             "handed_over": False,
+            "etcd": _etcd(self._options),
+            "options": {"fastpath": self._options.fastpath, "ip_masq": self._options.ip_masq},
         }
         if content == self._written:
             return
@@ -66,6 +73,20 @@ class Report:
             self._warned = True
             return
         self._written = content
+
+
+def _etcd(options: Options) -> dict[str, Any]:
+    """Return how etcd is reached, without the password, and when it last answered, to the minute."""
+    etcd = options.etcd
+    return {
+        "endpoints": list(etcd.endpoints),
+        "prefix": etcd.prefix,
+        "keyfile": etcd.keyfile,
+        "certfile": etcd.certfile,
+        "cafile": etcd.cafile,
+        "username": etcd.username,
+        "answered_at": int(tally.MARKS.get("etcd_answer", 0)) // MINUTE * MINUTE,
+    }
 
 
 def _first(texts: Sequence[str]) -> list[str]:

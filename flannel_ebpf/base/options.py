@@ -17,6 +17,7 @@ FastpathChoice = Literal["flows", "subnets", "off"]
 SourceCheckChoice = Literal["drop", "count", "off"]
 XdpChoice = Literal["off", "generic", "native", "auto"]
 AttachChoice = Literal["auto", "tcx", "clsact"]
+LogFormat = Literal["klog", "json"]
 
 Spelling = Literal["", "endpoints", "prefix", "mark", "listen", "listen-address"]
 """How a value is written, where its type does not say so."""
@@ -140,6 +141,7 @@ class Options:
     )
     bpf_objects: Path = flag(Path(__file__).parents[1] / "_programs", "Folder of the compiled BPF programs.")
     metrics_listen: str = flag("", "ADDRESS:PORT of the Prometheus endpoint.", spelling="listen")
+    log_format: LogFormat = flag("klog", "Log lines as flanneld's, or a JSON object each.")
 
     @property
     def renew_margin(self) -> float:

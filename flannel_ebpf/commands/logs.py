@@ -1,9 +1,12 @@
-"""Log lines on stderr in klog's form, one line an event."""
+"""Log lines on stderr in klog's form or as JSON, one line an event."""
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+
+from flannel_ebpf.base.options import LogFormat
 
 _LETTERS = {"DEBUG": "I", "CRITICAL": "F"}
 
@@ -24,12 +27,33 @@ class KlogFormatter(logging.Formatter):
         return f"{letter}{stamp}.{micros:06d} {place}] {record.message}"
 
 
-def log_to_stderr(verbosity: int) -> None:
+class JsonFormatter(logging.Formatter):
+    """`{"ts": "2026-11-21T03:02:44.123456Z", "level": "info", "msg": ...}`, UTC; a trace has its own key."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line without its end."""
+        micros = int(record.created % 1 * 1_000_000)
+        line = {
+            "ts": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{micros:06d}Z",
+            "level": record.levelname.lower(),
+            "msg": record.getMessage(),
+            "caller": f"{record.filename}:{record.lineno}",
+            "pid": record.process,
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+_FORMATTERS: dict[LogFormat, type[logging.Formatter]] = {"klog": KlogFormatter, "json": JsonFormatter}
+
+
+def log_to_stderr(verbosity: int, form: LogFormat = "klog") -> None:
     """Send this program's log to stderr, from 1 on with details; of libraries only what is wrong.
 
     pyroute2 alone would write a hundred lines a second: every message of netlink.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(KlogFormatter())
+    handler.setFormatter(_FORMATTERS[form]())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("flannel_ebpf").setLevel(logging.DEBUG if verbosity >= 1 else logging.INFO)

@@ -15,6 +15,7 @@ from flannel_ebpf.base.errors import ConfigError, LeaseConflict
 from flannel_ebpf.base.family import Family, family_of
 from flannel_ebpf.base.model import Claim, Endpoint, Lease, named
 from flannel_ebpf.commands.flags import etcd_flags, options_from
+from flannel_ebpf.commands.told import etcd_options
 from flannel_ebpf.commands.values import Address, Subnet
 from flannel_ebpf.leases.allocate import shared
 from flannel_ebpf.leases.lease_format import config_key
@@ -120,9 +121,10 @@ def _registry(values: dict[str, Any]) -> Iterator[Registry]:
     from flannel_ebpf.leases.etcd import EtcdClient, Registry  # noqa: PLC0415 - gRPC is slow to import
 
     options = options_from(values)
-    client = EtcdClient(options.etcd)
+    etcd = etcd_options(options)
+    client = EtcdClient(etcd)
     try:
-        yield Registry(client, options.etcd.prefix)
+        yield Registry(client, etcd.prefix)
     finally:
         client.close()
 

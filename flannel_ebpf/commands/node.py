@@ -37,7 +37,7 @@ def up(verbosity: int, **values: Any) -> int:
     from flannel_ebpf.agent.daemon import run  # noqa: PLC0415 - only this command needs the daemon
     from flannel_ebpf.commands.logs import log_to_stderr  # noqa: PLC0415 - likewise
 
-    log_to_stderr(verbosity)
+    log_to_stderr(verbosity, options.log_format)
     unknown = unknown_variables(click.get_current_context().command, os.environ)
     if unknown:
         log.warning("these variables are no flag's and are ignored: %s", ", ".join(unknown))

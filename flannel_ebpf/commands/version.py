@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import click
 
 from flannel_ebpf.base.errors import BpfError
-from flannel_ebpf.base.options import Options
+from flannel_ebpf.host.build import PROGRAMS, commit
 from flannel_ebpf.kernel.programs.probe import has_tcx, probe
 
 _LIBRARIES = ("etcd3", "grpcio", "protobuf", "pyroute2", "click")
@@ -44,11 +43,10 @@ def version(as_json: bool) -> None:
 
 def facts() -> dict[str, Any]:
     """Return it all as plain values; what cannot be found out is "" or says why."""
-    programs = Options().bpf_objects
     return {
         "version": metadata.version("flannel-ebpf"),
-        "commit": _commit(programs),
-        "objects": {path.name: _digest(path) for path in sorted(programs.glob("*.o"))},
+        "commit": commit(),
+        "objects": {path.name: _digest(path) for path in sorted(PROGRAMS.glob("*.o"))},
         "kernel": {"release": os.uname().release, **_kernel()},
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
@@ -57,19 +55,6 @@ def facts() -> dict[str, Any]:
 
 def _digest(path: Path) -> str:
     return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
-
-
-def _commit(programs: Path) -> str:
-    """Return the commit that a package was built of, or that a checkout is at."""
-    top = programs.parents[1]
-    if not (top / ".git").exists():
-        noted = programs / "commit"
-        return noted.read_text() if noted.exists() else ""
-    asked = ["git", "-C", str(top), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def _kernel() -> dict[str, Any]:

@@ -33,10 +33,35 @@ _SHAPE: Mapping[str, Any] = {
     "warnings": [str],
     "failures": [str],
     "handed_over": bool,
+    "etcd": {
+        "endpoints": [str],
+        "prefix": str,
+        "keyfile": str,
+        "certfile": str,
+        "cafile": str,
+        "username": str,
+        "answered_at": int,
+    },
+    "options": {"fastpath": str, "ip_masq": bool},
 }
 """Keys and what their values are; addresses and networks are texts."""
 
-_LATER: Content = {"etcd_prefix": "", "ready": False, "warnings": [], "handed_over": False}
+_LATER: Content = {
+    "etcd_prefix": "",
+    "ready": False,
+    "warnings": [],
+    "handed_over": False,
+    "etcd": {
+        "endpoints": [],
+        "prefix": "",
+        "keyfile": "",
+        "certfile": "",
+        "cafile": "",
+        "username": "",
+        "answered_at": 0,
+    },
+    "options": {"fastpath": "", "ip_masq": False},
+}
 """What a report of an older version lacks."""
 
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from random import SystemRandom
 
+from flannel_ebpf.base import tally
 from flannel_ebpf.base.config import NetworkConfig
 from flannel_ebpf.base.errors import (
     ConfigError,
@@ -183,6 +184,7 @@ class LeaseKeeper:
                 return
             except EtcdError as error:
                 self._unanswered = True
+                tally.count("lease_renewals", "failed")
                 self._look_at = _now() + self._retry
                 log.warning(
                     "lease %s not looked after, next try in %g s: %s", self.lease.key, self._retry, error
@@ -250,6 +252,8 @@ class LeaseKeeper:
         if not lease.etcd_lease:
             self._renew_at = float("inf")
         elif renewed:
+            tally.count("lease_renewals", "ok")
+            tally.mark("lease_expiry", _now() + self._ttl)
             self._renew_at = _now() + self._ttl - self._margin
         self._look_at = self._renew_at
 

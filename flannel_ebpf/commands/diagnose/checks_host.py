@@ -77,8 +77,8 @@ def etcd(facts: Facts) -> Iterator[Finding]:
     if not found.error and facts.report and not found.lease:
         effect = "other nodes do not know this one"
         yield Finding(f"etcd has no lease of {facts.report['subnet']}", effect, "restart the daemon")
-    age = facts.report.get("etcd", {}).get("answered_ago")
-    if age is not None and age > _OLD_ANSWER and not found.error:
+    age = facts.etcd_age
+    if age > _OLD_ANSWER and facts.here and facts.here.pid and not found.error:
         yield Finding(
             f"the daemon's last answer of etcd is {age:.0f} s old", "it works on old leases", "restart it"
         )

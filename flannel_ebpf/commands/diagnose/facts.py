@@ -20,6 +20,7 @@ from flannel_ebpf.base.options import EtcdOptions, Options
 from flannel_ebpf.commands.diagnose.networks import Here
 from flannel_ebpf.commands.diagnose.paths import ip
 from flannel_ebpf.commands.diagnose.tables import pods_of
+from flannel_ebpf.commands.told import as_told
 from flannel_ebpf.host import subnet_env
 from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.hooks.standing import Hook, standing
@@ -74,6 +75,8 @@ class Facts:
     pods: Sequence[Json] = ()
     peers: Sequence[Json] = ()
     etcd: Etcd = Etcd(asked=False)
+    etcd_age: float = 0.0
+    """Seconds since the daemon last had an answer of etcd, 0 when it has not told."""
     clock_synchronised: bool = True
     subnet_file: Json = field(default_factory=dict)
     driver: str = ""
@@ -129,6 +132,7 @@ def gather(options: Options, here: Here | None) -> Facts:
         reasons=read("reasons", reasons, maps, otherwise={}) if maps else {},
         pods=read("pods", pods_of, here, otherwise=()) if here and maps else (),
         etcd=_etcd(options, here),
+        etcd_age=_etcd_age(here),
         clock_synchronised=_clock(),
         subnet_file=read("subnet file", _subnet_file, options.subnet_file, otherwise={}),
         driver=_driver(uplink),
@@ -182,8 +186,9 @@ def _etcd(options: Options, here: Here | None) -> Etcd:
     """Ask etcd for our own lease, within some seconds."""
     from flannel_ebpf.leases.etcd import EtcdClient, Registry  # noqa: PLC0415 - gRPC is slow to import
 
-    told = dict(here.report.get("etcd", {})) if here else {}
-    asked = told_options(options.etcd, told)
+    told = here.report.get("etcd", {}) if here else {}
+    given = options.etcd.endpoints != EtcdOptions().endpoints or not told.get("endpoints")
+    asked = options.etcd if given else as_told(told, options.etcd.password)
     if asked.username and not asked.password:
         return Etcd(asked=False, error="it wants a password, which only the daemon has")
     begun = time.monotonic()
@@ -200,14 +205,9 @@ def _etcd(options: Options, here: Here | None) -> Etcd:
     return Etcd(asked=True, seconds=time.monotonic() - begun, lease=lease)
 
 
-def told_options(given: EtcdOptions, told: Json) -> EtcdOptions:
-    """Return the options of etcd: those given, or the daemon's where none is given."""
-    if given.endpoints != EtcdOptions().endpoints or not told:
-        return given
-    names = ("prefix", "keyfile", "certfile", "cafile", "username")
-    return EtcdOptions(
-        tuple(told["endpoints"]), **{name: told.get(name, "") for name in names}, password=given.password
-    )
+def _etcd_age(here: Here | None) -> float:
+    answered = here.report.get("etcd", {}).get("answered_at", 0) if here else 0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - answered if answered else 0.0
 
 
 def _clock() -> bool:

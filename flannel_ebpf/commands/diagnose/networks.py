@@ -16,7 +16,7 @@ from flannel_ebpf.commands.values import Subnet
 from flannel_ebpf.commands.which import known
 from flannel_ebpf.host import report
 from flannel_ebpf.host.lock import holder, lock_path
-from flannel_ebpf.kernel.programs import pins
+from flannel_ebpf.kernel.programs.readout import newest_maps
 
 network_flag: Callable[[Any], Any] = click.option(
     "--network", "only", type=Subnet(), help="Of several networks on this host, this one."
@@ -52,12 +52,6 @@ def _here(options: Options, network: Network, told: report.Content | None) -> He
         holder(lock_path(options.state_dir, network)),
         newest_maps(network, options.bpf_pin_root),
     )
-
-
-def newest_maps(network: Network, root: Path) -> Path | None:
-    """Return the folder of the maps that programs use now."""
-    folders = [one.path for one in pins.Pins.of(network, root).generations() if one.kind == "maps"]
-    return max(folders, key=lambda folder: folder.stat().st_mtime_ns, default=None)
 
 
 def maps_of(here: Sequence[Here]) -> list[tuple[Here, Path]]:

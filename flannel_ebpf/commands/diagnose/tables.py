@@ -24,7 +24,8 @@ from flannel_ebpf.commands.diagnose.console import (
     table,
 )
 from flannel_ebpf.commands.diagnose.networks import Here, maps_of, network_flag, networks
-from flannel_ebpf.commands.flags import etcd_flags, node_flags, options_from
+from flannel_ebpf.commands.flags import node_flags, options_from
+from flannel_ebpf.commands.told import etcd_options
 from flannel_ebpf.commands.values import OptionalAddress
 from flannel_ebpf.kernel.hooks.standing import standing
 from flannel_ebpf.kernel.netlink.links import read_addresses, read_links
@@ -170,15 +171,16 @@ def _wanted(
 
 
 @click.command(short_help="Show every node's subnet as etcd has it.")
-@etcd_flags
+@node_flags
 @json_flag
 def leases(as_json: bool, **values: Any) -> None:
     """Show all subnet leases, how long each still lives, and keys that are none."""
     from flannel_ebpf.leases.etcd import EtcdClient, Registry  # noqa: PLC0415 - gRPC is slow to import
 
     options = options_from(values)
-    with closing(EtcdClient(options.etcd)) as client, RouteSocket() as netlink:
-        registry = Registry(client, options.etcd.prefix)
+    etcd = etcd_options(options)
+    with closing(EtcdClient(etcd)) as client, RouteSocket() as netlink:
+        registry = Registry(client, etcd.prefix)
         snapshot = registry.snapshot()
         own = _own_addresses(netlink)
         rows = [

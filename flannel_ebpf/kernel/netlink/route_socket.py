@@ -53,11 +53,16 @@ class Answer(NamedTuple):
 
 
 class RouteSocket:
-    """An rtnetlink socket of the network namespace of the thread that makes it; one thread at a time."""
+    """A netlink socket of the network namespace of the thread that makes it; one thread at a time.
 
-    def __init__(self, groups: int = 0, buffer: int = _RECEIVE_BUFFER) -> None:
+    `protocol`: rtnetlink, or another that speaks in the same attributes.
+    """
+
+    def __init__(
+        self, groups: int = 0, buffer: int = _RECEIVE_BUFFER, protocol: int = socket.NETLINK_ROUTE
+    ) -> None:
         with edge("netlink socket"):
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
         try:
             with edge("netlink socket"):
                 self._prepare(groups, buffer)

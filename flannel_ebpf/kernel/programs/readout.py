@@ -13,16 +13,21 @@ from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.kernel.programs.pins import Pins
 
 
+def newest_maps(network: Network, root: Path) -> Path | None:
+    """Return the folder of the maps that programs use now, None without any; raises BpfError."""
+    with edge(f"pins of {network}", BpfError):  # a generation may go while we look
+        folders = [one.path for one in Pins.of(network, root).generations() if one.kind == "maps"]
+        return max(folders, key=lambda folder: folder.stat().st_mtime_ns, default=None)
+
+
 def read_pinned(network: Network, root: Path) -> dict[str, Any]:
     """Return what the pinned maps hold: peers with their traffic, pods, reasons by hook; {} without maps.
 
     Raises BpfError.
     """
-    folders = [one.path for one in Pins.of(network, root).generations() if one.kind == "maps"]
-    if not folders:
+    newest = newest_maps(network, root)
+    if newest is None:
         return {}
-    with edge(f"pins of {network}", BpfError):  # a generation may go while we look
-        newest = max(folders, key=lambda folder: folder.stat().st_mtime_ns)
     return {"peers": list(read_peers(newest)), "pods": list(_pods(newest)), "reasons": reasons(newest)}
 
 
@@ -60,4 +65,19 @@ def reasons(folder: Path) -> dict[str, dict[str, int]]:
             hooks = {hook.name.lower(): getattr(count, hook.name.lower()) for hook in abi.Hook}
             if any(hooks.values()):
                 found[abi.Reason(abi.unpack_u32(key)).name] = {k: v for k, v in hooks.items() if v}
+    return found
+
+
+def fill(network: Network, root: Path) -> dict[str, tuple[int, int]]:
+    """Return (entries, room) of each map that can be full; the flow table cannot: new replaces old there.
+
+    Raises BpfError.
+    """
+    folder = newest_maps(network, root)
+    if folder is None:
+        return {}
+    found = {}
+    for name in ("fl_peers", "fl_vteps", "fl_pods", "fl_ports"):
+        with Map.open(folder / name) as one:
+            found[name] = (len(one.items()), one.info.max_entries)
     return found

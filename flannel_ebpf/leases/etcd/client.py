@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
 
-from flannel_ebpf.base.errors import ConfigError, EtcdClosed, EtcdUnavailable
+from flannel_ebpf.base import tally
+from flannel_ebpf.base.errors import ConfigError, EtcdClosed, EtcdError, EtcdRefused, EtcdUnavailable
 from flannel_ebpf.base.options import EtcdOptions
 from flannel_ebpf.leases.etcd.session import Session
 
@@ -51,7 +53,7 @@ class EtcdClient:
         for _ in range(len(self._targets) + 1):
             session = self.session()
             try:
-                return session.ask(name, request)
+                return _counted(session, name, request)
             except EtcdUnavailable as error:
                 if self._closed:
                     raise EtcdClosed("the etcd client was closed") from None
@@ -98,6 +100,20 @@ class EtcdClient:
             session, self._session = self._session, None
         if session is not None:
             session.close()
+
+
+def _counted(session: Session, name: str, request: Any) -> Any:
+    """Ask, and count how that went."""
+    begun = time.monotonic()
+    try:
+        response = session.ask(name, request)
+    except EtcdError as error:
+        tally.count("etcd_requests", "refused" if isinstance(error, EtcdRefused) else "unavailable")
+        raise
+    tally.count("etcd_requests", "ok")
+    tally.count("etcd_request_seconds", by=time.monotonic() - begun)
+    tally.mark("etcd_answer", time.clock_gettime(time.CLOCK_BOOTTIME))
+    return response
 
 
 def _parse_endpoint(url: str) -> tuple[str, str]:

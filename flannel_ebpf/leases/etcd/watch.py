@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from flannel_ebpf.base import tally
 from flannel_ebpf.base.errors import EtcdClosed, EtcdError, EtcdRefused
 from flannel_ebpf.leases.etcd import messages
 from flannel_ebpf.leases.etcd.client import EtcdClient
@@ -99,6 +100,7 @@ class Watch:
                     raise EtcdRefused(f"{session.target}: watch cancelled: {response.cancel_reason}")
                 if response.created:
                     log.info("watching etcd at %s", session.target)
+                    tally.count("etcd_watches")
                     self.connected, self._pause = True, FIRST_PAUSE
                     self._on_stream()
                 if response.events:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import http.client
+import math
+import os
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from flannel_ebpf.agent import health
 from flannel_ebpf.agent.health import MOST_CLIENTS, HealthServer
 from flannel_ebpf.base.errors import ConfigError
 from tests.polls import eventually
@@ -121,3 +125,26 @@ def test_a_server_without_descriptors_waits_for_one(
     monkeypatch.setattr(socket.socket, "accept", accept_or_not)
     assert ask(server.port, "/healthz")[0] == 200
     assert not refused[0]
+
+
+def test_the_supervisor_hears_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(place))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(place))
+        health.notify("READY=1", "STATUS=3 peers")
+        assert channel.recv(100) == b"READY=1\nSTATUS=3 peers"
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    health.notify("WATCHDOG=1")
+
+
+@pytest.mark.parametrize(
+    ("micros", "pid", "seconds"),
+    [("60000000", "", 30.0), ("", "", math.inf), ("60000000", "1", math.inf), ("soon", "", math.inf)],
+)
+def test_the_watchdog_is_told_twice_as_often_as_it_asks(
+    micros: str, pid: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", micros)
+    monkeypatch.setenv("WATCHDOG_PID", pid or str(os.getpid()))
+    assert health.watchdog_seconds() == seconds

@@ -257,7 +257,11 @@ def test_a_node_whose_file_cannot_be_written_is_not_ready() -> None:
 
 def test_ready_is_told_once_and_after_the_file(calm: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[bool] = []
-    monkeypatch.setattr(health, "notify_ready", lambda: told.append(calm.subnet_file.exists()))
+    monkeypatch.setattr(
+        health,
+        "notify",
+        lambda *lines: told.append(calm.subnet_file.exists()) if "READY=1" in lines else None,
+    )
     run(Parts(), kernel, kernel, options=calm)
     assert told == [True]
 

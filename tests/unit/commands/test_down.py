@@ -97,6 +97,16 @@ def content(network: IPv4Network = NETWORK, **changes: Any) -> report.Content:
         "warnings": [],
         "failures": [],
         "handed_over": False,
+        "etcd": {
+            "endpoints": ["http://192.0.2.9:2379"],
+            "prefix": "/one",
+            "keyfile": "",
+            "certfile": "",
+            "cafile": "",
+            "username": "",
+            "answered_at": 60,
+        },
+        "options": {"fastpath": "flows", "ip_masq": True},
         **changes,
     }
 

@@ -22,9 +22,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_an_older_versions_report_lacks_what_came_later(tmp_path: Path) -> None:
-    later = ("etcd_prefix", "handed_over", "ready", "warnings")
+    later = ("etcd_prefix", "handed_over", "ready", "warnings", "etcd", "options")
     report.write(tmp_path, {key: value for key, value in content().items() if key not in later})
-    assert report.read(tmp_path, NETWORK) == content(etcd_prefix="", ready=False)
+    read = report.read(tmp_path, NETWORK)
+    assert read
+    assert read["etcd"]["endpoints"] == []
+    kept = {key: read[key] for key in ("etcd", "options")}
+    assert read == content(etcd_prefix="", ready=False, **kept)
 
 
 WRONG: dict[str, Any] = {

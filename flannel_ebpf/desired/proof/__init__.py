@@ -1,0 +1,1 @@
+"""Which pods no firewall rule can concern: the proof behind `--fastpath=auto`."""

@@ -1,0 +1,65 @@
+"""Which metrics there are: names and labels that boards and alerts rely on."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+
+from flannel_ebpf.agent.metrics import PEERS, NodeCollector, _traffic, registry
+from flannel_ebpf.agent.reconcile import Outcome
+from flannel_ebpf.base import tally
+from flannel_ebpf.base.errors import KernelError
+
+TOP = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    outcome = Outcome(stopped=KernelError("no"), pods=2, accelerated=True)
+    collector = NodeCollector(IPv4Network("10.1.0.0/16"), tmp_path, "lo", lambda: outcome, "abc")
+    tally.count("passes", "whole", "ok")
+    tally.mark("etcd_answer", time.clock_gettime(time.CLOCK_BOOTTIME) - 7)
+    tally.mark("lease_expiry", time.clock_gettime(time.CLOCK_BOOTTIME) + 100)
+    return generate_latest(registry(collector)).decode()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        r'flannel_ebpf_build_info{commit="abc",python="3[\d.]+",version="[\d.]+"} 1.0',
+        r'flannel_ebpf_passes_total{kind="whole",result="ok"} \d+.0',
+        r"flannel_ebpf_etcd_last_answer_age_seconds 7.\d+",
+        r"flannel_ebpf_lease_expires_in_seconds 99.\d+",
+        r"flannel_ebpf_accelerated 1.0",
+        r'flannel_ebpf_failures{weight="own"} 1.0',
+        r'flannel_ebpf_kernel_path_bytes_total{direction="tx"} \d.*',
+        r"process_resident_memory_bytes \d.*",
+    ],
+)
+def test_a_node_without_programs_tells_of_itself(text: str, line: str) -> None:
+    assert re.search(f"^{line}$", text, re.MULTILINE), text
+
+
+def test_many_peers_are_bounded_the_idle_ones_together() -> None:
+    peers = [
+        {"subnet": f"10.{number}", "tx_packets": 1, "tx_bytes": number, "rx_packets": 1, "rx_bytes": 0}
+        for number in range(PEERS + 5)
+    ]
+    packets, size = _traffic(peers)
+    assert len(packets.samples) == 2 * (PEERS + 1)
+    (other,) = [one for one in size.samples if one.labels == {"peer": "other", "direction": "tx"}]
+    assert other.value == 0 + 1 + 2 + 3 + 4
+
+
+def test_the_board_and_the_alerts_name_metrics_that_there_are() -> None:
+    known = (TOP / "docs/metrics.md").read_text()
+    board = (TOP / "deploy/grafana/flannel-ebpf.json").read_text()
+    assert json.loads(board)["panels"]
+    used = set(re.findall(r"\bflannel_ebpf_\w+", board + (TOP / "deploy/prometheus/alerts.yml").read_text()))
+    assert {name for name in used if f"`{name}" not in known} == set()
