@@ -80,6 +80,8 @@ def test_runs_crashes_hangs_and_is_upgraded_under_traffic(
     host: Machine, deb: Path, newer_deb: Path, lab: Lab
 ) -> None:
     install(host, deb)
+    host.sh(f"mkdir /etc/systemd/system/{UNIT}.d; cd /etc/systemd/system/{UNIT}.d;"
+            "printf '[Service]\\nWatchdogSec=4\\n' > watchdog.conf; systemctl daemon-reload")  # fmt: skip
     node, other = lab.node("n1"), lab.node("n2")
     start(host, node)
     other.start_daemon()
@@ -96,6 +98,12 @@ def test_runs_crashes_hangs_and_is_upgraded_under_traffic(
         ["iperf3", "-c", str(pods[1].ip), "-t", "600", "-b", "200M", "--connect-timeout", "9000"]
     )
 
+    assert re.search(r"1 peers, BPF by (tcx|clsact)", shown(host, "StatusText"))
+
+    pid = shown(host, "MainPID")
+    host.sh(f"kill -STOP {pid}")  # it hangs: the watchdog notices
+    eventually(lambda: shown(host, "MainPID") not in ("0", pid), "started again by the watchdog", 60)
+    eventually(lambda: shown(host, "ActiveState") == "active", "active again", 30)
     pid = shown(host, "MainPID")
     host.sh(f"kill -KILL {pid}")
     eventually(
