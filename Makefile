@@ -20,7 +20,8 @@ FUZZ_FRAMES ?= 1000000
 # Random firewall rulesets for which the proof of --fastpath=auto is compared with the kernel: 20 in `make test`.
 FUZZ_RULESETS ?= 2000
 
-.PHONY: help setup packages objects demo test interop check fuzz kernels bench wheel deb install packages-test metrics-test docker-test clean
+.PHONY: help setup packages objects demo test interop check fuzz kernels bench wheel deb image install \
+	packages-test metrics-test docker-test clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +83,12 @@ deb: setup ## build dist/flannel-ebpf_*.deb for Debian 12 and 13
 install: setup ## install for this host's Python, with unit, man pages and completion
 	@tools/packages/install.sh
 	@tools/packages/install_unit.sh
+
+image: deb ## build dist/flannel-ebpf-image.tar for docker load, without a registry
+	@tools/packages/image.sh
+
+docker-test: setup ## Docker Engine on two booted hosts, the CNI plugins on two nodes
+	@$(PYTHON) -m pytest tests/hosts/test_docker.py tests/hosts/test_cni.py $(PYTEST_ARGS)
 
 packages-test: setup ## install, upgrade and purge the .deb on booted Debian 12 and 13, and the wheel elsewhere
 	@$(PYTHON) -m pytest tests/hosts/test_packages.py $(PYTEST_ARGS)
