@@ -54,7 +54,7 @@ class CniPod:
         return done.stdout
 
     def _call(self, verb: str, plugin: dict[str, Any], before: Any) -> Any:
-        config = {"name": "cbr0", "cniVersion": "0.3.1", **plugin}
+        config = {"name": "cbr0", "cniVersion": "0.4.0", **plugin}
         wanted = plugin.get("capabilities", {})
         config["runtimeConfig"] = {
             name: self.capabilities[name] for name in wanted if name in self.capabilities
@@ -104,6 +104,15 @@ def lab() -> Iterator[Lab]:
         for node in made.nodes:
             node.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"], check=False)
         yield made
+
+
+@pytest.fixture(autouse=True)
+def no_pods_left(lab: Lab) -> Iterator[None]:
+    """Remove the namespaces of pods that a failed test has left."""
+    yield
+    netns.delete(
+        [name for name in netns.names() if name.startswith(f"{lab.spec.name}-n") and "p" in name[5:]]
+    )
 
 
 def made(lab: Lab, first: str, numbers: range, **capabilities: Any) -> list[tuple[CniPod, CniPod]]:
