@@ -147,7 +147,7 @@ def test_pods_reach_their_partners_by_bpf(lab: Lab, first: str, number: int) -> 
     for one, other in pairs:
         assert ", 0% packet loss" in one.run("ping", "-q", "-i", "0.02", "-c", "20", other.ip)
     (peer,) = asked(node, "peers")
-    assert peer["tx_packets"] > 10 * number
+    assert peer["tx_packets"] > 4 * number  # the first ones of each flow teach
     assert {pod["path"] for pod in asked(node, "pods")} == {"bpf"}
     delete(pairs)
     eventually(lambda: devices(node) == empty, "none of them is left in the maps", 30)
