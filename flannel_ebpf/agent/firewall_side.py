@@ -39,23 +39,27 @@ class FirewallSide:
         self.lifetime = float(options.iptables_resync) if is_legacy() else LONGEST
 
     def wanted(self, now: Round) -> list[Object]:
-        """Return the rules that should be there: none or one set."""
+        """Return the rules that should be there: none or one set for each family."""
         options = self._options
-        rules = ruleset(
-            self._tool,
-            now.node.config.network,
-            now.node.subnet,
-            masquerade=options.ip_masq,
-            forward=options.iptables_forward_rules,
-            random_fully=options.ip_masq and self._random_fully,
+        sets = (
+            ruleset(
+                self._tool,
+                stack.network,
+                stack.subnet,
+                masquerade=options.ip_masq,
+                forward=options.iptables_forward_rules,
+                random_fully=options.ip_masq and self._random_fully,
+            )
+            for stack in now.node.stacks
         )
-        return [rules] if rules else []
+        return [rules for rules in sets if rules]
 
     def read(self, now: Round, wanted: Sequence[Object]) -> frozenset[Object]:
         """Return this network's rules, of either tool; raises KernelError."""
         if self._changed.is_set() or time.monotonic() - self._read_at >= self.lifetime:
             self._changed.clear()
-            self._seen = frozenset(self._rules.read(now.node.config.network))
+            networks = now.node.config.networks
+            self._seen = frozenset(rules for network in networks for rules in self._rules.read(network))
             self._read_at = time.monotonic()
         return self._seen
 

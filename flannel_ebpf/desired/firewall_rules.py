@@ -3,18 +3,19 @@
 Rules and their order are flannel's (pkg/trafficmngr/iptables, pkg/trafficmngr/nftables), quirks included,
 so that a flanneld started later finds its own. Each rule here is "<place> <rule>": the place is table and
 chain. The chains are flannel's too, and so shared by all networks of a host: a rule is one network's when
-it names an address range inside it.
+it names an address range inside it. Each family has such chains of its own, with the same names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPv4Network, ip_network
 from typing import Literal
 
-from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.family import Family, Network, family_of
 from flannel_ebpf.desired.firewall_text import iptables_rule, ranges
 from flannel_ebpf.desired.objects import Ruleset
 
@@ -22,19 +23,22 @@ Tool = Literal["iptables", "nftables"]
 TOOLS: tuple[Tool, ...] = ("iptables", "nftables")
 
 _MARK = 0x4000  # kube-proxy masquerades what carries it, so we must not (flannel PR #1681)
-_MULTICAST = "224.0.0.0/4"
+_MULTICAST = {Family.V4: "224.0.0.0/4", Family.V6: "ff00::/8"}
+
+NFT_FAMILIES = {Family.V4: "ip", Family.V6: "ip6"}
+"""What nft calls them."""
 
 
 @dataclass(frozen=True, slots=True)
 class NftChain:
-    """A base chain of flannel's table."""
+    """A base chain of flannel's tables."""
 
     name: str
     comment: str
     declaration: str
 
 
-NFT_TABLE = "flannel-ipv4"
+NFT_TABLES = {Family.V4: "flannel-ipv4", Family.V6: "flannel-ipv6"}
 NFT_CHAINS = (
     NftChain(
         "postrtg",
@@ -47,7 +51,7 @@ NFT_CHAINS = (
         "type filter hook forward priority filter; policy accept;",
     ),
 )
-"""flannel's chains in the table, in the order in which we name their rules."""
+"""flannel's chains in each table, in the order in which we name their rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +93,15 @@ def ruleset(
     )
     rules: list[str] = []
     if masquerade:
-        rules += make_masquerade(str(network), str(subnet), random_fully)
+        rules += make_masquerade(network, subnet, random_fully)
     if forward:
-        rules += make_forward(str(network))
+        rules += make_forward(network)
     return Ruleset(tool, str(network), tuple(rules)) if rules else None
 
 
-def _iptables_masquerade(network: str, subnet: str, random_fully: bool) -> list[str]:
+def _iptables_masquerade(cluster: Network, pods: Network, random_fully: bool) -> list[str]:
     nat, _ = IPTABLES_CHAINS
+    network, subnet, multicast = str(cluster), str(pods), _MULTICAST[family_of(cluster)]
     leave = {"--comment": nat.comment, "-j": "RETURN"}
     hide = {"--comment": nat.comment, "-j": "MASQUERADE"} | ({"--random-fully": ""} if random_fully else {})
     rules = (
@@ -104,42 +109,44 @@ def _iptables_masquerade(network: str, subnet: str, random_fully: bool) -> list[
         leave | {"-s": subnet, "-d": network},
         leave | {"-s": network, "-d": subnet},
         leave | {"! -s": network, "-d": subnet},
-        hide | {"-s": network, "! -d": _MULTICAST},
+        hide | {"-s": network, "! -d": multicast},
         hide | {"! -s": network, "-d": network},
     )
     return [f"nat {nat.jump}", *(f"nat {iptables_rule(nat.name, rule)}" for rule in rules)]
 
 
-def _iptables_forward(network: str) -> list[str]:
+def _iptables_forward(network: Network) -> list[str]:
     _, fwd = IPTABLES_CHAINS
     accept = {"--comment": fwd.comment, "-j": "ACCEPT"}
-    rules = (accept | {"-s": network}, accept | {"-d": network})
+    rules = (accept | {"-s": str(network)}, accept | {"-d": str(network)})
     return [f"filter {fwd.jump}", *(f"filter {iptables_rule(fwd.name, rule)}" for rule in rules)]
 
 
-def _nft_masquerade(network: str, subnet: str, random_fully: bool) -> list[str]:
+def _nft_masquerade(network: Network, subnet: Network, random_fully: bool) -> list[str]:
+    ip, multicast = NFT_FAMILIES[family_of(network)], _MULTICAST[family_of(network)]
     hide = "masquerade fully-random" if random_fully else "masquerade"
     # The fourth rule shadows the last one; that is flannel's own text and its nodes behave so.
     return [
         f"postrtg {rule}"
         for rule in (
             f"meta mark {_MARK:#010x} return",
-            f"ip saddr {subnet} ip daddr {network} return",
-            f"ip saddr {network} ip daddr {subnet} return",
-            f"ip saddr != {subnet} ip daddr {network} return",
-            f"ip saddr {network} ip daddr != {_MULTICAST} {hide}",
-            f"ip saddr != {network} ip daddr {network} {hide}",
+            f"{ip} saddr {subnet} {ip} daddr {network} return",
+            f"{ip} saddr {network} {ip} daddr {subnet} return",
+            f"{ip} saddr != {subnet} {ip} daddr {network} return",
+            f"{ip} saddr {network} {ip} daddr != {multicast} {hide}",
+            f"{ip} saddr != {network} {ip} daddr {network} {hide}",
         )
     ]
 
 
-def _nft_forward(network: str) -> list[str]:
-    return [f"forward ip saddr {network} accept", f"forward ip daddr {network} accept"]
+def _nft_forward(network: Network) -> list[str]:
+    ip = NFT_FAMILIES[family_of(network)]
+    return [f"forward {ip} saddr {network} accept", f"forward {ip} daddr {network} accept"]
 
 
 def belongs(rule: str, network: Network) -> bool:
     """Say whether a rule of flannel's chains names a range inside `network`."""
-    return any(found.subnet_of(network) for found in _ranges(rule) if isinstance(network, IPv4Network))
+    return any(found.subnet_of(network) for found in _ranges(rule) if found.version == network.version)  # type: ignore[arg-type]  # of one family
 
 
 def is_anothers(rule: str, network: Network) -> bool:
@@ -195,11 +202,7 @@ def place_of(rule: str) -> str:
     return rule.split(" ", 1)[0]
 
 
-def _ranges(rule: str) -> Iterator[IPv4Network]:
+def _ranges(rule: str) -> Iterator[Network]:
     for text in ranges(rule):
-        try:
-            found = ip_network(text, strict=False)
-        except ValueError:  # digits and dots in somebody's comment
-            continue
-        if isinstance(found, IPv4Network):
-            yield found
+        with suppress(ValueError):  # digits and dots in somebody's comment
+            yield ip_network(text, strict=False)

@@ -1,11 +1,11 @@
-"""Flannel's chains through iptables-save and iptables-restore."""
+"""Flannel's chains through iptables-save and iptables-restore, and for IPv6 their ip6tables twins."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Network
 
 from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.family import Family, Network, family_of
 from flannel_ebpf.desired.firewall_rules import IPTABLES_CHAINS, IptablesChain, merged
 from flannel_ebpf.desired.firewall_text import iptables_meaning
 from flannel_ebpf.kernel.firewall.tools import run
@@ -13,16 +13,19 @@ from flannel_ebpf.kernel.firewall.tools import run
 _LOCK_WAIT = ("--wait", "5")
 
 
-def read() -> list[str]:
+_COMMANDS = {Family.V4: "iptables", Family.V6: "ip6tables"}
+
+
+def read(family: Family) -> list[str]:
     """Return "<table> <rule>" for all jumps to flannel's chains, then all rules in them."""
-    return [rule for rule, _ in _read()]
+    return [rule for rule, _ in _read(family)]
 
 
-def _read() -> list[tuple[str, str]]:
+def _read(family: Family) -> list[tuple[str, str]]:
     """Return the meaning and the words of each."""
     found = []
     for chain in IPTABLES_CHAINS:
-        lines = run(["iptables-save", "--table", chain.table]).split("\n")
+        lines = run([f"{_COMMANDS[family]}-save", "--table", chain.table]).split("\n")
         concern = [line for line in lines if f" {chain.name}" in line]
         known = [(iptables_meaning(line), line) for line in concern]
         jumps = [pair for pair in known if pair[0] == chain.jump]
@@ -31,15 +34,16 @@ def _read() -> list[tuple[str, str]]:
     return found
 
 
-def replace(network: IPv4Network, wanted: Sequence[str]) -> None:
+def replace(network: Network, wanted: Sequence[str]) -> None:
     """Make `wanted` the network's rules, in one run: no packet meets a half-filled chain."""
-    present = _read()
+    family = family_of(network)
+    present = _read(family)
     words = dict(present)
     text = "".join(
         _table(chain, [rule for rule, _ in present], merged(words, network, wanted), words)
         for chain in IPTABLES_CHAINS
     )
-    run(["iptables-restore", "--noflush", *_LOCK_WAIT], text)
+    run([f"{_COMMANDS[family]}-restore", "--noflush", *_LOCK_WAIT], text)
 
 
 def _table(
@@ -67,5 +71,5 @@ def is_legacy() -> bool:
 
 def supports_random_fully() -> bool:
     """Say whether the installed tool can give masqueraded connections random ports; raises KernelError."""
-    # iptables 1.6.2 was the first; an older one calls the option unknown.
+    # iptables 1.6.2 was the first; an older one calls the option unknown. ip6tables is the same program.
     return "--random-fully" in run(["iptables", "-j", "MASQUERADE", "--help"])

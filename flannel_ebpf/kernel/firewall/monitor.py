@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from flannel_ebpf.desired.firewall_rules import IPTABLES_CHAINS, NFT_TABLE
+from flannel_ebpf.desired.firewall_rules import IPTABLES_CHAINS, NFT_TABLES
 from flannel_ebpf.kernel.netlink.route_socket import attributes, messages
 
 _NETLINK_NETFILTER, _NFNLGRP_NFTABLES = 12, 7
@@ -78,7 +78,7 @@ def _matters(kind: int, body: bytes) -> bool:
         return False
     found = attributes(body, _NFGENMSG)
     table = _name(found.get(_ATTR_TABLE, b""))
-    if table == NFT_TABLE:
+    if table in NFT_TABLES.values():
         return True
     what = kind & 0xFF
     if table not in _TABLES:

@@ -1,4 +1,7 @@
-"""Flannel's table through nft: read as JSON, which no version words differently, and changed rule by rule."""
+"""Flannel's tables through nft: read as JSON, which no version words differently, and changed rule by rule.
+
+Each family has one. flanneld makes both, also where one of them stays empty.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,20 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
-from ipaddress import IPv4Network
 from typing import Any, NamedTuple
 
 from flannel_ebpf.base.errors import KernelError
-from flannel_ebpf.desired.firewall_rules import NFT_CHAINS, NFT_TABLE, is_anothers, is_shared, place_of
+from flannel_ebpf.base.family import Family, Network, family_of
+from flannel_ebpf.desired.firewall_rules import (
+    NFT_CHAINS,
+    NFT_FAMILIES,
+    NFT_TABLES,
+    is_anothers,
+    is_shared,
+    place_of,
+)
 from flannel_ebpf.desired.firewall_text import nft_meaning
 from flannel_ebpf.kernel.firewall.tools import run
-
-_OTHER_TABLE = "flannel-ipv6"
-"""flanneld makes both families' tables, also where one of them stays empty."""
 
 
 class _Rule(NamedTuple):
@@ -23,13 +30,17 @@ class _Rule(NamedTuple):
     handle: int
 
 
-def read() -> list[str]:
+def read(family: Family) -> list[str]:
     """Return "<chain> <rule>" for every rule in flannel's chains."""
-    return [rule.meaning for rule in _read()]
+    return [rule.meaning for rule in _read(family)]
 
 
-def _read() -> list[_Rule]:
-    rules = [one["rule"] for one in _listed("ip", NFT_TABLE) if "rule" in one]
+def _table(family: Family) -> str:
+    return f"{NFT_FAMILIES[family]} {NFT_TABLES[family]}"
+
+
+def _read(family: Family) -> list[_Rule]:
+    rules = [one["rule"] for one in _listed(family) if "rule" in one]
     return [
         _Rule(f"{chain.name} {nft_meaning(rule['expr'])}", rule["handle"])
         for chain in NFT_CHAINS
@@ -38,9 +49,9 @@ def _read() -> list[_Rule]:
     ]
 
 
-def _listed(family: str, table: str) -> list[dict[str, Any]]:
+def _listed(family: Family) -> list[dict[str, Any]]:
     """Return what is in a table, nothing when it is not there; raises KernelError."""
-    command = ["nft", "--json", "list", "table", family, table]
+    command = ["nft", "--json", "list", "table", *_table(family).split()]
     try:
         text = run(command)
     except KernelError as error:
@@ -55,50 +66,57 @@ def _listed(family: str, table: str) -> list[dict[str, Any]]:
         ) from error
 
 
-def replace(network: IPv4Network, wanted: Sequence[str]) -> None:
+def replace(network: Network, wanted: Sequence[str]) -> None:
     """Make `wanted` the network's rules, in one transaction; rules of other networks are not touched.
 
     Rules go by their handles: when somebody has changed them since they were read, the kernel refuses it all.
     """
-    present = _read()
+    family = family_of(network)
+    [other] = (one for one in Family if one is not family)
+    present = _read(family)
     if wanted:
-        _write([*_declarations(), *_changes(present, network, wanted)])
+        _write([*_declarations(family), *_changes(present, network, wanted)])
         with suppress(KernelError):  # a kernel without IPv6 has no such family
-            _write([f"add table ip6 {_OTHER_TABLE} {{ {_comment(f'rules for {_OTHER_TABLE}')} }}"])
+            _write([_declaration(other)])
     elif any(is_anothers(rule.meaning, network) for rule in present):
         _write(_changes(present, network, ()))
     else:
-        _write([f"add table ip {NFT_TABLE}", f"delete table ip {NFT_TABLE}"])
-        if not any("chain" in one for one in _listed("ip6", _OTHER_TABLE)):
+        _write([f"add table {_table(family)}", f"delete table {_table(family)}"])
+        if not any("chain" in one for one in _listed(other)):
             with suppress(KernelError):
-                _write([f"delete table ip6 {_OTHER_TABLE}"])
+                _write([f"delete table {_table(other)}"])
 
 
 def _write(lines: Iterable[str]) -> None:
     run(["nft", "--file", "-"], "".join(f"{line}\n" for line in lines))
 
 
-def _declarations() -> Iterator[str]:
-    yield f"add table ip {NFT_TABLE} {{ {_comment(f'rules for {NFT_TABLE}')} }}"
+def _declaration(family: Family) -> str:
+    return f"add table {_table(family)} {{ {_comment(f'rules for {NFT_TABLES[family]}')} }}"
+
+
+def _declarations(family: Family) -> Iterator[str]:
+    yield _declaration(family)
     for chain in NFT_CHAINS:
         content = f"{chain.declaration} {_comment(chain.comment)}"
-        yield f"add chain ip {NFT_TABLE} {chain.name} {{ {content} }}"
+        yield f"add chain {_table(family)} {chain.name} {{ {content} }}"
 
 
-def _changes(present: Sequence[_Rule], network: IPv4Network, wanted: Sequence[str]) -> Iterator[str]:
+def _changes(present: Sequence[_Rule], network: Network, wanted: Sequence[str]) -> Iterator[str]:
     """Yield what leaves in each chain the shared rules, then other networks' as they stand, then `wanted`."""
+    table = _table(family_of(network))
     others = {place_of(rule.meaning) for rule in present if is_anothers(rule.meaning, network)}
     shared = [rule for rule in dict.fromkeys([*wanted, *(one.meaning for one in present)]) if is_shared(rule)]
     needed = others | {place_of(rule) for rule in wanted}
     for rule in present:
         if not is_anothers(rule.meaning, network):
-            yield f"delete rule ip {NFT_TABLE} {place_of(rule.meaning)} handle {rule.handle}"
+            yield f"delete rule {table} {place_of(rule.meaning)} handle {rule.handle}"
     for text in reversed(shared):
         if place_of(text) in needed:
-            yield f"insert rule ip {NFT_TABLE} {text}"
+            yield f"insert rule {table} {text}"
     for text in wanted:
         if not is_shared(text):
-            yield f"add rule ip {NFT_TABLE} {text}"
+            yield f"add rule {table} {text}"
 
 
 @cache

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ipaddress import ip_network
 
 from flannel_ebpf.base.errors import KernelError
-from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.family import Network, family_of
 from flannel_ebpf.desired.firewall_rules import TOOLS, Tool, owned
 from flannel_ebpf.desired.objects import Object, Ruleset
 from flannel_ebpf.desired.plan import Failure, Op, Put
@@ -32,7 +32,7 @@ class Rules:
         found: set[Object] = set()
         for tool in tools:
             try:
-                rules = owned(_EDGES[tool].read(), network)
+                rules = owned(_EDGES[tool].read(family_of(network)), network)
             except KernelError:
                 continue
             if rules:

@@ -8,41 +8,62 @@ from pathlib import Path
 
 import pytest
 
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.desired.firewall_rules import TOOLS, Tool, ruleset
 from flannel_ebpf.desired.objects import Ruleset
 from flannel_ebpf.desired.plan import Delete, Put, plan
 from flannel_ebpf.kernel.firewall.rules import Rules, supports_random_fully
-from tests.netns.kernel.space import NETWORK, SUBNET, run
+from tests.netns.kernel.space import IPV4, IPV6, NETWORK, SUBNET, run
 
 pytestmark = pytest.mark.usefixtures("namespace")
 
 OTHER = IPv4Network("10.2.0.0/16")
 OTHER_SUBNET = IPv4Network("10.2.5.0/24")
+BOTH = [(place.network, place.subnet) for place in (IPV4, IPV6)]
+both_families = pytest.mark.parametrize(("network", "subnet"), BOTH, ids=["IPv4", "IPv6"])
 
 
-def make(
-    tool: Tool, network: IPv4Network = NETWORK, subnet: IPv4Network = SUBNET, *, random: bool = True
-) -> Ruleset:
+def make(tool: Tool, network: Network = NETWORK, subnet: Network = SUBNET, *, random: bool = True) -> Ruleset:
     found = ruleset(tool, network, subnet, masquerade=True, forward=True, random_fully=random)
     assert found is not None
     return found
 
 
+def saved() -> str:
+    return run("iptables-save") + run("ip6tables-save")
+
+
 def everything() -> str:
-    return run("iptables-save") + run("nft list ruleset")
+    return saved() + run("nft list ruleset")
 
 
 def rules_only(saved: str) -> list[str]:
     return [line for line in saved.splitlines() if line.startswith("-")]
 
 
+@both_families
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("random", [True, False])
-def test_what_is_put_is_what_is_read(tool: Tool, random: bool) -> None:
-    want = make(tool, random=random)
-    assert Rules().apply(plan({want}, Rules().read(NETWORK))) == []
-    assert Rules().read(NETWORK) == {want}
-    assert plan({want}, Rules().read(NETWORK)) == []
+def test_what_is_put_is_what_is_read(tool: Tool, random: bool, network: Network, subnet: Network) -> None:
+    want = make(tool, network, subnet, random=random)
+    assert Rules().apply(plan({want}, Rules().read(network))) == []
+    assert Rules().read(network) == {want}
+    assert plan({want}, Rules().read(network)) == []
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 0)])
+def test_the_families_leave_each_other_alone(tool: Tool, first: int, second: int) -> None:
+    sets = [make(tool, *both) for both in BOTH]
+    networks = [network for network, _ in BOTH]
+    assert Rules().apply([Put(one) for one in sets]) == []
+    assert [Rules().read(network) for network in networks] == [{one} for one in sets]
+    assert Rules().apply([Delete(sets[first])]) == []
+    assert Rules().read(networks[first]) == set()
+    assert Rules().read(networks[second]) == {sets[second]}
+    assert Rules().apply([Delete(sets[second])]) == []
+    assert "FLANNEL" not in everything()
+    assert "flannel" not in run("nft list tables")
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -72,15 +93,18 @@ def test_networks_share_the_chains_and_leave_alone(tool: Tool) -> None:
 
 
 def test_purge_leaves_foreign_rules_as_they_were() -> None:
-    run("iptables -A FORWARD -s 9.9.9.9 -j ACCEPT", "iptables -t nat -A POSTROUTING -s 9.9.9.9 -j MASQUERADE")
-    before = rules_only(run("iptables-save"))
-    for tool in TOOLS:
-        Rules().apply([Put(make(tool))])
-    assert Rules().apply([Delete(obj) for obj in Rules().read(NETWORK)]) == []
-    assert rules_only(run("iptables-save")) == before
-    assert "FLANNEL" not in run("iptables-save")
+    for tool, address in (("iptables", "9.9.9.9"), ("ip6tables", "2001:db8::9")):
+        run(f"{tool} -A FORWARD -s {address} -j ACCEPT")
+        run(f"{tool} -t nat -A POSTROUTING -s {address} -j MASQUERADE")
+    before = rules_only(saved())
+    for one in TOOLS:
+        Rules().apply([Put(make(one, *both)) for both in BOTH])
+    for network, _ in BOTH:
+        assert Rules().apply([Delete(obj) for obj in Rules().read(network)]) == []
+    assert rules_only(saved()) == before
+    assert "FLANNEL" not in saved()
     assert "flannel" not in run("nft list tables")
-    assert Rules().apply([Delete(make(tool)) for tool in TOOLS]) == []
+    assert Rules().apply([Delete(make(one, *both)) for one in TOOLS for both in BOTH]) == []
 
 
 @pytest.mark.parametrize(
@@ -94,24 +118,25 @@ def test_purge_leaves_foreign_rules_as_they_were() -> None:
         "iptables -I FLANNEL-FWD -s 10.1.0.0/16 -j DROP",
     ],
 )
-def test_change_from_outside_is_undone(change: str) -> None:
-    want = make("iptables")
+@both_families
+def test_change_from_outside_is_undone(change: str, network: Network, subnet: Network) -> None:
+    want = make("iptables", network, subnet)
     Rules().apply([Put(want)])
-    saved = rules_only(run("iptables-save"))
-    run(change)
-    assert plan({want}, Rules().read(NETWORK)) != []
-    assert Rules().apply(plan({want}, Rules().read(NETWORK))) == []
-    assert rules_only(run("iptables-save")) == saved
+    before = rules_only(saved())
+    run(change if network == NETWORK else f"ip6{change[2:]}".replace("10.1.0.0/16", str(network)))
+    assert plan({want}, Rules().read(network)) != []
+    assert Rules().apply(plan({want}, Rules().read(network))) == []
+    assert rules_only(saved()) == before
 
 
 def test_doubled_jump_is_made_one() -> None:
     want = make("iptables")
     Rules().apply([Put(want)])
-    saved = rules_only(run("iptables-save"))
+    before = rules_only(saved())
     with_twice = '*nat\n-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG\nCOMMIT\n'
     subprocess.run(["iptables-restore", "--noflush"], input=with_twice, text=True, check=True)
     assert Rules().apply(plan({want}, Rules().read(NETWORK))) == []
-    assert rules_only(run("iptables-save")) == saved
+    assert rules_only(saved()) == before
 
 
 def test_other_tool_is_cleaned_when_the_config_changes() -> None:
@@ -154,18 +179,31 @@ def nft(text: str) -> None:
     subprocess.run(["nft", "--file", "-"], input=text, text=True, check=True)
 
 
-def test_flannelds_own_tables_are_right_as_they_are() -> None:
-    nft(FLANNELDS)
-    assert plan({make("nftables")}, Rules().read(NETWORK)) == []
+def in_ipv6(text: str) -> str:
+    """What flanneld gives to nft for IPv6: the same in its own table."""
+    tables, chains = text.split("add chain", 1)
+    changed = f"add chain{chains}".replace("ip ", "ip6 ").replace("flannel-ipv4", "flannel-ipv6")
+    changed = changed.replace("10.1.5.0/24", str(IPV6.subnet)).replace("10.1.0.0/16", str(IPV6.network))
+    return tables + changed.replace("224.0.0.0/4", "ff00::/8")
 
 
-def test_nft_shows_of_ours_what_it_shows_of_flannelds() -> None:
-    nft(FLANNELDS)
-    flannelds = run("nft list ruleset")
+FLANNELDS_OF = {NETWORK: FLANNELDS, IPV6.network: in_ipv6(FLANNELDS)}
+
+
+@both_families
+def test_flannelds_own_tables_are_right_as_they_are(network: Network, subnet: Network) -> None:
+    nft(FLANNELDS_OF[network])
+    assert plan({make("nftables", network, subnet)}, Rules().read(network)) == []
+
+
+@both_families
+def test_nft_shows_of_ours_what_it_shows_of_flannelds(network: Network, subnet: Network) -> None:
+    nft(FLANNELDS_OF[network])
+    flannelds = run("nft list table ip flannel-ipv4"), run("nft list table ip6 flannel-ipv6")
     run("nft flush ruleset")
-    Rules().apply([Put(make("nftables"))])
-    assert run("nft list ruleset") == flannelds
-    Rules().apply([Delete(make("nftables"))])
+    Rules().apply([Put(make("nftables", network, subnet))])
+    assert (run("nft list table ip flannel-ipv4"), run("nft list table ip6 flannel-ipv6")) == flannelds
+    Rules().apply([Delete(make("nftables", network, subnet))])
     assert run("nft list ruleset") == ""
 
 
@@ -203,9 +241,9 @@ def test_a_comment_may_hold_any_bytes() -> None:
     want = make("iptables")
     assert Rules().apply(plan({want}, Rules().read(NETWORK))) == []
     assert Rules().read(NETWORK) == {want}
-    saved = subprocess.run(["iptables-save"], capture_output=True, check=True).stdout
-    assert saved.count(b"B\xfcro") == 2
-    assert saved.count(b"K\xfcche") == 1
+    left = subprocess.run(["iptables-save"], capture_output=True, check=True).stdout
+    assert left.count(b"B\xfcro") == 2
+    assert left.count(b"K\xfcche") == 1
 
 
 def test_a_tool_that_cannot_be_run_is_a_failure_and_no_end(

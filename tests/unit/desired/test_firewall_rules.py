@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
@@ -34,6 +34,20 @@ def test_iptables_text_is_flannels() -> None:
         f"filter -A FLANNEL-FWD -s 10.1.0.0/16 {forward} ACCEPT",
         f"filter -A FLANNEL-FWD -d 10.1.0.0/16 {forward} ACCEPT",
     )
+
+
+def test_ipv6_has_the_same_rules_with_its_own_multicast() -> None:
+    network, subnet = IPv6Network("fc00::/48"), IPv6Network("fc00:0:0:5::/64")
+    for tool in TOOLS:
+        found = ruleset(tool, network, subnet, masquerade=True, forward=True, random_fully=False)
+        assert found
+        changed = [
+            rule.replace("10.1.5.0/24", str(subnet)).replace("10.1.0.0/16", str(network))
+            for rule in rules(tool)
+        ]
+        changed = [rule.replace("224.0.0.0/4", "ff00::/8").replace(" ip ", " ip6 ") for rule in changed]
+        assert list(found.rules) == changed
+        assert owned(found.rules, network) == found.rules
 
 
 @pytest.mark.parametrize("tool", TOOLS)
