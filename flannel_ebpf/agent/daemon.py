@@ -15,7 +15,14 @@ from flannel_ebpf.agent.bpf_settings import choose_attach, datapath_settings, op
 from flannel_ebpf.agent.bpf_side import BpfSide
 from flannel_ebpf.agent.firewall_side import FirewallSide
 from flannel_ebpf.agent.health import HealthServer
-from flannel_ebpf.agent.join import Stopped, choose_uplink, persist, read_config, take_lease
+from flannel_ebpf.agent.join import (
+    Stopped,
+    choose_uplink,
+    persist,
+    read_config,
+    take_lease,
+    with_told_address,
+)
 from flannel_ebpf.agent.kernel_side import KernelSide
 from flannel_ebpf.agent.loop import Loop, Parts
 from flannel_ebpf.agent.reconcile import Reconciler, Sides
@@ -35,9 +42,7 @@ from flannel_ebpf.kernel.monitor import KernelMonitor
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.seen import Seen
-from flannel_ebpf.leases.cluster import Cluster
-from flannel_ebpf.leases.etcd import EtcdClient, Registry, Watch
-from flannel_ebpf.leases.lease_keeper import LeaseKeeper
+from flannel_ebpf.leases.source import LeaseSource, open_source
 
 log = logging.getLogger(__name__)
 
@@ -99,25 +104,23 @@ class Daemon:
         if options.healthz_port:
             server = HealthServer(options.healthz_ip, options.healthz_port, self._is_ready)
             self._stack.enter_context(server)
-        client = EtcdClient(options.etcd)
-        self._stack.callback(client.close)
-        threading.Thread(target=self._close_at_stop, args=(client,), name="closer", daemon=True).start()
-        registry = Registry(client, options.etcd.prefix)
-        log.info("waiting for etcd at %s", ", ".join(options.etcd.endpoints))
-        config = persist(lambda: read_config(registry), "reading the network config", self._stop)
+        source = open_source(options, self._on_lost)
+        self._stack.callback(source.close)
+        threading.Thread(target=self._close_at_stop, args=(source,), name="closer", daemon=True).start()
+        log.info("waiting for %s", source.where)
+        config = persist(lambda: read_config(source), "reading the network config", self._stop)
         log.info("network %s, backend %s", config.network, config.backend_type)
         self._lock(config)
-        keeper = LeaseKeeper(registry, self._on_lost, ttl=options.lease_ttl, margin=int(options.renew_margin))
+        options = persist(lambda: with_told_address(options, source), "reading our own node", self._stop)
+        self._options = options
         with RouteSocket() as netlink:
             uplink, public_ip = choose_uplink(Seen(netlink), options, config)
         node = persist(
-            lambda: take_lease(keeper, registry, options, config, uplink, public_ip),
+            lambda: take_lease(source, options, config, uplink, public_ip),
             "taking a lease",
             self._stop,
         )
-        keeper.start()
-        self._stack.callback(keeper.stop)
-        self._keep(node, keeper, registry, client)
+        self._keep(node, source)
 
     def _lock(self, config: NetworkConfig) -> None:
         """Make sure that nobody else on this host serves this network or uses its device."""
@@ -128,27 +131,21 @@ class Daemon:
         if overlay:
             enter(claim(f"device {overlay}", "each vxlan network of a host needs a Backend.VNI of its own"))
 
-    def _keep(self, node: Node, keeper: LeaseKeeper, registry: Registry, client: EtcdClient) -> None:
+    def _keep(self, node: Node, source: LeaseSource) -> None:
         """Open the edges, start the threads that wake the loop, and run it."""
         options, stack = self._options, self._stack
         kernel = stack.enter_context(KernelNetwork())
         sides = self._sides(node, kernel)
         reconciler = Reconciler(kernel, sides)
         report = Report(options)
-        programmed = sides.kernel.programmed(node)
-        cluster = Cluster(registry, keeper, options.wipe_grace, programmed, self._wake.for_leases)
-        stack.callback(cluster.stop)
-        cluster.start()
-        watch = Watch(client, registry.watched, cluster.wake, cluster.wake_after_gap)
-        stack.callback(watch.stop)
-        watch.start()
+        source.follow(sides.kernel.programmed(node), self._wake.for_leases)
         backend = backend_of(node.config)
         overlays = {it.family: backend.overlay_name(it.config, it.family) for it in node.stacks}
         stack.enter_context(
             KernelMonitor(self._wake.for_all, overlays, kernel.ports, kernel.echoes, kernel.interest)
         )
         stack.enter_context(RulesMonitor(sides.firewall.changed))
-        self._loop = Loop(options, node, Parts(kernel, reconciler, sides.firewall, report, cluster, keeper))
+        self._loop = Loop(options, node, Parts(kernel, reconciler, sides.firewall, report, source))
         self._serve_metrics(node.config, self._loop)
         self._loop.run(self._stop, self._wake)
 
@@ -198,10 +195,10 @@ class Daemon:
     def _is_ready(self) -> bool:
         return self._loop is not None and self._loop.ready
 
-    def _close_at_stop(self, client: EtcdClient) -> None:
-        """End requests that hang in etcd as soon as the daemon is told to stop: all threads wait for them."""
+    def _close_at_stop(self, source: LeaseSource) -> None:
+        """End requests that hang as soon as the daemon is told to stop: all threads wait for them."""
         self._stop.wait()
-        client.close()
+        source.interrupt()
 
     def _on_lost(self, error: LeaseLost) -> None:
         self._end(error)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TypeVar
 
 from flannel_ebpf.agent import health
 from flannel_ebpf.agent.wake import Stop
-from flannel_ebpf.base.config import NetworkConfig, UdpConfig, VxlanConfig, parse_network_config
+from flannel_ebpf.base.config import NetworkConfig, UdpConfig, VxlanConfig
 from flannel_ebpf.base.errors import ConfigError, FlannelError, UnknownBackend
 from flannel_ebpf.base.family import Address, Family, family_of
-from flannel_ebpf.base.model import Claim, Endpoint, Lease, Mac, Uplink, named
+from flannel_ebpf.base.model import Claim, Endpoint, LeasePart, Mac, Uplink, named
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.backends import Node, Stack, backend_of, udp, vxlan
 from flannel_ebpf.host import subnet_env
@@ -22,9 +24,7 @@ from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.kernel.programs import pins
 from flannel_ebpf.kernel.seen import Seen
 from flannel_ebpf.kernel.uplink import find_uplink
-from flannel_ebpf.leases.etcd import Registry
-from flannel_ebpf.leases.lease_format import config_key
-from flannel_ebpf.leases.lease_keeper import LeaseKeeper
+from flannel_ebpf.leases.source import LeaseSource
 
 log = logging.getLogger(__name__)
 
@@ -58,19 +58,19 @@ def persist(attempt: Callable[[], _T], what: str, stop: Stop) -> _T:
     raise Stopped(f"stopped while {what}")
 
 
-def read_config(registry: Registry) -> NetworkConfig:
-    """Return the network config; raises ConfigError also when there is none yet, and EtcdError."""
-    text = registry.network_config()
-    source = f"etcd key {config_key(registry.prefix)}"
-    if text is None:
-        raise ConfigError(source, None, "the network config, such as " + EXAMPLE)
-    config = parse_network_config(text, source)
+def read_config(source: LeaseSource) -> NetworkConfig:
+    """Return the network config; raises ConfigError also when there is none yet, and SourceError."""
+    config = source.network_config()
     if any(pool.family is Family.V6 for pool in config.pools):
-        raise ConfigError(f"{source}, key EnableIPv6", True, "false or absent: IPv6 has no data path yet")
+        where = "the network config's key EnableIPv6"
+        raise ConfigError(where, True, "false or absent: IPv6 has no data path yet")
     return config
 
 
-EXAMPLE = '{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}'
+def with_told_address(options: Options, source: LeaseSource) -> Options:
+    """Return the options with the public address that the source says this node has, if it says any."""
+    told = source.addresses().get(Family.V4)
+    return replace(options, public_ip=told) if isinstance(told, IPv4Address) else options
 
 
 def choose_uplink(seen: Seen, options: Options, config: NetworkConfig) -> tuple[Uplink, Address]:
@@ -89,8 +89,8 @@ def choose_uplink(seen: Seen, options: Options, config: NetworkConfig) -> tuple[
     return uplink, public_ip
 
 
-def vtep_mac(config: NetworkConfig, public_ip: Address, leases: tuple[Lease, ...]) -> Mac | None:
-    """Return our VTEP's address: the one our lease has, else the device's, else one derived from this host.
+def vtep_mac(config: NetworkConfig, public_ip: Address, former: Iterable[LeasePart]) -> Mac | None:
+    """Return our VTEP's address: our former lease's, else the device's, else one derived from this host.
 
     So it survives restarts, a device deleted or altered while no daemon ran, and reboots, and peers never
     need to hear of a new one. Each family has its own.
@@ -98,8 +98,8 @@ def vtep_mac(config: NetworkConfig, public_ip: Address, leases: tuple[Lease, ...
     if not isinstance(config.backend, VxlanConfig):
         return None
     family = family_of(public_ip)
-    for part in (lease.part(family) for lease in leases):
-        if part and part.public_ip == public_ip and part.backend_type == vxlan.BACKEND_TYPE:
+    for part in former:
+        if part.subnet.version == family and part.backend_type == vxlan.BACKEND_TYPE:
             try:
                 return vxlan.vtep_mac_of(part)
             except ConfigError as error:
@@ -123,23 +123,18 @@ def _derived_mac(config: NetworkConfig, device: str, public_ip: Address) -> Mac:
 
 
 def take_lease(
-    keeper: LeaseKeeper,
-    registry: Registry,
-    options: Options,
-    config: NetworkConfig,
-    uplink: Uplink,
-    public_ip: Address,
+    source: LeaseSource, options: Options, config: NetworkConfig, uplink: Uplink, public_ip: Address
 ) -> Node:
-    """Take a lease and return this node as it then stands; raises LeaseError, EtcdError."""
-    mac = vtep_mac(config, public_ip, registry.snapshot().leases)
+    """Take a lease and return this node as it then stands; raises LeaseError, SourceError."""
+    mac = vtep_mac(config, public_ip, source.former({public_ip}))
     claim = claim_of(config, [(public_ip, mac)])
     if isinstance(config.backend, UdpConfig) and _programs_stay(options, config):
         claim = Claim("", (Endpoint(public_ip, udp.BPF_DATA),))
     previous = subnet_env.read(options.subnet_file)
     if previous.warning:
         log.warning("%s", previous.warning)
-    lease = keeper.acquire(config, claim, previous.subnets)
-    how = "kept" if keeper.reused else "acquired"
+    lease = source.acquire(config, claim, previous.subnets)
+    how = "kept" if source.reused else "acquired"
     log.info("subnet %s %s for public IP %s on %s", named(lease.subnets), how, public_ip, uplink.name)
     return Node((Stack(config, config.pools[0], uplink, public_ip, lease.subnets[0], mac),))
 

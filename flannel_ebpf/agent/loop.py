@@ -36,8 +36,8 @@ from flannel_ebpf.host import subnet_env
 from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.seen import Seen
 from flannel_ebpf.kernel.uplink import same_uplink
-from flannel_ebpf.leases.cluster import Cluster, View
-from flannel_ebpf.leases.lease_keeper import LeaseKeeper
+from flannel_ebpf.leases.snapshot import View
+from flannel_ebpf.leases.source import LeaseSource
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,7 @@ class Parts:
     reconciler: Reconciler
     firewall: FirewallSide
     report: Report
-    cluster: Cluster
-    keeper: LeaseKeeper
+    source: LeaseSource
 
 
 class Loop:
@@ -94,7 +93,7 @@ class Loop:
         """Reconcile until stopped. Raises ProgramsRequired at the start, and nothing else."""
         while not stop.is_set():
             self._asked |= wake.take()
-            view, now = self._parts.cluster.view, time.monotonic()
+            view, now = self._parts.source.view, time.monotonic()
             if not view.leases:
                 self._due = now + self._parts.firewall.lifetime
             elif now < self._due and not self._asked and not self._follow(view):
@@ -183,11 +182,12 @@ class Loop:
         if ready and not self._notified:
             self._notified = True
             health.notify("READY=1")
+            self._parts.source.ready()
             log.info("ready: subnet %s, MTU in %s", named(self._node.subnets), self._options.subnet_file)
 
     def _close(self, view: View, outcome: Outcome) -> None:
         self.last, self._view = outcome, view
-        self._parts.report.write(self._node, self._parts.keeper.lease, view, outcome, ready=self.ready)
+        self._parts.report.write(self._node, self._parts.source.lease, view, outcome, ready=self.ready)
         status = _in_a_line(self._node, outcome)
         if status != self._status:
             self._status = status
@@ -208,7 +208,7 @@ class Loop:
             return
         if public_ip != stack.public_ip:
             log.warning("public IP changes from %s to %s", stack.public_ip, public_ip)
-            self._parts.keeper.update(claim_of(stack.config, [(public_ip, stack.vtep_mac)]))
+            self._parts.source.update(claim_of(stack.config, [(public_ip, stack.vtep_mac)]))
             self._announced = None
         self._take(uplink, public_ip)
 
@@ -222,7 +222,7 @@ class Loop:
             return
         data = udp.BPF_DATA if outcome.accelerated else None
         if data != self._announced:
-            self._parts.keeper.update(Claim("", (Endpoint(self._node.stacks[0].public_ip, data),)))
+            self._parts.source.update(Claim("", (Endpoint(self._node.stacks[0].public_ip, data),)))
             self._announced = data
 
     def _tell(self, outcome: Outcome) -> None:

@@ -13,7 +13,7 @@ from flannel_ebpf.base.model import Lease
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.backends import Node, backend_of
 from flannel_ebpf.host import report
-from flannel_ebpf.leases.cluster import View
+from flannel_ebpf.leases.snapshot import View
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,11 @@
       ConfigError             a flag, variable, file or etcd config that cannot be used
       UnknownBackend        the network's backend is not one of ours: no retry, as flanneld
       AlreadyRunning          another daemon holds this network's lock
-      EtcdError
-        EtcdUnavailable       no endpoint answers; trying again may help
-        EtcdRefused           etcd answered and said no (permission, auth, bad request)
+      SourceError             where the config and the leases are kept
+        SourceClosed          its client was closed, because the daemon stops
+        EtcdError
+          EtcdUnavailable     no endpoint answers; trying again may help
+          EtcdRefused         etcd answered and said no (permission, auth, bad request)
       LeaseError
         OutOfSubnets          no free subnet between SubnetMin and SubnetMax
         LeaseConflict         somebody else created the key first; trying again may help
@@ -56,16 +58,20 @@ class AlreadyRunning(FlannelError):
     """Another daemon holds the lock of this network."""
 
 
-class EtcdError(FlannelError):
+class SourceError(FlannelError):
+    """Something between us and where the config and the leases are kept."""
+
+
+class SourceClosed(SourceError):
+    """The client was closed, because the daemon stops: nothing will be tried again."""
+
+
+class EtcdError(SourceError):
     """Something between us and etcd."""
 
 
 class EtcdUnavailable(EtcdError):
     """No endpoint answered; the request may be tried again."""
-
-
-class EtcdClosed(EtcdUnavailable):
-    """The client was closed, because the daemon stops: nothing will be tried again."""
 
 
 class EtcdRefused(EtcdError):

@@ -20,18 +20,19 @@ from flannel_ebpf.base import tally
 from flannel_ebpf.base.config import NetworkConfig
 from flannel_ebpf.base.errors import (
     ConfigError,
-    EtcdClosed,
     EtcdError,
     InvalidLease,
     LeaseConflict,
     LeaseError,
     LeaseLost,
+    SourceClosed,
 )
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.model import Claim, Lease, named
 from flannel_ebpf.leases.allocate import Reuse, Try, choose, rival
-from flannel_ebpf.leases.etcd.registry import Registry, Snapshot
+from flannel_ebpf.leases.etcd.registry import Registry
 from flannel_ebpf.leases.lease_format import Item, parse_item
+from flannel_ebpf.leases.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ class LeaseKeeper:
                 return
             except LeaseConflict:
                 self._wake.set()  # the key changed between our read and our write: look again
-            except EtcdClosed:
+            except SourceClosed:
                 return
             except EtcdError as error:
                 self._unanswered = True

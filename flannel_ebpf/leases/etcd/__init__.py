@@ -2,7 +2,7 @@
 
 from flannel_ebpf.base.options import EtcdOptions
 from flannel_ebpf.leases.etcd.client import EtcdClient
-from flannel_ebpf.leases.etcd.registry import Registry, Snapshot
+from flannel_ebpf.leases.etcd.registry import Registry
 from flannel_ebpf.leases.etcd.watch import Watch
 
-__all__ = ["EtcdClient", "EtcdOptions", "Registry", "Snapshot", "Watch"]
+__all__ = ["EtcdClient", "EtcdOptions", "Registry", "Watch"]

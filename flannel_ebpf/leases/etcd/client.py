@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import grpc
 
 from flannel_ebpf.base import tally
-from flannel_ebpf.base.errors import ConfigError, EtcdClosed, EtcdError, EtcdRefused, EtcdUnavailable
+from flannel_ebpf.base.errors import ConfigError, EtcdError, EtcdRefused, EtcdUnavailable, SourceClosed
 from flannel_ebpf.base.options import EtcdOptions
 from flannel_ebpf.leases.etcd.session import Session
 
@@ -47,7 +47,7 @@ class EtcdClient:
 
         One try more than there are endpoints, because the first may meet a connection that died unnoticed.
         A request may so be carried out twice: callers make them safe to repeat.
-        Raises EtcdUnavailable with each endpoint's reason, EtcdClosed, EtcdRefused.
+        Raises EtcdUnavailable with each endpoint's reason, SourceClosed, EtcdRefused.
         """
         failures: dict[str, str] = {}
         for _ in range(len(self._targets) + 1):
@@ -56,16 +56,16 @@ class EtcdClient:
                 return _counted(session, name, request)
             except EtcdUnavailable as error:
                 if self._closed:
-                    raise EtcdClosed("the etcd client was closed") from None
+                    raise SourceClosed("the etcd client was closed") from None
                 failures[session.target] = str(error)
                 self.drop(session)
         raise EtcdUnavailable("no etcd endpoint answers: " + "; ".join(failures.values()))
 
     def session(self) -> Session:
-        """Return the session in use, made if there is none; raises EtcdClosed after `close`."""
+        """Return the session in use, made if there is none; raises SourceClosed after `close`."""
         with self._lock:
             if self._closed:
-                raise EtcdClosed("the etcd client was closed")
+                raise SourceClosed("the etcd client was closed")
             if self._session is None:
                 scheme, target = self._targets[self._turn % len(self._targets)]
                 credentials = self._credentials if scheme == "https" else None
@@ -94,7 +94,7 @@ class EtcdClient:
             self.drop(session)
 
     def close(self) -> None:
-        """End every request that is under way; they and later ones raise EtcdClosed."""
+        """End every request that is under way; they and later ones raise SourceClosed."""
         with self._lock:
             self._closed = True
             session, self._session = self._session, None

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from flannel_ebpf.base.errors import EtcdError, EtcdRefused, LeaseConflict
-from flannel_ebpf.base.model import Lease, Skipped
+from flannel_ebpf.base.errors import EtcdRefused, LeaseConflict, SourceError
+from flannel_ebpf.base.model import Lease
 from flannel_ebpf.leases import lease_format
 from flannel_ebpf.leases.allocate import rival
 from flannel_ebpf.leases.etcd import messages
 from flannel_ebpf.leases.etcd.client import EtcdClient
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Every lease at one revision, and what stood among them without being one."""
-
-    revision: int
-    cluster_id: int
-    leases: tuple[Lease, ...]
-    skipped: tuple[Skipped, ...]
+from flannel_ebpf.leases.snapshot import Snapshot
 
 
 def prefix_end(prefix: bytes) -> bytes:
@@ -163,7 +154,7 @@ class Registry:
     def _revoke(self, grant: int) -> None:
         """Give back a grant that holds no key. If that fails it expires by itself."""
         if grant:
-            with suppress(EtcdError):
+            with suppress(SourceError):
                 self._client.ask("Lease/LeaseRevoke", messages.LeaseRevokeRequest(ID=grant))
 
     @property

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from flannel_ebpf.base import tally
-from flannel_ebpf.base.errors import EtcdClosed, EtcdError, EtcdRefused
+from flannel_ebpf.base.errors import EtcdError, EtcdRefused, SourceClosed
 from flannel_ebpf.leases.etcd import messages
 from flannel_ebpf.leases.etcd.client import EtcdClient
 from flannel_ebpf.leases.etcd.registry import prefix_end
@@ -68,7 +68,7 @@ class Watch:
         while not self._stopped.is_set():
             try:
                 session = self._client.session()
-            except EtcdClosed:
+            except SourceClosed:
                 return
             try:
                 self._follow(session)

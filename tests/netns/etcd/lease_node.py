@@ -14,9 +14,12 @@ from flannel_ebpf.base.errors import LeaseLost
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.model import Claim, Lease
 from flannel_ebpf.cli import main
-from flannel_ebpf.leases.cluster import Cluster, View
+from flannel_ebpf.leases.cluster import Cluster
 from flannel_ebpf.leases.etcd import EtcdClient, EtcdOptions, Registry, Watch
+from flannel_ebpf.leases.etcd.reader import SnapshotReader
 from flannel_ebpf.leases.lease_keeper import LeaseKeeper
+from flannel_ebpf.leases.snapshot import View
+from flannel_ebpf.leases.snapshot_guard import SnapshotGuard
 from tests.netns.etcd_cluster import EtcdCluster
 from tests.polls import eventually
 from tests.samples import claim as sample
@@ -97,10 +100,13 @@ class LeaseNode:
 
     def start(self, *previous: str) -> None:
         """Take a lease, follow the others' and return when they have been read once."""
-        self.acquire(*previous)
+        created = self.acquire(*previous).create_revision
         self.keeper.start()
-        self.cluster = Cluster(self.registry, self.keeper, GRACE, (), self._note)
+        reader = SnapshotReader(self.registry, self.keeper.observe)
+        guard = SnapshotGuard(GRACE, (), created, continuous=self.keeper.reused)
+        self.cluster = Cluster(reader.read, lambda: self.keeper.lease, guard, self._note)
         self.cluster.start()
+        self.cluster.wake()
         self.watch = Watch(self.client, self.registry.watched, self.cluster.wake, self.cluster.wake_after_gap)
         self.watch.start()
         eventually(lambda: self.view.leases, f"node {self.number} has read the leases")

@@ -11,7 +11,7 @@ import pytest
 
 from flannel_ebpf.base.config import parse_network_config
 from flannel_ebpf.base.model import Claim, Endpoint, Lease
-from flannel_ebpf.leases.etcd import Snapshot
+from flannel_ebpf.leases.snapshot import Snapshot
 from tests.netns.etcd.lease_node import SUBNETS, LeaseNode, running, vtep
 from tests.netns.etcd_cluster import EtcdCluster
 from tests.polls import eventually

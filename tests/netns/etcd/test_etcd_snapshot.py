@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from flannel_ebpf.leases.etcd import Registry, Snapshot
+from flannel_ebpf.leases.etcd import Registry
+from flannel_ebpf.leases.snapshot import Snapshot
 from tests.netns.etcd_cluster import EtcdCluster
 
 PREFIX = "/coreos.com/network"

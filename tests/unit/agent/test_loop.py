@@ -22,7 +22,7 @@ from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.backends import Node
 from flannel_ebpf.desired.objects import LinkAddress, Route, Ruleset, Sysctl
 from flannel_ebpf.desired.plan import Failure, Put
-from flannel_ebpf.leases.cluster import View
+from flannel_ebpf.leases.snapshot import View
 from tests.samples import lease, stack
 
 LEASE = lease("10.1.7.0/24", "192.168.64.7")
@@ -45,11 +45,14 @@ class Parts:
     firewall: Any = field(default_factory=lambda: SimpleNamespace(lifetime=60.0))
 
     def __post_init__(self) -> None:
-        self.cluster = self
+        self.source = self
+        self.lease = LEASE
         self.report = SimpleNamespace(write=lambda *_, **__: None)
-        self.keeper = SimpleNamespace(lease=LEASE)
         self.kernel = self
         self.reconciler = SimpleNamespace(follow=self._follow, run=self._run)
+
+    def ready(self) -> None:
+        pass
 
     def _follow(self, _leases: object) -> Outcome | None:
         self.shorts += 1

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import flannel_ebpf.leases.etcd
+import flannel_ebpf.leases.snapshot
 from flannel_ebpf.base.errors import EtcdUnavailable
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.model import Claim, Endpoint, Lease, Skipped
@@ -56,7 +57,7 @@ class Etcd:
 
     def snapshot(self) -> Any:
         skipped = (Skipped("/coreos.com/network/subnets/junk", "no subnet"),)
-        return flannel_ebpf.leases.etcd.Snapshot(7, 1, tuple(self.leases.values()), skipped)
+        return flannel_ebpf.leases.snapshot.Snapshot(7, 1, tuple(self.leases.values()), skipped)
 
     def create_alone(self, lease: Lease, ttl: int, before: Any) -> None:
         assert lease.subnets[0] not in self.leases

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
 
 import pytest
 
 from flannel_ebpf.base.errors import EtcdUnavailable
 from flannel_ebpf.base.model import Lease, Skipped
 from flannel_ebpf.leases.cluster import Cluster
-from flannel_ebpf.leases.etcd.registry import Snapshot
+from flannel_ebpf.leases.snapshot import Snapshot
+from flannel_ebpf.leases.snapshot_guard import SnapshotGuard
 from tests.samples import lease as sample
 
 
@@ -26,38 +25,6 @@ def lease(number: int) -> Lease:
     )
 
 
-@dataclass
-class Registry:
-    """Answers with what it is told to; `asked` says how."""
-
-    answers: list[Snapshot | Exception] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-
-    def snapshot(self) -> Snapshot:
-        self.asked.append("whole")
-        return self._answer()
-
-    def snapshot_since(self, before: Snapshot) -> Snapshot:
-        self.asked.append(f"since {before.revision}")
-        return self._answer()
-
-    def _answer(self) -> Snapshot:
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-@dataclass
-class Keeper:
-    lease: Lease
-    reused: bool = True
-    seen: list[Snapshot] = field(default_factory=list)
-
-    def observe(self, snapshot: Snapshot) -> None:
-        self.seen.append(snapshot)
-
-
 def snapshot(numbers: Sequence[int], revision: int = 10, cluster_id: int = 1) -> Snapshot:
     return Snapshot(
         revision, cluster_id, tuple(map(lease, numbers)), (Skipped("/net/subnets/x", "no subnet"),)
@@ -66,12 +33,20 @@ def snapshot(numbers: Sequence[int], revision: int = 10, cluster_id: int = 1) ->
 
 def cluster(
     *answers: Snapshot | Exception, programmed: Sequence[int] = (), reused: bool = True
-) -> tuple[Cluster, Keeper]:
-    keeper = Keeper(lease(1), reused)
+) -> tuple[Cluster, list[bool]]:
+    """Return one whose source answers so, and a list of how it was asked: all anew or not."""
+    left, asked = list(answers), list[bool]()
+
+    def read(*, whole: bool) -> Snapshot:
+        asked.append(whole)
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
     subnets = [lease(number).subnets[0] for number in programmed]
-    return Cluster(
-        cast(Any, Registry(list(answers))), cast(Any, keeper), 300.0, subnets, lambda: None
-    ), keeper
+    guard = SnapshotGuard(300.0, subnets, lease(1).create_revision, continuous=reused)
+    return Cluster(read, lambda: lease(1), guard, lambda: None), asked
 
 
 def subnets(of: Cluster) -> set[str]:
@@ -84,13 +59,12 @@ def test_nothing_may_be_removed_before_the_first_snapshot() -> None:
     assert not fresh.view.may_remove
 
 
-def test_a_snapshot_is_what_counts_and_the_keeper_sees_it() -> None:
-    one, keeper = cluster(snapshot([1, 2, 3]))
+def test_a_snapshot_is_what_counts() -> None:
+    one, _ = cluster(snapshot([1, 2, 3]))
     one.refresh()
     assert subnets(one) == {"10.1.1.0/24", "10.1.2.0/24", "10.1.3.0/24"}
     assert one.view.may_remove
     assert [skipped.key for skipped in one.view.skipped] == ["/net/subnets/x"]
-    assert len(keeper.seen) == 1
 
 
 def test_an_outage_changes_nothing() -> None:
@@ -119,26 +93,10 @@ def test_what_a_former_process_programmed_is_missed_too() -> None:
     assert "no lease of ours" in one.view.doubt
 
 
-def test_only_what_changed_is_read_until_something_may_have_been_missed() -> None:
-    answers = [snapshot([1], 10), snapshot([1, 2], 11), EtcdUnavailable("gone"), *[snapshot([1, 2], 12)] * 3]
-    one, _ = cluster(*answers)
-    registry = cast(Registry, one._registry)
-    for _ in range(2):
-        one.refresh()
-    with pytest.raises(EtcdUnavailable):
-        one.refresh()
-    for _ in range(2):
-        one.refresh()
+def test_after_a_gap_everything_is_read_once() -> None:
+    one, asked = cluster(*[snapshot([1, 2])] * 3)
+    one.refresh()
     one.wake_after_gap()
     one.refresh()
-    assert registry.asked == ["whole", "since 10", "since 11", "whole", "since 12", "whole"]
-
-
-def test_everything_is_read_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [1000.0]
-    monkeypatch.setattr("flannel_ebpf.leases.cluster.time.monotonic", lambda: clock[0])
-    one, _ = cluster(*[snapshot([1, 2])] * 4)
-    for seconds in (0, 30, 30, 30):
-        clock[0] += seconds
-        one.refresh()
-    assert cast(Registry, one._registry).asked == ["whole", "since 10", "whole", "since 10"]
+    one.refresh()
+    assert asked == [False, True, False]

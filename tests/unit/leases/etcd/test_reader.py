@@ -1,0 +1,59 @@
+"""What of etcd is read anew, and when all of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from flannel_ebpf.base.errors import EtcdUnavailable
+from flannel_ebpf.leases.etcd.reader import SnapshotReader
+from flannel_ebpf.leases.snapshot import Snapshot
+
+
+@dataclass
+class Registry:
+    """Answers with snapshots of these revisions; `asked` says how."""
+
+    answers: list[int | Exception]
+    asked: list[str] = field(default_factory=list)
+
+    def snapshot(self) -> Snapshot:
+        self.asked.append("whole")
+        return self._answer()
+
+    def snapshot_since(self, before: Snapshot) -> Snapshot:
+        self.asked.append(f"since {before.revision}")
+        return self._answer()
+
+    def _answer(self) -> Snapshot:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return Snapshot(answer, 1, (), ())
+
+
+def test_only_what_changed_is_read_until_something_may_have_been_missed() -> None:
+    registry, shown = Registry([10, 11, EtcdUnavailable("gone"), 12, 12, 12]), list[int]()
+    reader = SnapshotReader(cast(Any, registry), lambda it: shown.append(it.revision))
+    for _ in range(2):
+        reader.read(whole=False)
+    with pytest.raises(EtcdUnavailable):
+        reader.read(whole=False)
+    for _ in range(2):
+        reader.read(whole=False)
+    reader.read(whole=True)
+    assert registry.asked == ["whole", "since 10", "since 11", "whole", "since 12", "whole"]
+    assert shown == [10, 11, 12, 12, 12]
+
+
+def test_everything_is_read_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("flannel_ebpf.leases.etcd.reader.time.monotonic", lambda: clock[0])
+    registry = Registry([10] * 4)
+    reader = SnapshotReader(cast(Any, registry), lambda _: None)
+    for seconds in (0, 30, 30, 30):
+        clock[0] += seconds
+        reader.read(whole=False)
+    assert registry.asked == ["whole", "since 10", "whole", "since 10"]
