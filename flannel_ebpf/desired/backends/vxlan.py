@@ -47,25 +47,29 @@ def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
 
 def vtep_mac_of(part: LeasePart) -> Mac:
     """Read the VTEP MAC of a vxlan lease; raises ConfigError saying what is wrong with it."""
-    data = part.backend_data
-    fields = {key.lower(): value for key, value in data.items()} if isinstance(data, dict) else {}
-    text = fields.get("vtepmac")
+    text = _fields(part).get("vtepmac")
     name = "BackendData" if family_of(part.subnet) is Family.V4 else "BackendV6Data"
     if not isinstance(text, str):
-        raise ConfigError(f"lease {part.subnet} {name}", data, "an object with a VtepMAC string")
+        raise ConfigError(f"lease {part.subnet} {name}", part.backend_data, "an object with a VtepMAC string")
     mac = Mac.parse(text)
     if mac.octets[0] & 1 or not any(mac.octets):
         raise ConfigError(f"lease {part.subnet} VtepMAC", text, "the address of one device")
     return mac
 
 
+def _fields(part: LeasePart) -> dict[str, Any]:
+    """Return a lease's BackendData by small names, as Go's decoder matches them."""
+    data = part.backend_data
+    return {key.lower(): value for key, value in data.items()} if isinstance(data, dict) else {}
+
+
 def peers(
     stack: Stack, parts: Sequence[LeasePart], paths: Mapping[Address, PathFacts]
 ) -> tuple[list[Peer], list[Skipped]]:
-    """Return the vxlan leases of other nodes; a lease of another type or without a VTEP MAC is skipped."""
+    """Return the vxlan leases of other nodes; one of another type or VNI or without a VTEP MAC is skipped."""
     found: list[Peer] = []
     skipped: list[Skipped] = []
-    direct_routing = settings(stack.config).direct_routing
+    direct_routing, own_vni = settings(stack.config).direct_routing, settings(stack.config).vni
     # With GBP the kernel's device writes a packet's mark, which netfilter sets, into the VXLAN header.
     gbp = settings(stack.config).gbp
     largest = settings(stack.config).mtu  # as the kernel's device has it; 0: the way alone limits packets
@@ -80,6 +84,10 @@ def peers(
             continue
         path = path_to(stack, part, paths)
         direct = direct_routing and path.on_link
+        vni = _fields(part).get("vni", own_vni)
+        if vni != own_vni and not direct:  # flanneld does not look, and its packets end there unseen
+            skipped.append(Skipped(str(part.subnet), f"VNI {vni!r} is not the network's {own_vni}"))
+            continue
         mode = Mode.DIRECT if direct else Mode.NONE if gbp or path.kernel_only else Mode.VXLAN
         found.append(
             Peer(
