@@ -13,6 +13,8 @@ from flannel_ebpf.lab import readiness, switch, teardown
 from flannel_ebpf.lab.command import run
 from flannel_ebpf.lab.etcd_server import EtcdServer
 from flannel_ebpf.lab.host import Host
+from flannel_ebpf.lab.kube_proxy import KubeProxy
+from flannel_ebpf.lab.kube_server import KubeServer
 from flannel_ebpf.lab.node import Node
 from flannel_ebpf.lab.pod import Pod
 from flannel_ebpf.lab.spec import ROOT, LabSpec, folder_of
@@ -27,6 +29,7 @@ class Lab:
         self.spec = spec
         self.nodes = [Node(spec, name) for name in spec.node_names]
         self.etcd = EtcdServer(spec)
+        self.kube = KubeServer(spec)
 
     @classmethod
     def up(cls, spec: LabSpec | None = None) -> Lab:
@@ -60,12 +63,19 @@ class Lab:
         run(["mount", "-t", "bpf", "bpf", str(self.spec.folder / "bpf")])
         switch.wire(self.spec)
         self.etcd.start()
-        self.etcdctl("put", f"{self.spec.etcd_prefix}/config", self.spec.config_json())
+        if self.spec.kube_apiserver:
+            self.kube.start()
+            for node in self.nodes:
+                self.kube.add_node(node.name)
+        else:
+            self.etcdctl("put", f"{self.spec.etcd_prefix}/config", self.spec.config_json())
         for node in self.nodes:
             node.prepare()
         if self.spec.start_daemons:
             for node in self.nodes:
                 node.start_daemon()
+                if self.spec.kube_proxy:
+                    KubeProxy(node).start()
             self.wait_ready()
             self.add_pods()
             self.wait_attached()

@@ -88,9 +88,9 @@ class Node(Host):
         """Return the command line of this node's `flannel-ebpf up`."""
         fastpath = [f"--fastpath={self.spec.fastpath}"] if self.spec.fastpath else []
         return [
+            *(["env", f"NODE_NAME={self.name}"] if self.spec.kube_apiserver else []),
             *(sys.executable, "-m", "flannel_ebpf", "up"),
-            f"--etcd-endpoints={ETCD_ENDPOINT}",
-            f"--etcd-prefix={self.spec.etcd_prefix}",
+            *self.source_args(),
             "--iface=eth0",
             f"--subnet-file={self.subnet_file}",
             f"--state-dir={self.state_dir}",
@@ -104,14 +104,28 @@ class Node(Host):
 
     @property
     def variables(self) -> dict[str, str]:
-        """Return flanneld's variables with which any command of ours is about this node."""
+        """Return the variables with which any command of ours is about this node."""
+        flags = [
+            *self.source_args(),
+            f"--subnet-file={self.subnet_file}",
+            f"--state-dir={self.state_dir}",
+            f"--bpf-pin-root={self.pin_root}",
+        ]
+        pairs = (flag.removeprefix("--").split("=", 1) for flag in flags)
         return {
-            "FLANNELD_ETCD_ENDPOINTS": ETCD_ENDPOINT,
-            "FLANNELD_ETCD_PREFIX": self.spec.etcd_prefix,
-            "FLANNELD_SUBNET_FILE": str(self.subnet_file),
-            "FLANNELD_STATE_DIR": str(self.state_dir),
-            "FLANNELD_BPF_PIN_ROOT": str(self.pin_root),
+            "NODE_NAME": self.name,
+            **{f"FLANNELD_{name.upper().replace('-', '_')}": value for name, value in pairs},
         }
+
+    def source_args(self) -> list[str]:
+        """Return the flags that say where the leases stand: flanneld's own, so that it takes them too."""
+        if not self.spec.kube_apiserver:
+            return [f"--etcd-endpoints={ETCD_ENDPOINT}", f"--etcd-prefix={self.spec.etcd_prefix}"]
+        return [
+            "--kube-subnet-mgr=true",
+            f"--kubeconfig-file={self.spec.kube_folder / 'flannel.kubeconfig'}",
+            f"--net-config-path={self.spec.kube_folder / 'net-conf.json'}",
+        ]
 
     def start_daemon(self, extra_args: Sequence[str] = ()) -> Process:
         """Start `flannel-ebpf up` here and return at once; its log is appended to.

@@ -19,6 +19,7 @@ ETCD_ENDPOINT = f"http://{ETCD_IP}:2379"
 
 BACKENDS = ("vxlan", "host-gw", "udp")
 DATAPATHS = ("auto", "ebpf", "kernel")
+KUBE_PROXY_MODES = ("iptables", "nftables")
 MAX_NODES = 250
 
 
@@ -30,6 +31,8 @@ class LabSpec:
     `extra_up_args` go to every daemon as they are, None leaves its default. `backend_config` holds more
     keys of the network config's Backend, `network_config` more keys of its top level. Without
     `start_daemons` the nodes have an uplink and nothing else.
+    `kube_apiserver` is the path of an API server's program: the daemons then run with --kube-subnet-mgr.
+    `kube_proxy` is the path of kube-proxy, which then runs on every node in `kube_proxy_mode`.
     """
 
     name: str = "lab"
@@ -46,12 +49,18 @@ class LabSpec:
     datapaths: Mapping[str, str] = field(default_factory=dict)
     backend_config: Mapping[str, Any] = field(default_factory=dict)
     network_config: Mapping[str, Any] = field(default_factory=dict)
+    kube_apiserver: str = ""
+    kube_proxy: str = ""
+    kube_proxy_mode: str = "iptables"
 
     def __post_init__(self) -> None:
         check_name(self.name)
         _one_of("backend", self.backend, BACKENDS)
         for datapath in (self.datapath, *self.datapaths.values()):
             _one_of("datapath", datapath, DATAPATHS)
+        _one_of("kube_proxy_mode", self.kube_proxy_mode, KUBE_PROXY_MODES)
+        if self.kube_proxy and not self.kube_apiserver:
+            raise LabError("kube_proxy: it needs an API server, which kube_apiserver names")
         if not 1 <= self.nodes <= MAX_NODES:
             raise LabError(f"nodes {self.nodes}: a lab has 1 to {MAX_NODES}")
         unknown = set(self.datapaths) - set(self.node_names)
@@ -67,6 +76,11 @@ class LabSpec:
     def folder(self) -> Path:
         """Where everything of this lab lies."""
         return folder_of(self.name)
+
+    @property
+    def kube_folder(self) -> Path:
+        """Where the API server's files lie, the nodes' kubeconfig and net-conf.json among them."""
+        return self.folder / "kube"
 
     @property
     def switch_ns(self) -> str:
