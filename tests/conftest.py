@@ -16,7 +16,7 @@ settings.register_profile("any-speed", deadline=None, suppress_health_check=[Hea
 settings.load_profile("any-speed")
 
 ROOT = Path(__file__).parent
-KINDS = ("hosts", "interop", "netns", "bpf", "unit")
+KINDS = ("hosts", "interop", "kube", "netns", "bpf", "unit")
 
 # Helpers' assertions are as talkative as the tests'.
 pytest.register_assert_rewrite("tests.polls", "tests.bpf", "tests.netns")
@@ -29,6 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--race-tries", type=int, default=100, help="allocations in a race test (default 100)")
     parser.addoption(
         "--fuzz-rulesets", type=int, default=20, help="random firewall rulesets to judge (default 20)"
+    )
+    parser.addoption(
+        "--kube-apiserver", default="", help="tests/netns/kube: this server in place of the double"
     )
 
 

@@ -9,6 +9,10 @@
         EtcdError
           EtcdUnavailable     no endpoint answers; trying again may help
           EtcdRefused         etcd answered and said no (permission, auth, bad request)
+        KubeError
+          KubeUnavailable     the API server does not answer; trying again may help
+          KubeRefused         it answered and said no (permission, credentials, bad request)
+            KubeGone          it no longer remembers the state that was asked for
       LeaseError
         OutOfSubnets          no free subnet between SubnetMin and SubnetMax
         LeaseConflict         somebody else created the key first; trying again may help
@@ -76,6 +80,26 @@ class EtcdUnavailable(EtcdError):
 
 class EtcdRefused(EtcdError):
     """Etcd answered and refused the request; trying again alone will not help."""
+
+
+class KubeError(SourceError):
+    """Something between us and the API server; `code` is its HTTP status, 0 when it gave none."""
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class KubeUnavailable(KubeError):
+    """The API server did not answer, or said that it cannot now; the request may be tried again."""
+
+
+class KubeRefused(KubeError):
+    """The API server answered and refused the request; trying again alone will not help."""
+
+
+class KubeGone(KubeRefused):
+    """The API server no longer remembers the state that a list or watch should continue; a new list helps."""
 
 
 class LeaseError(FlannelError):

@@ -92,10 +92,25 @@ STATE_FLAGS = frozenset({"subnet_file", "state_dir", "bpf_pin_root"})
 
 
 @dataclass(frozen=True, slots=True)
+class KubeOptions:
+    """Whether Kubernetes holds the leases instead of etcd, where its API server is, what to write there."""
+
+    kube_subnet_mgr: bool = flag(False, "Take leases from Kubernetes' nodes, the network config from a file.")
+    kube_api_url: str = flag("", "URL of the API server; wins over the kubeconfig's and the pod's.")
+    kubeconfig_file: str = flag("", "Kubeconfig file; empty: the pod's service account.")
+    kube_annotation_prefix: str = flag("flannel.alpha.coreos.com", "What a node's annotations begin with.")
+    net_config_path: Path = flag(Path("/etc/kube-flannel/net-conf.json"), "File with the network config.")
+    set_node_network_unavailable: bool = flag(
+        True, "Set the node's condition NetworkUnavailable to false once packets can flow."
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """Everything `flannel-ebpf up` takes; the first part is flanneld's, with its defaults."""
 
     etcd: EtcdOptions = field(default_factory=EtcdOptions)
+    kube: KubeOptions = field(default_factory=KubeOptions)
     subnet_file: Path = flag(
         Path("/run/flannel/subnet.env"), "File that tells container runtimes the subnet and MTU."
     )

@@ -23,6 +23,7 @@ from flannel_ebpf.base.options import (
     STATE_FLAGS,
     Described,
     EtcdOptions,
+    KubeOptions,
     Options,
     Spelling,
     flags_of,
@@ -117,39 +118,15 @@ def _whole(bound: float | None) -> int | None:
 
 
 _ETCD_FLAGS = tuple(_flag(one, "etcd_") for one in flags_of(EtcdOptions))
+_KUBE_FLAGS = tuple(_flag(one) for one in flags_of(KubeOptions))
 _STATE_FLAGS = tuple(_flag(one) for one in flags_of(Options) if one.name in STATE_FLAGS)
 _UP_FLAGS = tuple(_flag(one) for one in flags_of(Options) if one.name not in STATE_FLAGS)
 
-_ONLY_ACCEPTED = (
-    ("kube-subnet-mgr", bool),
-    ("kube-api-url", str),
-    ("kubeconfig-file", str),
-    ("kube-annotation-prefix", str),
-    ("net-config-path", str),
-    ("set-node-network-unavailable", bool),
-    ("vmodule", str),
-    ("log_backtrace_at", str),
+_KLOG_FLAGS = tuple(
+    click.option(f"--{name}", cls=Flag, type=str, hidden=True, expose_value=False)
+    for name in ("vmodule", "log_backtrace_at")
 )
-"""flanneld's flags that alter nothing here, so that unit files which have them work: klog's, and those about
-Kubernetes as long as subnets come from etcd."""
-
-
-def _kube_or_klog(name: str, kind: Any) -> Callable[[Any], Any]:
-    attributes: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if kind is bool else {}
-    return click.option(
-        f"--{name}",
-        cls=Flag,
-        type=kind,
-        hidden=True,
-        expose_value=False,
-        callback=_refuse_kubernetes,
-        **attributes,
-    )
-
-
-def _refuse_kubernetes(_context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    if parameter.name == "kube_subnet_mgr" and value:
-        raise click.BadParameter("subnets come from etcd: Kubernetes' subnet manager is not implemented.")
+"""flanneld's flags that alter nothing here, so that unit files which have them work."""
 
 
 def print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -204,13 +181,13 @@ def etcd_flags(command: Function) -> Function:
 
 def node_flags(command: Function) -> Function:
     """Add the flags that say which network's state on this node a command is about."""
-    return _add(command, _ETCD_FLAGS + _STATE_FLAGS)
+    return _add(command, _ETCD_FLAGS + _KUBE_FLAGS + _STATE_FLAGS)
 
 
 def up_flags(command: Function) -> Function:
     """Add every flag of the daemon."""
-    accepted = tuple(_kube_or_klog(name, kind) for name, kind in _ONLY_ACCEPTED)
-    return _add(command, _ETCD_FLAGS + _STATE_FLAGS + _UP_FLAGS + _LOG_FLAGS + accepted)
+    own = _ETCD_FLAGS + _KUBE_FLAGS + _STATE_FLAGS + _UP_FLAGS
+    return _add(command, own + _LOG_FLAGS + _KLOG_FLAGS)
 
 
 def _add(command: Function, flags: Sequence[Callable[[Any], Any]]) -> Function:
@@ -229,5 +206,7 @@ def options_from(values: dict[str, Any]) -> Options:
         if etcd[given] and not etcd[missing]:
             told = f"--etcd-{given}: {etcd[given]!r} is given without --etcd-{missing}: give both or neither"
             raise click.UsageError(told)
+    kube = {field.name: values[field.name] for field in fields(KubeOptions) if field.name in values}
     rest = {name: value for name, value in values.items() if not name.startswith("etcd_")}
-    return Options(etcd=EtcdOptions(**etcd), **rest)
+    own = {name: value for name, value in rest.items() if name not in kube}
+    return Options(etcd=EtcdOptions(**etcd), kube=KubeOptions(**kube), **own)

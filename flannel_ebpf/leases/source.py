@@ -1,4 +1,4 @@
-"""Where a network's config and its leases stand. Nobody above needs to know where that is.
+"""Where a network's config and its leases stand: etcd, or Kubernetes. Nobody above needs to know which.
 
 One source serves one node: it reads the config, publishes this node's lease and looks after it, and follows
 the other nodes' leases through outages and sudden losses.
@@ -6,6 +6,7 @@ the other nodes' leases through outages and sudden losses.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
@@ -80,9 +81,13 @@ class LeaseSource(Protocol):
 def open_source(options: Options, on_lost: Callable[[LeaseLost], None]) -> LeaseSource:
     """Return the source that the options name; raises ConfigError.
 
-    `on_lost` is called once, on another thread, when our subnet belongs to another node. The client is
-    imported here, because it costs memory that only its own users should pay.
+    `on_lost` is called once, on another thread, when our subnet belongs to another node. The clients are
+    imported here, because each costs memory that only its own users should pay.
     """
+    if options.kube.kube_subnet_mgr:
+        from flannel_ebpf.leases.kube.source import KubeSource  # noqa: PLC0415 - see above
+
+        return KubeSource(options.kube, os.environ, options.wipe_grace, on_lost)
     from flannel_ebpf.leases.etcd.source import EtcdSource  # noqa: PLC0415 - see above
 
     return EtcdSource(options, on_lost)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flannel_ebpf.base.errors import KernelError
-from flannel_ebpf.base.options import EtcdOptions, Options
+from flannel_ebpf.base.options import EtcdOptions, KubeOptions, Options
 from flannel_ebpf.cli import COMMANDS, as_flanneld, main
 from flannel_ebpf.commands.which import Asked
 
@@ -190,9 +190,7 @@ def test_no_verbosity_lets_libraries_chatter(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["-kube-subnet-mgr=false", "-kube-api-url=https://192.0.2.1:6443", "-kubeconfig-file=/etc/k"],
-        ["-kube-annotation-prefix=flannel.example.org", "-net-config-path=/etc/kube-flannel/net-conf.json"],
-        ["--set-node-network-unavailable"],
+        ["-kube-subnet-mgr=false", "--set-node-network-unavailable"],
         ["-vmodule=a=1,b=2", "-log_backtrace_at=gopher.go:234"],
         ["-iface-regex=(", "-iface="],
     ],
@@ -200,6 +198,17 @@ def test_no_verbosity_lets_libraries_chatter(
 def test_flags_of_flanneld_that_alter_nothing_here_are_accepted(daemon: Daemon, arguments: list[str]) -> None:
     options = daemon.options(*arguments)
     assert replace(options, iface=(), iface_regex=()) == Options()
+
+
+def test_flags_about_kubernetes(daemon: Daemon) -> None:
+    options = daemon.options(
+        "-kube-subnet-mgr", "-kube-api-url=https://192.0.2.1:6443", "-kubeconfig-file=/etc/k",
+        "-kube-annotation-prefix=flannel.example.org", "-net-config-path=/etc/net",
+        "-set-node-network-unavailable=0",
+    )  # fmt: skip
+    assert options.kube == KubeOptions(
+        True, "https://192.0.2.1:6443", "/etc/k", "flannel.example.org", Path("/etc/net"), False
+    )
 
 
 @pytest.mark.parametrize(
@@ -255,7 +264,6 @@ def test_a_variable_that_is_no_flags_is_said(
         (["--revalidate=nan"], ["--revalidate", "'nan'", "0.1 to 3600"]),
         (["--metrics-listen=9100"], ["--metrics-listen", "'9100'", "127.0.0.1:9100"]),
         (["-v=much"], ["-v", "'much'"]),
-        (["--kube-subnet-mgr"], ["--kube-subnet-mgr", "etcd", "not implemented"]),
         (["-ip-mask=true"], ["'-ip-mask'", "'-ip-masq'"]),
         (["-subnet-lease-renew-margin=0b2"], ["--subnet-lease-renew-margin", "'0b2'"]),
         (["-healthz-ip=everywhere"], ["--healthz-ip", "'everywhere'"]),

@@ -1,0 +1,1 @@
+"""The Kubernetes edge: leases as node objects carry them, read and written through the API server."""
