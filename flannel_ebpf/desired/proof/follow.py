@@ -15,6 +15,7 @@ from flannel_ebpf.desired.proof import match
 from flannel_ebpf.desired.proof.packets import INVALID_ONLY, Field, Packets, joined, simplified
 from flannel_ebpf.desired.proof.ranges import Ranges
 from flannel_ebpf.desired.proof.rules import (
+    QUEUE,
     AddressType,
     Among,
     BaseChain,
@@ -219,7 +220,7 @@ class Follower:
             case None:
                 return [hit]
             case Drop(what):
-                self._note(Effect(where, hit, what), trail)
+                self._note(Effect(where, hit, what, each=what == QUEUE), trail)
             case Return():
                 trail.back.append(hit)
             case Jump(chain, goes_back):

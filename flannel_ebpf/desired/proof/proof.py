@@ -19,7 +19,7 @@ from flannel_ebpf.desired.proof.packets import (
 )
 from flannel_ebpf.desired.proof.passages import Facts, meeting, passages
 from flannel_ebpf.desired.proof.ranges import NOTHING, Ranges, both, either, exactly, names, without
-from flannel_ebpf.desired.proof.rules import BaseChain, Chain, ChainName, Hook, Where
+from flannel_ebpf.desired.proof.rules import QUEUE, BaseChain, Chain, ChainName, Hook, Where
 from flannel_ebpf.desired.proof.words import sentence
 
 
@@ -190,7 +190,10 @@ def _judges_each(effect: Effect) -> bool:
     protocols, states = effect.packets[Field.PROTOCOL] or NOTHING, effect.packets[Field.STATE]
     flags = both(effect.packets[Field.TCP_FLAGS] or NOTHING, FLAGS_CARRIED)
     is_tcp = protocols == exactly(TCP)
-    if is_tcp and (not flags or (states is not None and not without(states, OPENING))):
+    if is_tcp and not flags:
+        return False
+    opening = states is not None and not without(states, OPENING)
+    if opening and (is_tcp or effect.what == QUEUE):  # whoever is asked is asked for the connection
         return False
     some_flags = bool(both(protocols, exactly(TCP))) and flags not in {NOTHING, FLAGS_CARRIED}
     return not effect.nat and (effect.each or effect.packets.judged or some_flags)

@@ -109,9 +109,12 @@ class Accept:
     """The packet has passed this base chain."""
 
 
+QUEUE = "queue"
+
+
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The packet ends here; `what` is "drop", "reject" or what else takes it."""
+    """The packet ends here; `what` is "drop", "reject", QUEUE or what else takes it."""
 
     what: str = "drop"
 

@@ -55,6 +55,11 @@ def sentence(where: Where, what: str) -> str:
     return f"{where.chain} rule {where.rule.handle}: {what}: {rule_text(where.rule)}{comment}"
 
 
+def addresses_text(ranges: Ranges) -> str:
+    """Return addresses as networks where they are one, else as ranges."""
+    return ", ".join(_addresses(first, last) for first, last in ranges)
+
+
 def rule_text(rule: Rule) -> str:
     """Return a rule's steps and verdict."""
     return " ".join([*map(_step, rule.steps), *_verdict(rule.verdict)])

@@ -55,14 +55,17 @@ class Netfilter:
         self._asking.close()
 
     def bases(self) -> list[BaseChain]:
-        """Return all base chains, in the order of their priorities."""
+        """Return all base chains that packets of this version meet, in the order of their priorities."""
         known = self._known
         if known.bases is None:
             known.bases = self._asking.base_chains()
         if self._legacy is None:
             self._legacy = {name: xtables.read(name) for name in self._legacy_names()}
         every = [*known.bases, *(base for table in self._legacy.values() for base in table.bases)]
-        return sorted(every, key=lambda base: base.priority)
+        other = "ip6" if self._version == 4 else "ip"
+        return sorted(
+            (base for base in every if base.name.table.kind != other), key=lambda base: base.priority
+        )
 
     def _legacy_names(self) -> list[str]:
         return xtables.names() if self._version == 4 else []

@@ -52,9 +52,13 @@ class Place(NamedTuple):
 
 @dataclass
 class Ground:
-    """The namespaces with a socket at each place. `node` is the namespace's descriptor."""
+    """The namespaces with a socket at each place.
+
+    `node` is the namespace's descriptor, `bridge` the pods' bridge there.
+    """
 
     node: int
+    bridge: str
     stack: ExitStack
     sockets: dict[str, socket.socket] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
@@ -117,7 +121,7 @@ class Ground:
             4,
             pods,
             without(network, pods),
-            frozenset(["cni0"]),
+            frozenset([self.bridge]),
             ports,
             frozenset(["flannel.1"]),
             tunnel,
@@ -126,15 +130,15 @@ class Ground:
 
 
 @contextmanager
-def ground() -> Iterator[Ground]:
+def ground(bridge: str = "cni0") -> Iterator[Ground]:
     """Make the namespaces; they go with the last socket in them."""
     with ExitStack() as stack:
         node, peer, *pods = (new_namespace() for _ in range(2 + len(PODS)))
         for one in (node, peer, *pods):
             stack.callback(os.close, one)
-        made = Ground(node, stack)
+        made = Ground(node, bridge, stack)
         with inside(node):
-            _configure(_node(peer, pods))
+            _configure(_node(bridge, peer, pods))
         with inside(peer):
             _configure(_peer())
             made.sockets["peer"] = stack.enter_context(_listen("flannel.1"))
@@ -172,28 +176,28 @@ def _configure(lines: Iterable[str]) -> None:
         subprocess.run(line.split(), check=True)
 
 
-def _node(peer: int, pods: list[int]) -> Iterator[str]:
+def _node(bridge: str, peer: int, pods: list[int]) -> Iterator[str]:
     def at(namespace: int) -> str:
         return f"/proc/{os.getpid()}/fd/{namespace}"
 
     yield "ip link set lo up"
-    yield f"ip link add cni0 address {_GATEWAY_MAC} type bridge"
+    yield f"ip link add {bridge} address {_GATEWAY_MAC} type bridge"
     other = f"peer name eth0 address {_PEER_MAC} netns {at(peer)}"
     yield f"ip link add eth0 address {_UPLINK_MAC} type veth {other}"
     yield f"ip address add {NODE_IP}/24 dev eth0"
     for number, pod in enumerate(pods):
         yield f"ip link add veth{number} type veth peer name eth0 address {_pod_mac(number)} netns {at(pod)}"
-        yield f"ip link set veth{number} master cni0 up"
+        yield f"ip link set veth{number} master {bridge} up"
         yield f"nsenter --net={at(pod)} ip link set eth0 up"
-    yield f"ip address add {SUBNET[1]}/24 dev cni0"
-    yield "ip link set cni0 up"
+    yield f"ip address add {SUBNET[1]}/24 dev {bridge}"
+    yield f"ip link set {bridge} up"
     yield "ip link set eth0 up"
     yield from _vxlan(NODE_IP, _NODE_VTEP, _PEER_VTEP, PEER_IP)
     yield f"ip address add {SUBNET[0]}/32 dev flannel.1"
     yield f"ip route add {PEER_SUBNET} via {PEER_SUBNET[0]} dev flannel.1 onlink"
     yield f"ip neigh add {PEER_SUBNET[0]} lladdr {_PEER_VTEP} dev flannel.1"
     for number, address in enumerate(PODS):
-        yield f"ip neigh add {address} lladdr {_pod_mac(number)} dev cni0"
+        yield f"ip neigh add {address} lladdr {_pod_mac(number)} dev {bridge}"
         yield f"bridge fdb replace {_pod_mac(number)} dev veth{number} master static"
     for address in (PEER_IP, OUTSIDER):
         yield f"ip neigh add {address} lladdr {_PEER_MAC} dev eth0"

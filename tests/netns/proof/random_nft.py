@@ -239,6 +239,13 @@ def table(number: int, random: Random, counting: Counting) -> str:
     return made.text()
 
 
+NOBODYS = """
+table ip6 six { chain c { type filter hook forward priority 0; policy drop; }; }
+table arp a { chain c { type filter hook output priority 0; drop; }; }
+"""
+
+
 def ruleset(random: Random, counting: Counting) -> str:
-    """One to three tables."""
-    return "".join(table(number, random, counting) for number in range(random.choice([1, 1, 2, 3])))
+    """One to three tables, and at times some that no packet of the test meets."""
+    nobodys = NOBODYS.lstrip() if random.random() < 0.1 else ""
+    return nobodys + "".join(table(number, random, counting) for number in range(random.choice([1, 1, 2, 3])))

@@ -106,9 +106,8 @@ def test_chains_policies_and_devices(node: None) -> None:
         "n": (Hook.INGRESS, True),
         "b": (Hook.BRIDGE_POSTROUTING, False),
         "i": (Hook.FORWARD, True),
-        "six": (Hook.FORWARD, False),
     }
-    assert [base.priority for base in bases] == [-1, 0, 5, 10]
+    assert [base.priority for base in bases] == [-1, 5, 10]
     assert len(found["n"].devices or ()) == 2
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 
-from flannel_ebpf.desired.proof.rules import Accept, Drop, Jump, Return, Verdict
+from flannel_ebpf.desired.proof.rules import QUEUE, Accept, Drop, Jump, Return, Verdict
 from flannel_ebpf.kernel.netlink.route_socket import attributes
 
 DATA_VALUE, _DATA_VERDICT = 1, 2
@@ -62,4 +62,4 @@ def verdict_in(data: Mapping[int, bytes]) -> Verdict | bytes:
     }
     if code in plain:
         return plain[code]
-    return Drop("queue" if code & 0xFF == _QUEUE else f"verdict {code}")  # the queue's number stands above
+    return Drop(QUEUE if code & 0xFF == _QUEUE else f"verdict {code}")  # the queue's number stands above

@@ -15,6 +15,7 @@ from functools import lru_cache
 from flannel_ebpf.desired.proof.packets import Field, Version
 from flannel_ebpf.desired.proof.ranges import NOTHING, Ranges
 from flannel_ebpf.desired.proof.rules import (
+    QUEUE,
     Accept,
     AddressType,
     Counted,
@@ -49,7 +50,7 @@ _OBJECT_COUNTER = 1
 
 _NO_EFFECT = {"counter", "log", "last"}
 _COUNTED = {"limit", "quota", "connlimit"}
-_ENDS = {"reject", "synproxy", "tproxy", "fwd", "queue"}
+_ENDS = {"reject", "synproxy", "tproxy", "fwd", QUEUE}
 _LOADS = {"rt": 1, "exthdr": 1, "osf": 1, "xfrm": 1, "socket": 2, "hash": 2, "tunnel": 2}
 """Expressions that load what we know nothing of: the attribute that names their register."""
 _ONCE = {"notrack", "flow_offload"}

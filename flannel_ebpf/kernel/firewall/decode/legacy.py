@@ -13,6 +13,7 @@ from typing import NamedTuple
 from flannel_ebpf.desired.proof.packets import Field
 from flannel_ebpf.desired.proof.ranges import NAME_LEN, Ranges, exactly, names_from, up_to, without
 from flannel_ebpf.desired.proof.rules import (
+    QUEUE,
     Accept,
     BaseChain,
     Chain,
@@ -158,7 +159,7 @@ def _verdict(entry: _Entry, places: dict[int, str]) -> Verdict:
         return None
     if code >= 0:
         return Jump(places[code], back=not entry.body[_IP.size - 2] & _GOTO)
-    known: dict[int, Verdict] = {_DROP: Drop(), _ACCEPT: Accept(), _QUEUE: Drop("queue"), _RETURN: Return()}
+    known: dict[int, Verdict] = {_DROP: Drop(), _ACCEPT: Accept(), _QUEUE: Drop(QUEUE), _RETURN: Return()}
     return known.get(code, Drop(f"verdict {code}"))
 
 

@@ -9,10 +9,10 @@ import struct
 
 from flannel_ebpf.desired.proof.packets import Version
 from flannel_ebpf.desired.proof.ranges import NOTHING, Ranges
-from flannel_ebpf.desired.proof.rules import Accept, Drop, SetMark, Step, Touch, Translate, Verdict
+from flannel_ebpf.desired.proof.rules import QUEUE, Accept, Drop, SetMark, Step, Touch, Translate, Verdict
 
 _NO_EFFECT = {"LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "log", "nflog"}
-_ENDS = {"REJECT": "reject", "NFQUEUE": "queue", "SYNPROXY": "synproxy", "TPROXY": "tproxy", "DROP": "drop"}
+_ENDS = {"REJECT": "reject", "NFQUEUE": QUEUE, "SYNPROXY": "synproxy", "TPROXY": "tproxy", "DROP": "drop"}
 _ONCE = {"CONNMARK", "CONNSECMARK", "SECMARK", "NOTRACK", "TCPMSS", "HMARK"}
 """What flows do not escape: it is done to their first packets and holds, or the kernel carries those it is
 for."""
