@@ -12,9 +12,10 @@ from pathlib import Path
 from flannel_ebpf.agent.side import Round, scope_of
 from flannel_ebpf.base.errors import BpfError, KernelError, ProgramsRequired
 from flannel_ebpf.base.family import Family
+from flannel_ebpf.base.kept import same_objects
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import Fastpath
-from flannel_ebpf.desired.backends import backend_of, udp
+from flannel_ebpf.desired.backends import Peer, backend_of, udp
 from flannel_ebpf.desired.bpf import conntrack, contents
 from flannel_ebpf.desired.bpf.optional import Extras
 from flannel_ebpf.desired.bpf.pod_grace import Newcomers
@@ -39,6 +40,12 @@ from flannel_ebpf.kernel.programs.in_use import Datapath
 from flannel_ebpf.kernel.programs.loader import Loaded
 
 AT_ONCE = 1e-3
+
+_OF_PEERS = ("fl_peers", "fl_vteps")
+_CROWDED = (
+    "{} leases, and the programs' tables hold {}: the others take the kernel path, and --source-check is "
+    "off, because it does not know them"
+)
 
 
 class BpfSide:
@@ -80,6 +87,11 @@ class BpfSide:
         self._loaded: Loaded | None = None
         self._ever_loaded = False
         self._entries: list[MapEntry] = []
+        self._room: int | None = None
+        self._made_of: Sequence[Peer] = ()
+        self._held: list[MapEntry] = []
+        self._made: list[MapEntry] = []
+        self._slots: contents.Slots = {}
 
     @property
     def slot_count(self) -> int:
@@ -106,13 +118,12 @@ class BpfSide:
             self._entries = self.bpf.read()
         except BpfError as error:
             raise KernelError(f"reading the programs' maps: {error}", error.code) from error
-        self.slots = contents.assign_slots(now.peers, contents.slots_in(self._entries), self.bpf.slots())
         overlay = seen.index_of(backend_of(node.config).overlay_name(node.config, Family.V4))
         old = self._newcomers.settled(now.ports, time.monotonic())
         self.due = self._newcomers.due
         wanted: list[Object] = [
             *(PinFolder(str(folder)) for folder in (self._loaded.maps, *self._loaded.folders)),
-            *contents.peer_entries(now.peers, self.slots),
+            *self._peer_entries(now.peers, self.bpf.slots()),
             *contents.port_entries(now.ports),
             *contents.pod_entries(self._entries, now.ports, pod_macs(seen, now.ports)),
             *contents.filters(old, node.uplink.ifindex, overlay, now.peers, programs, self.attach),
@@ -120,21 +131,41 @@ class BpfSide:
         ]
         return [*wanted, *self._conntrack()]
 
+    def _peer_entries(self, peers: Sequence[Peer], size: int) -> list[MapEntry]:
+        """Return what the maps should hold of peers: the very same objects while peers and maps stay.
+
+        Peers that the maps have no room for are left to the kernel path.
+        """
+        held = [entry for entry in self._entries if entry.map in _OF_PEERS]
+        if peers is not self._made_of or not same_objects(held, self._held):
+            fitting = list(contents.carried(peers))[: self._room]
+            self._slots = contents.assign_slots(fitting, contents.slots_in(held), size)
+            there = {entry.key: entry for entry in held}
+            made = contents.peer_entries(fitting, self._slots)
+            self._made = [there[one.key] if there.get(one.key) == one else one for one in made]
+            self._made_of, self._held = peers, held
+        self.slots = self._slots
+        return self._made
+
     def _conntrack(self) -> list[Sysctl]:
         """Return what conntrack must be told, where it takes part; note what of it endangers connections."""
-        self.warnings = []
         if self._settings.fastpath == Fastpath.SUBNETS:
             return []
         values = {path: value for path in conntrack.PATHS if (value := sysctl.read(path)) is not None}
-        self.warnings = conntrack.warnings(values, self._settings.revalidate_ms / 1000)
+        self.warnings += conntrack.warnings(values, self._settings.revalidate_ms / 1000)
         return conntrack.wanted(values)
 
     def _load(self, now: Round) -> Loaded | None:
         """Have the programs for this node and these peers loaded; None without them."""
         if self.bpf is None:
             return None
+        self.warnings = []
         try:
             loaded = self.bpf.load(self._constants(now))
+            self._room = self.bpf.room()
+            if len(now.peers) > self._room:
+                self.warnings = [_CROWDED.format(len(now.peers), self._room)]
+                loaded = self.bpf.load(self._constants(now))
         except BpfError as error:
             if self._required and self._ever_loaded:
                 raise KernelError(f"loading the programs: {error}", error.code) from error
@@ -147,6 +178,8 @@ class BpfSide:
 
     def _constants(self, now: Round) -> abi.Config:
         config = contents.constants(now.node.stacks[0], now.peers, self._settings)
+        if self._room is not None and len(now.peers) > self._room:
+            config = replace(config, source_check=abi.Check.OFF)
         if config.backend != abi.Mode.UDP:
             return config
         finishes = ethtool.finishes(now.node.uplink.name)

@@ -9,7 +9,7 @@ from flannel_ebpf.agent.side import Round, scope_of
 from flannel_ebpf.base.errors import FlannelError, KernelError
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.desired import backends
-from flannel_ebpf.desired.backends import Node
+from flannel_ebpf.desired.backends import Node, Peer
 from flannel_ebpf.desired.objects import (
     LAST_METRIC,
     FdbEntry,
@@ -44,6 +44,11 @@ class KernelSide:
         self._remember = remember
         self._blackhole = blackhole
         self._borrowed: set[str] = set()
+        self._node: Node | None = None
+        self._peers: Sequence[Peer] = ()
+        self._objects: list[Object] = []
+        self._known: dict[Object, Object] = {}
+        self._routes: frozenset[Network] = frozenset()
 
     def wanted(self, now: Round) -> list[Object]:
         """Return the backend's objects for this node and its peers.
@@ -51,19 +56,29 @@ class KernelSide:
         Of the values under /proc/sys only those that there are: a device of less than 1280 octets has none of
         IPv6's, and a host may have no IPv6 at all.
         """
-        objects = backends.objects(now.node, now.peers)
-        wanted = [obj for obj in objects if not isinstance(obj, Sysctl) or sysctl.read(obj.path) is not None]
+        if now.node != self._node or now.peers is not self._peers:
+            self._remake(now.node, now.peers)
+        missing = {obj for obj in self._objects if isinstance(obj, Sysctl) and sysctl.read(obj.path) is None}
+        return [obj for obj in self._objects if obj not in missing] if missing else self._objects
+
+    def _remake(self, node: Node, peers: Sequence[Peer]) -> None:
+        """Make the backend's objects anew; those that stay as they are stay the same objects."""
+        objects = backends.objects(node, peers)
         if self._blackhole:
-            wanted.append(Route(now.node.subnet, None, "", blackhole=True, metric=LAST_METRIC))
-        return wanted
+            objects.append(Route(node.subnet, None, "", blackhole=True, metric=LAST_METRIC))
+        self._objects = [self._known.get(obj, obj) for obj in objects]
+        self._known = {obj: obj for obj in self._objects}
+        self._routes = frozenset(obj.dst for obj in self._objects if isinstance(obj, Route))
+        self._node, self._peers = node, peers
 
     def read(self, now: Round, wanted: Sequence[Object]) -> Iterable[Object]:
         """Return this network's kernel path, and the routes of others that are to be adopted."""
         return self._kernel.read(
             now.seen,
             scope_of(now.node),
-            wanted=frozenset(obj.dst for obj in wanted if isinstance(obj, Route)),
+            wanted=self._routes,
             sysctls=[obj.path for obj in wanted if isinstance(obj, Sysctl)],
+            known=self._known,
         )
 
     def apply(self, ops: Sequence[Op], scope: Scope) -> list[Failure]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from ipaddress import ip_interface
 from itertools import groupby
 from typing import NamedTuple
@@ -18,14 +19,16 @@ from flannel_ebpf.agent.kernel_side import KernelSide
 from flannel_ebpf.agent.relay_side import RelaySide
 from flannel_ebpf.agent.side import Round, Side, scope_of
 from flannel_ebpf.base.errors import DeviceMissing, FlannelError
-from flannel_ebpf.base.model import Lease, Skipped
+from flannel_ebpf.base.family import Address
+from flannel_ebpf.base.kept import same_objects
+from flannel_ebpf.base.model import Lease, LeasePart, Skipped
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Peer
 from flannel_ebpf.desired.objects import DEVICES, Scope, Sysctl
 from flannel_ebpf.desired.plan import Failure, Op, Weight, plan
 from flannel_ebpf.desired.short_pass import Settled, change, follow
 from flannel_ebpf.kernel.network import KernelNetwork
-from flannel_ebpf.kernel.paths import ask_paths, path_facts
+from flannel_ebpf.kernel.paths import Paths, ask_paths, path_facts
 from flannel_ebpf.kernel.pods import pod_ports
 from flannel_ebpf.kernel.seen import Seen
 
@@ -76,6 +79,24 @@ class Outcome:
         return [*stopped, *(one.error for one in self.failures if one.weight == weight)]
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a pass made of leases and of the ways to them, as long as neither changes."""
+
+    node: Node | None = None
+    leases: Sequence[Lease] = ()
+    usable: Sequence[LeasePart] = ()
+    strange: Sequence[Skipped] = ()
+    paths: Paths | None = None
+    peers: Sequence[Peer] = ()
+    skipped: Sequence[Skipped] = ()
+
+    @cached_property
+    def addresses(self) -> frozenset[Address]:
+        """Where the leases' nodes are."""
+        return frozenset(part.public_ip for part in self.usable)
+
+
 class _Done(NamedTuple):
     """What one round of a pass did. `last`: it leaves nothing to plan anew."""
 
@@ -91,6 +112,7 @@ class Reconciler:
         self._kernel = kernel
         self._sides = sides
         self._side_of: dict[type, Side] = {kind: side for side in sides for kind in side.kinds}
+        self._found = _Found()
         self._settled: Settled | None = None
         self._last = Outcome()
 
@@ -100,13 +122,7 @@ class Reconciler:
         Raises KernelError when the kernel cannot be read, ProgramsRequired.
         """
         self._settled = None
-        usable, strange = backends.usable(node, leases)
-        [stack] = node.stacks
-        ways = path_facts(seen, {part.public_ip for part in usable}, stack.uplink)
-        onlink = ip_interface((int(stack.uplink.ip), stack.uplink.prefix_len)).network
-        self._kernel.interest.tell([stack.network, onlink], ways.asked, ways.tables)
-        peers, unusable = backends.peers(node, usable, ways.paths)
-        skipped = [*strange, *unusable]
+        peers, skipped, seen = self._find_peers(node, leases, seen)
         now = Round(node, peers, pod_ports(seen, node.subnets), seen)
         writes = 0
         for _ in range(ROUNDS):
@@ -132,6 +148,30 @@ class Reconciler:
             again=bpf.due,
         )
         return self._last
+
+    def _find_peers(
+        self, node: Node, leases: Sequence[Lease], seen: Seen
+    ) -> tuple[Sequence[Peer], Sequence[Skipped], Seen]:
+        """Return the peers, the leases that are none, and the tables from which their ways were read.
+
+        Where nothing has changed since the last pass it is all the very same objects as then.
+        """
+        found = self._found
+        if node != found.node or not same_objects(leases, found.leases):
+            usable, strange = backends.usable(node, leases)
+            found = _Found(node, leases, usable, strange)
+        [stack] = node.stacks
+        networks = (stack.network, ip_interface((int(stack.uplink.ip), stack.uplink.prefix_len)).network)
+        if seen.within and seen.within != networks:  # the uplink is another: its neighbourhood was not read
+            self._kernel.interest.tell(networks, (), ())
+            seen = self._kernel.look()
+        ways = path_facts(seen, found.addresses, stack.uplink)
+        self._kernel.interest.tell(networks, ways.asked, ways.tables)
+        if found is not self._found or ways.paths != found.paths:
+            peers, unusable = backends.peers(node, found.usable, ways.paths)
+            found = replace(found, paths=ways.paths, peers=peers, skipped=[*found.strange, *unusable])
+        self._found = found
+        return found.peers, found.skipped, seen
 
     def _round(self, now: Round, *, may_delete: bool) -> _Done:
         """Ask every side what it wants and what is there, plan from that, and carry it out."""

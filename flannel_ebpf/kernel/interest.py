@@ -23,11 +23,14 @@ class Interest:
 
     def __init__(self) -> None:
         self._known: _Known | None = None
+        self.networks: tuple[Network, ...] = ()
+        """The networks as last told; none before."""
 
     def tell(self, networks: Iterable[Network], peers: Iterable[Address], tables: Iterable[int]) -> None:
         """Replace what matters: routes inside `networks`, to `peers`, in the main table and in `tables`."""
         inside: dict[int, list[tuple[int, int]]] = {}
-        for network in networks:
+        self.networks = tuple(networks)
+        for network in self.networks:
             place = int(network.network_address), network.prefixlen
             inside.setdefault(network.version, []).append(place)
         single: dict[int, list[int]] = {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from types import TracebackType
+from typing import TypeVar, cast
 
 from pyroute2 import IPRoute
 
@@ -27,11 +28,13 @@ from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.hooks.edge import Hooks
 from flannel_ebpf.kernel.interest import Interest
 from flannel_ebpf.kernel.netlink import bulk, links, routes, tun, vxlan
+from flannel_ebpf.kernel.netlink.recognised import Recognised
 from flannel_ebpf.kernel.netlink.route_socket import Request, RouteSocket
 from flannel_ebpf.kernel.refusal import carry_out, judge
 from flannel_ebpf.kernel.seen import Seen
 
 _IFA_F_NODAD = 0x02
+_T = TypeVar("_T")
 
 
 class KernelNetwork:
@@ -49,6 +52,10 @@ class KernelNetwork:
         self.echoes: set[bulk.Notice] = set()
         """Notices of our own writes yet to come that the kernel sends in its own name."""
         self.interest = Interest()
+        self._routes = {family: Recognised[routes.KernelRoute]() for family in Family}
+        self._neighbours = {family: Recognised[Neighbour](bulk.TOLD[family]) for family in Family}
+        self._fdb = {family: Recognised[FdbEntry](bulk.TOLD[family]) for family in Family}
+        self._own: dict[Family, dict[tuple[routes.KernelRoute, str], Route]] = {}
 
     def __enter__(self) -> KernelNetwork:
         return self
@@ -71,7 +78,7 @@ class KernelNetwork:
 
     def look(self) -> Seen:
         """Return the kernel's tables, to be read as they are from now on."""
-        return Seen(self.netlink)
+        return Seen(self.netlink, self._routes, self.interest.networks)
 
     def read(
         self,
@@ -80,34 +87,63 @@ class KernelNetwork:
         *,
         wanted: AbstractSet[Network] = frozenset(),
         sysctls: Iterable[str] = (),
-    ) -> set[Object]:
+        known: Mapping[Object, Object] | None = None,
+    ) -> list[Object]:
         """Return every object of one family's kernel path, and nothing of anybody else's.
 
         `wanted` are the destinations at which a route that is not ours may be returned, to be adopted;
-        `sysctls` the paths whose values count. Raises KernelError.
+        `sysctls` the paths whose values count. An object that `known` has is returned as the one that stands
+        there, so that it need not be compared by value. Raises KernelError.
         """
+        known = known or {}
         names = {index: link.name for index, link in seen.links.items()}
-        found: set[Object] = set(
-            routes.own_routes(seen.routes(family_of(scope.network)), scope, names, wanted)
-        )
+        found: list[Object] = [*self._read_routes(seen, scope, names, wanted, known)]
         for path in sysctls:
             value = sysctl.read(path)
             if value is not None:
-                found.add(Sysctl(path, value))
+                found.append(Sysctl(path, value))
         overlay = seen.named.get(scope.overlay)
         if overlay:
-            found.update(self._read_overlay(seen, scope, overlay))
+            found += self._read_overlay(seen, scope, overlay, known)
         return found
 
-    def _read_overlay(self, seen: Seen, scope: Scope, link: links.Link) -> Iterator[Object]:
+    def _read_routes(
+        self,
+        seen: Seen,
+        scope: Scope,
+        names: Mapping[int, str],
+        wanted: AbstractSet[Network],
+        known: Mapping[Object, Object],
+    ) -> list[Route]:
+        family = family_of(scope.network)
+        before, now = self._own.get(family, {}), dict[tuple[routes.KernelRoute, str], Route]()
+
+        def make(route: routes.KernelRoute, ifname: str) -> Route:
+            made = before.get((route, ifname))
+            now[route, ifname] = made = made or _known(known, routes.as_route(family, route, ifname))
+            return made
+
+        found = routes.own_routes(seen.routes(family), scope, names, wanted, make)
+        self._own[family] = now
+        return found
+
+    def _read_overlay(
+        self, seen: Seen, scope: Scope, link: links.Link, known: Mapping[Object, Object]
+    ) -> Iterator[Object]:
         family = family_of(scope.network)
         if link.kind == "tun":
             yield TunLink(link.name, link.mtu, link.up)
         device = links.vxlan_link(link)
         if device:
             yield device
-            yield from bulk.read_neighbours(self.netlink, link.name, link.index, family)
-            yield from bulk.read_fdb(self.netlink, link.name, link.index)
+            yield from self._neighbours[family].read(
+                bulk.dump_neighbours(self.netlink, link.index, family),
+                lambda body: _known(known, bulk.as_neighbour(body, link.name, link.index)),
+            )
+            yield from self._fdb[family].read(
+                bulk.dump_fdb(self.netlink, link.index),
+                lambda body: _known(known, bulk.as_fdb_entry(body, link.name, link.index)),
+            )
         for address in seen.addresses(family):
             if address.ifindex == link.index and address.interface.ip in scope.network:
                 yield LinkAddress(link.name, address.interface)
@@ -191,3 +227,8 @@ class KernelNetwork:
         # The peers know who has the address: to ask for duplicates first would take a second (RFC 4862).
         flags = {"flags": _IFA_F_NODAD} if family is Family.V6 and verb == "replace" else {}
         self._ip.addr(verb, index=index, family=family.af, address=str(address.ip), prefixlen=length, **flags)
+
+
+def _known(known: Mapping[Object, Object], one: _T) -> _T:
+    """Return the object of `known` that equals this one, if there is one."""
+    return cast(_T, known.get(one, one)) if one is not None else one  # type: ignore[call-overload]  # a kind of Object, or None

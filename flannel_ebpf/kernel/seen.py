@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection, Mapping
 from functools import cached_property
 
 from flannel_ebpf.base.errors import BpfError, BpfUnavailable, KernelError
-from flannel_ebpf.base.family import Family
+from flannel_ebpf.base.family import Family, Network
 from flannel_ebpf.desired.objects import Direction
 from flannel_ebpf.kernel.bpf import attached_by_tcx
 from flannel_ebpf.kernel.netlink.links import Address, Link, read_addresses, read_links
 from flannel_ebpf.kernel.netlink.policy import PolicyRule, read_rules
 from flannel_ebpf.kernel.netlink.qdiscs import HookFilter, Qdisc, read_hook, read_qdiscs
+from flannel_ebpf.kernel.netlink.recognised import Recognised
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.kernel.netlink.routes import KernelRoute, read_main_table
 
@@ -22,11 +24,19 @@ class Seen:
     """What stands in one network namespace; every question raises KernelError when the kernel refuses.
 
     A device that a pass makes or changes takes its addresses and routes along: what was seen before that no
-    longer counts, and the pass looks anew. `netlink` answers questions that no table holds.
+    longer counts, and the pass looks anew. `netlink` answers questions that no table holds; `known` and
+    `within` are as of read_main_table.
     """
 
-    def __init__(self, netlink: RouteSocket) -> None:
+    def __init__(
+        self,
+        netlink: RouteSocket,
+        known: Mapping[Family, Recognised[KernelRoute]] | None = None,
+        within: Collection[Network] = (),
+    ) -> None:
         self.netlink = netlink
+        self.within = within
+        self._known = known or {}
         self._addresses: dict[Family, list[Address]] = {}
         self._routes: dict[Family, list[KernelRoute]] = {}
         self._rules: dict[Family, list[PolicyRule]] = {}
@@ -51,9 +61,9 @@ class Seen:
         return self._addresses[family]
 
     def routes(self, family: Family) -> list[KernelRoute]:
-        """Return the main table's routes of one family, in the order of lookup."""
+        """Return the main table's routes of one family, in the order of lookup: see read_main_table."""
         if family not in self._routes:
-            self._routes[family] = list(read_main_table(self.netlink, family))
+            self._routes[family] = read_main_table(self.netlink, family, self._known.get(family), self.within)
         return self._routes[family]
 
     def rules(self, family: Family) -> list[PolicyRule]:

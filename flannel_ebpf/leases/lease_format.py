@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, NoReturn
 
 from flannel_ebpf.base.errors import InvalidLease
@@ -94,7 +93,6 @@ def encode_lease(lease: Lease) -> bytes:
     return json.dumps(fields | extra, separators=(",", ":")).encode()
 
 
-@lru_cache(maxsize=16384)
 def parse_lease(
     key: str, value: bytes, etcd_lease: int = 0, mod_revision: int = 0, create_revision: int = 0
 ) -> Lease:
@@ -102,8 +100,8 @@ def parse_lease(
 
     A public address that is missing reads as the unspecified one, as in flannel. A PublicIPv6 that is none
     spoils that family of the lease alone; for such a PublicIP flannel refuses the lease, and so does this.
-    What the value says of a family that the key does not name is kept, undecoded, in `extra`. Cached, because
-    a pass reads every lease and few have changed. Raises InvalidLease.
+    What the value says of a family that the key does not name is kept, undecoded, in `extra`. Raises
+    InvalidLease.
     """
     subnets = _parse_key(key)
     fields: dict[str, Any] = {}
@@ -151,7 +149,27 @@ def parse_item(item: Item) -> Lease:
     return parse_lease(item.key, item.value, item.etcd_lease, item.mod_revision, item.create_revision)
 
 
-def parse_snapshot(items: Iterable[Item]) -> tuple[tuple[Lease, ...], tuple[Skipped, ...]]:
+class Parser:
+    """Parses leases and knows those of the last snapshot: one not written since is the same object."""
+
+    def __init__(self) -> None:
+        self._known: dict[Item, Lease] = {}
+
+    def lease(self, item: Item) -> Lease:
+        """Return the lease that `item` is; raises InvalidLease."""
+        known = self._known.get(item)
+        if known is None:
+            known = self._known[item] = parse_item(item)
+        return known
+
+    def keep(self, items: Iterable[Item]) -> None:
+        """Forget all leases but these."""
+        self._known = {item: self._known[item] for item in items if item in self._known}
+
+
+def parse_snapshot(
+    items: Iterable[Item], parse: Callable[[Item], Lease] = parse_item
+) -> tuple[tuple[Lease, ...], tuple[Skipped, ...]]:
     """Return the leases among `items`, ordered by subnet, and everything else with the reason.
 
     Two keys can name one subnet (`10.1.5.0-24&fc00::-64`, `10.1.5.0-24&fc01::-64`), because etcd knows but
@@ -162,7 +180,7 @@ def parse_snapshot(items: Iterable[Item]) -> tuple[tuple[Lease, ...], tuple[Skip
     skipped: list[Skipped] = []
     for item in items:
         try:
-            parsed.append(parse_item(item))
+            parsed.append(parse(item))
         except InvalidLease as error:
             skipped.append(Skipped(item.key, str(error)))
     holders = _holders(parsed)
@@ -189,7 +207,10 @@ def _holders(leases: Iterable[Lease]) -> dict[Network, Lease]:
 
 
 def merge(
-    leases: Iterable[Lease], skipped: Iterable[Skipped], items: Iterable[Item]
+    leases: Iterable[Lease],
+    skipped: Iterable[Skipped],
+    items: Iterable[Item],
+    parse: Callable[[Item], Lease] = parse_item,
 ) -> tuple[Lease, ...] | None:
     """Return `leases` with `items` written since, None when that takes all items: see parse_snapshot.
 
@@ -197,7 +218,7 @@ def merge(
     """
     merged = {lease.key: lease for lease in leases}
     try:
-        merged |= {item.key: parse_item(item) for item in items}
+        merged |= {item.key: parse(item) for item in items}
     except InvalidLease:
         return None
     subnets = [part.subnet for lease in merged.values() for part in lease.parts]

@@ -127,6 +127,19 @@ def test_counters_of_all_cpus_are_summed(make_map: MakeMap) -> None:
     }
 
 
+@pytest.mark.parametrize("few", [1, 10_000])
+def test_some_counters_are_summed_one_by_one_or_of_all(
+    make_map: MakeMap, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(maps, "_FEW", few)
+    one = make_map("percpu_array", 4, 16, 100)
+    cpus = possible_cpus()
+    one.update(word(7), struct.pack("=QQ", 1, 2) * cpus)
+    expected = {word(7): struct.pack("=QQ", cpus, 2 * cpus), word(9): bytes(16)}
+    assert one.sums({word(7), word(9)}) == expected
+    assert one.sums({word(7), word(1000)}) == {word(7): expected[word(7)]}
+
+
 def test_per_cpu_values_of_odd_size_keep_their_bytes(make_map: MakeMap) -> None:
     one = make_map("percpu_array", 4, 12, 1)  # the kernel pads each copy to 16 bytes
     cpus = possible_cpus()

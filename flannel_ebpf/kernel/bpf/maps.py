@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,10 @@ _PER_CPU_TYPES = frozenset({5, 6, 10})  # BPF_MAP_TYPE_PERCPU_HASH, PERCPU_ARRAY
 _ENOTSUPP = 524  # kernel-internal number that map types without batch operations let through
 _NO_BATCH = frozenset({errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP})
 _BATCH = 4096
+_BUFFER = 1 << 20
+"""Octets of values that one call reads: a value of a per-CPU map may be that of 128 CPUs."""
+_FEW = 8
+"""A lookup costs as much as so many entries of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +116,28 @@ class Map(Descriptor):
             for key, values in self.items().items()
         }
 
-    def sums(self) -> dict[bytes, bytes]:
-        """Return every entry of a per-CPU map of __u64 counters, added up over the CPUs."""
-        counters = f"={self.info.value_size // 8}Q"
-        return {
-            key: struct.pack(
-                counters,
-                *map(sum, zip(*(struct.unpack(counters, one) for one in values), strict=True)),
-            )
-            for key, values in self.per_cpu().items()
-        }
+    def sums(self, keys: Collection[bytes] | None = None) -> dict[bytes, bytes]:
+        """Return every entry of a per-CPU map of __u64 counters, or those of `keys`, added up over the CPUs.
+
+        A few keys are asked for one by one: it costs what they cost, and not what the map and all CPUs do.
+        """
+        if keys is not None and len(keys) * _FEW < self.info.max_entries:
+            found = ((key, self.lookup(key)) for key in keys)
+            return {key: self._sum(value) for key, value in found if value is not None}
+        everything = self.items()
+        return {key: self._sum(value) for key, value in everything.items() if keys is None or key in keys}
+
+    def _sum(self, value: bytes) -> bytes:
+        """Add up what each CPU has counted."""
+        fields = self.info.value_size // 8
+        counters = struct.unpack(f"={len(value) // 8}Q", value)
+        return struct.pack(f"={fields}Q", *(sum(counters[field::fields]) for field in range(fields)))
 
     def _batches(self) -> Iterator[tuple[bytes, bytes]]:
-        key_size, count = self.info.key_size, min(_BATCH, self.info.max_entries)
+        key_size, count = (
+            self.info.key_size,
+            min(_BATCH, self.info.max_entries, max(_BUFFER // self._slot, 1)),
+        )
         token = ctypes.create_string_buffer(max(key_size, 8))  # opaque; a hash keeps a bucket number there
         start = 0
         while True:

@@ -7,8 +7,7 @@ second. Layout: linux/neighbour.h (ndmsg).
 from __future__ import annotations
 
 import struct
-from collections.abc import Container, Iterator
-from functools import lru_cache
+from collections.abc import Container
 from ipaddress import IPv4Address, ip_address
 
 from flannel_ebpf.base.family import Family, family_of
@@ -41,8 +40,6 @@ _NDMSG = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 _AF_BRIDGE = 7
 _NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 _NUD_PERMANENT, _NUD_FAILED, _NUD_INCOMPLETE, _NTF_SELF = 0x80, 0x20, 0x01, 0x02
-
-_KEPT = 1 << 15
 
 _PUT = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
 
@@ -104,53 +101,54 @@ def _neighbour_body(obj: Neighbour | FdbEntry, ifindex: int) -> bytes:
     return header + attribute(_NDA_DST, dst.packed) + attribute(_NDA_LLADDR, obj.mac.octets)
 
 
-def read_neighbours(netlink: RouteSocket, ifname: str, ifindex: int, family: Family) -> Iterator[Neighbour]:
-    """Yield a device's permanent neighbours of one family."""
+TOLD = {Family.V4: 36, Family.V6: 48}
+"""Octets of a neighbour or FDB entry as dumped before what changes by itself: its times and uses."""
+
+
+def dump_neighbours(netlink: RouteSocket, ifindex: int, family: Family) -> list[bytes]:
+    """Return what the kernel tells of a device's neighbours of one family. Raises KernelError."""
     query = _NDMSG.pack(family.af, 0, 0, 0, 0) + attribute(_NDA_IFINDEX, U32.pack(ifindex))
-    for index, state, _, dst, mac in _dump_neighbours(netlink, query):
-        if index == ifindex and state & _NUD_PERMANENT and len(mac) == 6:
-            yield _neighbour(ifname, dst, mac)
+    return netlink.dump(_RTM_GETNEIGH, query)
+
+
+def dump_fdb(netlink: RouteSocket, ifindex: int) -> list[bytes]:
+    """Return what the kernel tells of a device's FDB. Raises KernelError."""
+    return netlink.dump(_RTM_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, ifindex, 0, 0, 0))
+
+
+def as_neighbour(body: bytes, ifname: str, ifindex: int) -> Neighbour | None:
+    """Return a permanent neighbour of the device, None for anything else."""
+    _, index, state, _, _ = _NDMSG.unpack_from(body)
+    found = attributes(body, _NDMSG.size)
+    mac = found.get(_NDA_LLADDR, b"")
+    if index != ifindex or not state & _NUD_PERMANENT or len(mac) != 6:
+        return None
+    return Neighbour(ifname, ip_address(found[_NDA_DST]), Mac(mac))
+
+
+def as_fdb_entry(body: bytes, ifname: str, ifindex: int) -> FdbEntry | None:
+    """Return a vxlan device's permanent entry of a unicast, non-zero MAC with a destination, or None."""
+    _, index, state, flags, _ = _NDMSG.unpack_from(body)
+    found = attributes(body, _NDMSG.size)
+    mac, dst = found.get(_NDA_LLADDR, b""), found.get(_NDA_DST, b"")
+    if index != ifindex or not state & _NUD_PERMANENT or not flags & _NTF_SELF:
+        return None
+    if len(mac) != 6 or not any(mac) or mac[0] & 1 or not dst:
+        return None
+    return FdbEntry(ifname, Mac(mac), ip_address(dst))
 
 
 def read_dynamic(netlink: RouteSocket, devices: Container[int]) -> dict[IPv4Address, Mac | None]:
     """Return what ARP has learned of addresses behind devices: their MACs, None for a silent one."""
     known: dict[IPv4Address, Mac | None] = {}
-    for index, state, _, dst, mac in _dump_neighbours(netlink, _NDMSG.pack(Family.V4.af, 0, 0, 0, 0)):
-        if index not in devices:
+    for body in netlink.dump(_RTM_GETNEIGH, _NDMSG.pack(Family.V4.af, 0, 0, 0, 0)):
+        _, index, state, _, _ = _NDMSG.unpack_from(body)
+        if index not in devices:  # a host may have a hundred thousand others
             continue
+        found = attributes(body, _NDMSG.size)
+        dst, mac = found.get(_NDA_DST, b""), found.get(_NDA_LLADDR, b"")
         if state & _NUD_FAILED:
             known[IPv4Address(dst)] = None
         elif len(mac) == 6 and not state & _NUD_INCOMPLETE:
             known[IPv4Address(dst)] = Mac(mac)
     return known
-
-
-def read_fdb(netlink: RouteSocket, ifname: str, ifindex: int) -> Iterator[FdbEntry]:
-    """Yield a vxlan device's permanent entries of unicast, non-zero MACs with a destination."""
-    for index, state, flags, dst, mac in _dump_neighbours(netlink, _NDMSG.pack(_AF_BRIDGE, ifindex, 0, 0, 0)):
-        if index != ifindex or not state & _NUD_PERMANENT or not flags & _NTF_SELF:
-            continue
-        if len(mac) == 6 and any(mac) and not mac[0] & 1 and dst:
-            yield _fdb_entry(ifname, mac, dst)
-
-
-def _dump_neighbours(netlink: RouteSocket, query: bytes) -> Iterator[tuple[int, int, int, bytes, bytes]]:
-    """Yield ifindex, state, flags, NDA_DST and NDA_LLADDR of what a dump holds."""
-    for body in netlink.dump(_RTM_GETNEIGH, query):
-        _, index, state, flags, _ = _NDMSG.unpack_from(body)
-        found = attributes(body, _NDMSG.size)
-        yield index, state, flags, found.get(_NDA_DST, b""), found.get(_NDA_LLADDR, b"")
-
-
-# Building thousands of addresses costs more than reading them from the kernel, and from pass to pass they
-# are the same: what was built is kept.
-
-
-@lru_cache(_KEPT)
-def _neighbour(ifname: str, dst: bytes, mac: bytes) -> Neighbour:
-    return Neighbour(ifname, ip_address(dst), Mac(mac))
-
-
-@lru_cache(_KEPT)
-def _fdb_entry(ifname: str, mac: bytes, dst: bytes) -> FdbEntry:
-    return FdbEntry(ifname, Mac(mac), ip_address(dst))

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from functools import lru_cache
+from functools import partial
 from typing import NamedTuple
 
 from flannel_ebpf.base.errors import KernelError
 from flannel_ebpf.base.family import Family, Network, family_of
 from flannel_ebpf.desired.objects import LAST_METRIC, ROUTE_PROTOCOL, Route, Scope
+from flannel_ebpf.kernel.netlink.recognised import Recognised
 from flannel_ebpf.kernel.netlink.route_socket import U32, RouteSocket, attribute, attributes
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
@@ -26,7 +27,9 @@ RT_TABLE_MAIN = 254
 _RTNH_F_ONLINK = 4
 RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
 
-_KEPT = 1 << 15
+_ATTRIBUTE = struct.Struct("=HH")  # rtattr: length, type
+_PLAIN_SIZE = 60
+"""Octets of an IPv4 route with destination, metric, gateway, source, one device; more of it is parsed."""
 
 
 class KernelRoute(NamedTuple):
@@ -50,25 +53,59 @@ _USUAL_METRIC = {Family.V4: 0, Family.V6: 1024}
 """Metric of a route that asks for none (IP6_RT_PRIO_USER)."""
 
 
-def read_main_table(netlink: RouteSocket, family: Family) -> Iterator[KernelRoute]:
-    """Yield the main table's routes of one family, in the order of lookup. Raises KernelError."""
-    usual = _USUAL_METRIC[family]
-    for body in _dump(netlink, family):
-        _, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(body)
-        if table != RT_TABLE_MAIN:
-            continue
-        found = attributes(body, RTMSG.size)
-        priority = U32.unpack(found.get(RTA_PRIORITY, b"\0\0\0\0"))[0]
-        yield KernelRoute(
-            (int.from_bytes(found.get(RTA_DST, b""), "big"), length),
-            found.get(RTA_GATEWAY),
-            U32.unpack(found.get(RTA_OIF, b"\0\0\0\0"))[0],
-            protocol,
-            0 if priority == usual else priority,
-            kind,
-            bool(flags & _RTNH_F_ONLINK),
-            not tos and RTA_MULTIPATH not in found and RTA_VIA not in found,
-        )
+def read_main_table(
+    netlink: RouteSocket,
+    family: Family,
+    known: Recognised[KernelRoute] | None = None,
+    within: Iterable[Network] = (),
+) -> list[KernelRoute]:
+    """Return the main table's routes of one family, in the order of lookup. Raises KernelError.
+
+    With `within`, those routes alone that lie inside one of these networks, the default routes, and those of
+    several next hops: a host may have a hundred thousand more. `known` is what the last dump told.
+    """
+    inside = [(int(one.network_address), one.prefixlen) for one in within if family_of(one) is family]
+    bodies: Iterable[bytes] = _dump(netlink, family)
+    if inside:
+        of_interest = _OfInterest(family, inside)
+        bodies = [body for body in bodies if of_interest(body)]
+    return (known or Recognised()).read(bodies, partial(_parse, family))
+
+
+class _OfInterest:
+    """Looks at the destination where the kernel puts it: behind the table's number."""
+
+    def __init__(self, family: Family, inside: Iterable[tuple[int, int]]) -> None:
+        self._size = family.bits // 8
+        self._header = _ATTRIBUTE.pack(4 + self._size, RTA_DST)
+        self._plain = _PLAIN_SIZE + 3 * (self._size - 4)
+        self._inside = [
+            (length, base >> family.bits - length, family.bits - length) for base, length in inside
+        ]
+
+    def __call__(self, body: bytes) -> bool:
+        if body[1] == 0 or body[20:24] != self._header or len(body) > self._plain:
+            return True
+        address = int.from_bytes(body[24 : 24 + self._size], "big")
+        return any(body[1] >= length and address >> host == start for length, start, host in self._inside)
+
+
+def _parse(family: Family, body: bytes) -> KernelRoute | None:
+    _, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(body)
+    if table != RT_TABLE_MAIN:
+        return None
+    found = attributes(body, RTMSG.size)
+    priority = U32.unpack(found.get(RTA_PRIORITY, b"\0\0\0\0"))[0]
+    return KernelRoute(
+        (int.from_bytes(found.get(RTA_DST, b""), "big"), length),
+        found.get(RTA_GATEWAY),
+        U32.unpack(found.get(RTA_OIF, b"\0\0\0\0"))[0],
+        protocol,
+        0 if priority == _USUAL_METRIC[family] else priority,
+        kind,
+        bool(flags & _RTNH_F_ONLINK),
+        not tos and RTA_MULTIPATH not in found and RTA_VIA not in found,
+    )
 
 
 def _dump(netlink: RouteSocket, family: Family) -> list[bytes]:
@@ -92,12 +129,17 @@ def more_specific(routes: Iterable[KernelRoute], network: Network) -> dict[int, 
 
 
 def own_routes(
-    routes: Iterable[KernelRoute], scope: Scope, names: Mapping[int, str], wanted: AbstractSet[Network]
+    routes: Iterable[KernelRoute],
+    scope: Scope,
+    names: Mapping[int, str],
+    wanted: AbstractSet[Network],
+    make: Callable[[KernelRoute, str], Route],
 ) -> list[Route]:
     """Return those of one family's routes that are ours, and those at a `wanted` destination to be adopted.
 
     Ours: inside Network, with our protocol number or on the overlay device. To adopt (flanneld's): the
     same destination as a wanted one, on the uplink or a blackhole. The kernel's own routes never count.
+    `make` is as_route, or remembers what it made.
     """
     network, bits = int(scope.network.network_address), scope.network.prefixlen
     mask = int(scope.network.netmask)
@@ -115,28 +157,23 @@ def own_routes(
         blackhole = route.kind == RTN_BLACKHOLE
         ifname = "" if blackhole else names.get(route.oif, "")  # IPv6's are on lo
         ours = route.protocol == ROUTE_PROTOCOL or (scope.overlay != "" and ifname == scope.overlay)
-        adoptable = route.dst in want and length > bits and (route.oif == scope.uplink or blackhole)
-        if (ours or adoptable) and (route.dst, route.priority) not in found:
-            found[route.dst, route.priority] = _route(
-                family,
-                *(route.dst, route.gateway, ifname, route.onlink, blackhole, route.protocol, route.priority),
-            )
+        adoptable = length > bits and (route.oif == scope.uplink or blackhole)
+        if (ours or (adoptable and route.dst in want)) and (route.dst, route.priority) not in found:
+            found[route.dst, route.priority] = make(route, ifname)
     return list(found.values())
 
 
-@lru_cache(_KEPT)  # to build thousands of them costs more than to read them, and they stay the same
-def _route(
-    family: Family,
-    dst: tuple[int, int],
-    gateway: bytes | None,
-    ifname: str,
-    onlink: bool,
-    blackhole: bool,
-    protocol: int,
-    metric: int,
-) -> Route:
-    via = family.address(gateway) if gateway else None
-    return Route(family.network(*dst), via, ifname, onlink, blackhole, protocol, metric)
+def as_route(family: Family, route: KernelRoute, ifname: str) -> Route:
+    """Return a route as the object that we make."""
+    return Route(
+        family.network(*route.dst),
+        family.address(route.gateway) if route.gateway else None,
+        ifname,
+        route.onlink,
+        route.kind == RTN_BLACKHOLE,
+        route.protocol,
+        route.priority,
+    )
 
 
 def route_body(route: Route, ifindex: int, scope: int) -> bytes:

@@ -43,6 +43,7 @@ class Datapath:
         self._maps: dict[str, Map] = {}
         self._programs: dict[str, Program] = {}
         self._pinned: dict[Path, int] = {}
+        self._entries_of: dict[str, dict[bytes, MapEntry]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -104,12 +105,16 @@ class Datapath:
         return bool(lost)
 
     def read(self) -> list[MapEntry]:
-        """Return every entry of the maintained maps."""
-        return [
-            MapEntry(name, key, value)
-            for name in MAINTAINED
-            for key, value in self._maps[name].items().items()
-        ]
+        """Return every entry of the maintained maps: the same object for one that is as it was."""
+        return [entry for name in MAINTAINED for entry in self._read(name)]
+
+    def _read(self, name: str) -> Iterable[MapEntry]:
+        before, now = self._entries_of.get(name, {}), dict[bytes, MapEntry]()
+        for key, value in self._maps[name].items().items():
+            known = before.get(key)
+            now[key] = known if known and known.value == value else MapEntry(name, key, value)
+        self._entries_of[name] = now
+        return now.values()
 
     def program_fds(self) -> dict[str, int]:
         """Return a descriptor of every program by name, for attaching; they stay this object's."""
@@ -146,6 +151,10 @@ class Datapath:
             if isinstance(op, Put) and op.old is None:
                 slot = abi.Peer.unpack(entry.value).slot
                 stats.update(abi.pack_u32(slot), bytes(stats.info.value_size * possible_cpus()))
+
+    def room(self) -> int:
+        """Return how many peers the maps hold."""
+        return min(self._maps[name].info.max_entries for name in ("fl_peers", "fl_vteps"))
 
     def slots(self) -> int:
         """Return how many peers' traffic can be told apart."""

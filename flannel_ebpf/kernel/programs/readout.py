@@ -34,9 +34,10 @@ def read_pinned(network: Network, root: Path) -> dict[str, Any]:
 def read_peers(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield every peer of fl_peers with its traffic, in the order of subnets; raises BpfError."""
     with Map.open(folder / "fl_peers") as peers, Map.open(folder / "fl_peer_stats") as stats:
-        traffic = stats.sums()
-        for key, value in sorted(peers.items().items(), key=lambda item: item[0][4:]):
-            subnet, peer = abi.SubnetKey.unpack(key), abi.Peer.unpack(value)
+        found = {key: abi.Peer.unpack(value) for key, value in peers.items().items()}
+        traffic = stats.sums({abi.pack_u32(peer.slot) for peer in found.values()})
+        for key, peer in sorted(found.items(), key=lambda item: item[0][4:]):
+            subnet = abi.SubnetKey.unpack(key)
             carried = abi.Traffic.unpack(traffic[abi.pack_u32(peer.slot)])
             yield {
                 "subnet": f"{subnet.addr}/{subnet.len}",

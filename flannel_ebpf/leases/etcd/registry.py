@@ -29,6 +29,7 @@ class Registry:
 
     def __init__(self, client: EtcdClient, prefix: str) -> None:
         self._client = client
+        self._parser = lease_format.Parser()
         self.prefix = prefix
 
     @property
@@ -55,7 +56,9 @@ class Registry:
         response = self._client.ask(
             "KV/Range", messages.RangeRequest(key=prefix, range_end=prefix_end(prefix))
         )
-        leases, skipped = lease_format.parse_snapshot(_item(kv) for kv in response.kvs)
+        items = [_item(kv) for kv in response.kvs]
+        leases, skipped = lease_format.parse_snapshot(items, self._parser.lease)
+        self._parser.keep(items)
         return Snapshot(response.header.revision, response.header.cluster_id, leases, skipped)
 
     def snapshot_since(self, before: Snapshot) -> Snapshot:
@@ -71,7 +74,8 @@ class Registry:
         )
         response = self._client.ask("KV/Range", request)
         header = response.header
-        leases = lease_format.merge(before.leases, before.skipped, map(_item, response.kvs))
+        written = map(_item, response.kvs)
+        leases = lease_format.merge(before.leases, before.skipped, written, self._parser.lease)
         continues = header.cluster_id == before.cluster_id and header.revision >= before.revision
         if not continues or leases is None or response.count != len(leases) + len(before.skipped):
             return self.snapshot()

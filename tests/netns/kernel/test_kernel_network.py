@@ -342,7 +342,7 @@ def test_five_thousand_peers(kernel: KernelNetwork, uplink: int) -> None:
     failures = kernel.apply(ops)
     programmed = time.monotonic() - started
     started = time.monotonic()
-    actual = kernel.read(kernel.look(), where)
+    actual = set(kernel.read(kernel.look(), where))
     read = time.monotonic() - started
     log.info("5,000 peers: %d objects programmed in %.3f s, read in %.3f s", len(ops), programmed, read)
     assert failures == []
