@@ -79,7 +79,12 @@ class EtcdUnavailable(EtcdError):
 
 
 class EtcdRefused(EtcdError):
-    """Etcd answered and refused the request; trying again alone will not help."""
+    """Etcd answered and refused the request; trying again alone will not help.
+
+    `after_silence`: an endpoint asked before gave no answer, and may have carried the request out.
+    """
+
+    after_silence = False
 
 
 class KubeError(SourceError):

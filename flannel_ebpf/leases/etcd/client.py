@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import ssl
 import threading
 import time
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-import grpc
 
 from flannel_ebpf.base import tally
 from flannel_ebpf.base.errors import ConfigError, EtcdError, EtcdRefused, EtcdUnavailable, SourceClosed
 from flannel_ebpf.base.options import EtcdOptions
 from flannel_ebpf.leases.etcd.session import Session
+from flannel_ebpf.leases.etcd.tls import Credentials
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +31,7 @@ class EtcdClient:
             raise ConfigError("--etcd-username", "", "needed together with --etcd-password")
         self._options = options
         self._targets = tuple(_parse_endpoint(url) for url in options.endpoints)
-        self._credentials = _tls_credentials(options)
+        self._credentials = Credentials(options)
         if (options.cafile or options.certfile) and not any(scheme == "https" for scheme, _ in self._targets):
             log.warning("the TLS files are not used: every one of --etcd-endpoints is http://, none https://")
         self._lock = threading.Lock()
@@ -47,13 +44,17 @@ class EtcdClient:
 
         One try more than there are endpoints, because the first may meet a connection that died unnoticed.
         A request may so be carried out twice: callers make them safe to repeat.
-        Raises EtcdUnavailable with each endpoint's reason, SourceClosed, EtcdRefused.
+        Raises EtcdUnavailable with each endpoint's reason, SourceClosed, EtcdRefused; `after_silence` of that
+        one says whether an endpoint before it may have carried the request out.
         """
         failures: dict[str, str] = {}
         for _ in range(len(self._targets) + 1):
             session = self.session()
             try:
                 return _counted(session, name, request)
+            except EtcdRefused as error:
+                error.after_silence = bool(failures)
+                raise
             except EtcdUnavailable as error:
                 if self._closed:
                     raise SourceClosed("the etcd client was closed") from None
@@ -68,7 +69,7 @@ class EtcdClient:
                 raise SourceClosed("the etcd client was closed")
             if self._session is None:
                 scheme, target = self._targets[self._turn % len(self._targets)]
-                credentials = self._credentials if scheme == "https" else None
+                credentials = self._credentials.now() if scheme == "https" else None
                 options = self._options
                 self._session = Session(target, credentials, options.username, options.password)
             return self._session
@@ -129,39 +130,3 @@ def _parse_endpoint(url: str) -> tuple[str, str]:
         raise ConfigError("--etcd-endpoints", url, expected)
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return parts.scheme, f"{host}:{port}"
-
-
-def _tls_credentials(options: EtcdOptions) -> Any:
-    if bool(options.certfile) != bool(options.keyfile):
-        missing, given = ("--etcd-certfile", "--etcd-keyfile")[:: 1 if options.keyfile else -1]
-        raise ConfigError(missing, "", f"needed together with {given}")
-    _check_tls_files(options)
-    return grpc.ssl_channel_credentials(
-        _read(options.cafile or ssl.get_default_verify_paths().cafile or ""),
-        _read(options.keyfile),
-        _read(options.certfile),
-    )
-
-
-def _check_tls_files(options: EtcdOptions) -> None:
-    """Have OpenSSL read the files: gRPC would only report failed handshakes, without a file's name."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if options.cafile:
-        try:
-            context.load_verify_locations(options.cafile)
-        except OSError as error:
-            raise ConfigError(
-                "--etcd-cafile", options.cafile, f"certificates in PEM ({error.strerror})"
-            ) from None
-    if options.certfile:
-        try:
-            context.load_cert_chain(options.certfile, options.keyfile, password="")
-        except (OSError, ValueError) as error:
-            value = f"{options.certfile} with key {options.keyfile}"
-            raise ConfigError(
-                "--etcd-certfile", value, f"a matching pair in PEM without password ({error})"
-            ) from None
-
-
-def _read(path: str) -> bytes | None:
-    return Path(path).read_bytes() if path else None

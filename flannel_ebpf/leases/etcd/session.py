@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
-# gRPC's C core writes its own error lines to stderr, for example of every failed TLS handshake.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
-import grpc
-
 from flannel_ebpf.base.errors import EtcdError, EtcdRefused, EtcdUnavailable
 from flannel_ebpf.leases.etcd import messages
+from flannel_ebpf.leases.etcd.rpc import grpc
 
 RPC_TIMEOUT = 5.0
 """Seconds that one endpoint may take over one request."""
@@ -49,6 +44,16 @@ _STALE_TOKEN = (
     "user name not found",
 )
 """What etcd answers when the token expired, or when the server or its auth settings were replaced."""
+
+_HINTS = (
+    ("CERTIFICATE_VERIFY_FAILED", "--etcd-cafile does not vouch for the server's certificate"),
+    ("TSI_DATA_CORRUPTED", "it wants another client certificate: --etcd-certfile and --etcd-keyfile"),
+    ("CERTIFICATE_REQUIRED", "it wants a client certificate: --etcd-certfile and --etcd-keyfile"),
+    ("WRONG_VERSION_NUMBER", "it speaks no TLS: http:// in --etcd-endpoints"),
+    ("Handshake read failed", "it may speak no TLS: http:// in --etcd-endpoints"),
+    ("Socket closed", "it may speak TLS: https:// in --etcd-endpoints"),
+)
+"""What gRPC's words mean to whoever set this up; the first that fits counts."""
 
 
 _NO_TOKEN = ""
@@ -137,7 +142,8 @@ def translate(target: str, error: Any) -> EtcdError:
     code, details = error.code(), " ".join(str(error.details()).split())
     text = f"{target}: {details}" if details else f"{target}: {code.name.lower()}"
     if code not in _REFUSALS:
-        return EtcdUnavailable(text)
+        hint = next((f" ({meaning})" for words, meaning in _HINTS if words in details), "")
+        return EtcdUnavailable(text + hint)
     if any(phrase in details for phrase in _STALE_TOKEN):
         return StaleToken(text)
     return EtcdRefused(text)

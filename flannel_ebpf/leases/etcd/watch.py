@@ -12,20 +12,20 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grpc
-
 from flannel_ebpf.base import tally
 from flannel_ebpf.base.errors import EtcdError, EtcdRefused, SourceClosed
+from flannel_ebpf.base.say_once import SayOnce
 from flannel_ebpf.leases.etcd import messages
 from flannel_ebpf.leases.etcd.client import EtcdClient
 from flannel_ebpf.leases.etcd.registry import prefix_end
+from flannel_ebpf.leases.etcd.rpc import grpc
 from flannel_ebpf.leases.etcd.session import Session, translate
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
-"""Seconds between attempts, doubling from the first to the longest, as flannel does; then they are silent."""
+"""Seconds between attempts, doubling from the first to the longest, as flannel does."""
 
 
 class Watch:
@@ -49,6 +49,7 @@ class Watch:
         self._lock = threading.Lock()
         self._call: Any = None
         self._pause = FIRST_PAUSE
+        self._trouble = SayOnce(log)
         self._thread = threading.Thread(target=self._run, name="etcd-watch", daemon=True)
         self.connected = False
 
@@ -75,8 +76,7 @@ class Watch:
             except EtcdError as error:
                 if self._stopped.is_set() or self._client.closed:
                     return
-                level = logging.WARNING if self._pause < LONGEST_PAUSE else logging.DEBUG
-                log.log(level, "watch of etcd ended, next try in %g s: %s", self._pause, error)
+                self._trouble.say(f"watch of etcd ended, trying again: {error}")
                 if isinstance(error, EtcdRefused):
                     session.forget_token()
                 else:
@@ -89,7 +89,6 @@ class Watch:
         """Read one stream until it ends; raises EtcdUnavailable or EtcdRefused when it ends badly."""
         ended = threading.Event()
         call = session.watch(self._requests(ended))
-        call.add_callback(ended.set)
         with self._lock:
             self._call = call
         if self._stopped.is_set():
@@ -102,12 +101,14 @@ class Watch:
                     log.info("watching etcd at %s", session.target)
                     tally.count("etcd_watches")
                     self.connected, self._pause = True, FIRST_PAUSE
+                    self._trouble.over()
                     self._on_stream()
                 if response.events:
                     self._on_change()
         except grpc.RpcError as error:
             raise translate(session.target, error) from None
         finally:
+            ended.set()  # a callback of the call would not be called when the call is over already
             call.cancel()
 
     def _requests(self, ended: threading.Event) -> Iterator[Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +60,12 @@ def opened() -> Iterator[Callable[[EtcdOptions], Registry]]:
 Open = Callable[[EtcdOptions], Registry]
 
 
+def refused(ask: Callable[[], object]) -> str:
+    with pytest.raises(EtcdError) as caught:
+        ask()
+    return str(caught.value)
+
+
 def test_client_certificate_and_authority(tls: EtcdCluster, opened: Open) -> None:
     registry = opened(tls.options())
     registry.set_network_config("{}")
@@ -85,19 +94,54 @@ def test_a_client_certificate_of_another_authority_is_refused(
     ours = tls.options()
     stranger = replace(ours, certfile=strangers.path("client.pem"), keyfile=strangers.path("client.key"))
     for options in (stranger, replace(ours, certfile="", keyfile="")):
-        with pytest.raises(EtcdError):
-            opened(options).network_config()
+        assert "client certificate: --etcd-certfile" in refused(opened(options).network_config)
+
+
+def test_rotated_certificates_are_used_by_the_next_connection(
+    tls: EtcdCluster, strangers: Certs, opened: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = tls.options()
+    cert, key = tmp_path / "client.pem", tmp_path / "client.key"
+
+    def rotate(made: Path | str, signed: Path | str) -> None:
+        for new, place in ((made, key), (signed, cert)):
+            shutil.copy(new, tmp_path / "new")
+            (tmp_path / "new").rename(place)
+
+    rotate(strangers.path("client.key"), strangers.path("client.pem"))
+    registry = opened(replace(ours, certfile=str(cert), keyfile=str(key)))
+    refused(registry.network_config)
+    rotate(ours.keyfile, ours.certfile)
+    registry.network_config()
+    cert.write_text("half of a certif")
+    registry.reconnect()
+    registry.network_config()
+    assert caplog.text.count("the files read before stay in use") == 1
+
+
+def test_the_libraries_write_no_lines_of_their_own(server_tls: EtcdCluster, strangers: Certs) -> None:
+    script = (
+        "import sys; from flannel_ebpf.leases.etcd import EtcdClient, EtcdOptions, Registry\n"
+        "from flannel_ebpf.base.errors import EtcdError\n"
+        "options = EtcdOptions((sys.argv[1],), cafile=sys.argv[2])\n"
+        "for _ in range(3):\n"
+        "    try: Registry(EtcdClient(options), '/a').network_config()\n"
+        "    except EtcdError as error: print(error)\n"
+    )
+    arguments = [sys.executable, "-c", script, server_tls.endpoints[0], strangers.path("ca.pem")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.count("(--etcd-cafile does not vouch for the server's certificate)") == 3
 
 
 def test_plain_text_to_a_tls_server_and_tls_to_a_plain_one(
     tmp_path: Path, tls: EtcdCluster, opened: Open
 ) -> None:
-    with pytest.raises(EtcdError):
-        opened(EtcdOptions((tls.endpoints[0].replace("https", "http"),))).network_config()
+    plain_text = EtcdOptions((tls.endpoints[0].replace("https", "http"),))
+    assert "https:// in --etcd-endpoints" in refused(opened(plain_text).network_config)
     with EtcdCluster(tmp_path / "plain") as plain:
         options = replace(tls.options(), endpoints=(plain.endpoints[0].replace("http", "https"),))
-        with pytest.raises(EtcdError):
-            opened(options).network_config()
+        assert "http:// in --etcd-endpoints" in refused(opened(options).network_config)
 
 
 def test_settings_that_cannot_work_are_config_errors(tmp_path: Path, certs: Certs) -> None:
