@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -29,7 +30,7 @@ from flannel_ebpf.desired.objects import (
     Sysctl,
     XdpProgram,
 )
-from flannel_ebpf.desired.plan import Failure, Op
+from flannel_ebpf.desired.plan import Failure, Op, Put
 from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.hooks.edge import Hooks
 from flannel_ebpf.kernel.hooks.ownership import name_in
@@ -102,6 +103,17 @@ class BpfSide:
     def accelerated(self) -> bool:
         """Whether programs were in use in the last round."""
         return self._loaded is not None
+
+    def stand_aside(self) -> None:
+        """Leave every packet to a peer to the kernel until the next round has loaded other programs.
+
+        Those in use have this node's former address in them, and loading takes half a second.
+        """
+        if self.bpf and self._loaded:
+            with suppress(BpfError):  # then packets go on for that half second as they went
+                entries = [one for one in self.bpf.read() if one.map == "fl_peers"]
+                changed = zip(contents.aside(entries), entries, strict=True)
+                self.bpf.apply([Put(new, old) for new, old in changed])
 
     def wanted(self, now: Round) -> list[Object]:
         """Return map entries, hooks and what goes with them, once the programs for this node are loaded.

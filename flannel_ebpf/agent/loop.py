@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from flannel_ebpf.agent import health
 from flannel_ebpf.agent.budget import Budget
 from flannel_ebpf.agent.firewall_side import FirewallSide
-from flannel_ebpf.agent.join import choose_uplink, claim_of
+from flannel_ebpf.agent.identity import Identity
+from flannel_ebpf.agent.join import claim_of
 from flannel_ebpf.agent.reconcile import Outcome, Reconciler
 from flannel_ebpf.agent.status_file import Report
 from flannel_ebpf.agent.wake import Stop, Wake
@@ -27,15 +29,13 @@ from flannel_ebpf.base.errors import (
     KernelError,
     ProgramsRequired,
 )
-from flannel_ebpf.base.family import Address
-from flannel_ebpf.base.model import Claim, Endpoint, Uplink, named
+from flannel_ebpf.base.model import Claim, Endpoint, named
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, udp
 from flannel_ebpf.host import subnet_env
 from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.seen import Seen
-from flannel_ebpf.kernel.uplink import same_uplink
 from flannel_ebpf.leases.snapshot import View
 from flannel_ebpf.leases.source import LeaseSource
 
@@ -75,6 +75,7 @@ class Loop:
         self._options = options
         self._node = node
         self._parts = parts
+        self._identity = Identity(options)
         self._announced: object = None
         self._notified = False
         self._retry = FIRST_RETRY
@@ -144,7 +145,7 @@ class Loop:
             self._retry = FIRST_RETRY
         self._tell(outcome)
         self._close(view, outcome)
-        return min(delay, outcome.again or delay)
+        return min(delay, outcome.again or delay, self._identity.due or delay)
 
     def _survive(self, view: View) -> Outcome:
         """Do one whole pass, whatever happens in it: what ended it is told and tried again."""
@@ -162,8 +163,11 @@ class Loop:
 
     def _pass(self, view: View) -> Outcome:
         seen = self._parts.kernel.look()
+        before = self._node
         self._follow_uplink(seen)
         node = self._node
+        if node.stacks[0].public_ip != before.stacks[0].public_ip:
+            seen = self._take_address(view, seen)
         outcome = self._parts.reconciler.run(node, view.leases, seen, may_delete=view.may_remove)
         own = bool(outcome.errors("own"))
         if not own:
@@ -194,27 +198,22 @@ class Loop:
             health.notify(f"STATUS={status}")
 
     def _follow_uplink(self, seen: Seen) -> None:
-        """Take the uplink as it is now; a new address is published under the same subnet.
-
-        An uplink that the options no longer find, because it was renamed, is followed by its index.
-        """
+        """Take the uplink as it is now; a new address is published under the same subnet."""
         [stack] = self._node.stacks
-        try:
-            uplink, public_ip = choose_uplink(seen, self._options, stack.config)
-        except ConfigError as error:
-            renamed = same_uplink(seen, stack.uplink.ifindex, stack.uplink.ip)
-            self._problems.add(f"uplink {(renamed or stack.uplink).name} is kept: {error}")
-            self._take(renamed or stack.uplink, stack.public_ip)
-            return
+        uplink, public_ip = self._identity.follow(stack, seen, time.monotonic())
+        if self._identity.problem:
+            self._problems.add(self._identity.problem)
         if public_ip != stack.public_ip:
             log.warning("public IP changes from %s to %s", stack.public_ip, public_ip)
             self._parts.source.update(claim_of(stack.config, [(public_ip, stack.vtep_mac)]))
             self._announced = None
-        self._take(uplink, public_ip)
-
-    def _take(self, uplink: Uplink, public_ip: Address) -> None:
-        [stack] = self._node.stacks
         self._node = Node((replace(stack, uplink=uplink, public_ip=public_ip),))
+
+    def _take_address(self, view: View, seen: Seen) -> Seen:
+        """Have the kernel's way lead from the new address at once; return what is seen after that."""
+        with suppress(KernelError):  # the pass that follows meets it too
+            self._parts.reconciler.take_address(self._node, view.leases, seen)
+        return self._parts.kernel.look()
 
     def _announce(self, outcome: Outcome) -> None:
         """Say in the lease what programs stand here, as soon as they do: udp peers must know."""

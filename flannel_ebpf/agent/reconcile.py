@@ -133,10 +133,10 @@ class Reconciler:
             now = replace(now, seen=self._kernel.look())
         bpf = self._sides.bpf
         if done.last and may_delete and not any(one.weight == "own" for one in done.failures):
-            by_subnet = {peer.subnet: peer for peer in peers}
+            by_subnet = {peer.subnet: peer for peer in now.peers}
             self._settled = Settled(node, leases, by_subnet, skipped, bpf.slots, bpf.slot_count)
         self._last = Outcome(
-            peers,
+            now.peers,
             skipped,
             done.failures,
             writes=writes,
@@ -148,6 +148,21 @@ class Reconciler:
             again=bpf.due,
         )
         return self._last
+
+    def take_address(self, node: Node, leases: Sequence[Lease], seen: Seen) -> None:
+        """Bring what the kernel carries up to a new address of this node, before a pass that takes longer.
+
+        Until that pass has loaded programs with the address, every packet goes the kernel's way. What fails
+        here, the pass meets again and tells. Raises KernelError.
+        """
+        self._settled = None
+        self._sides.bpf.stand_aside()
+        peers, _, seen = self._find_peers(node, leases, seen)
+        now = Round(node, peers, pod_ports(seen, node.subnets), seen)
+        sides: tuple[Side, ...] = (self._sides.kernel, self._sides.relay)
+        wanted = [obj for side in sides for obj in side.wanted(now)]
+        actual = [obj for side in sides for obj in side.read(now, wanted)]
+        self._apply(plan(wanted, actual, may_delete=False), scope_of(node))
 
     def _find_peers(
         self, node: Node, leases: Sequence[Lease], seen: Seen

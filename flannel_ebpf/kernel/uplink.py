@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from ipaddress import AddressValueError, IPv4Address, IPv4Interface
+from ipaddress import AddressValueError, IPv4Address, IPv4Interface, ip_interface
 
-from flannel_ebpf.base import family
 from flannel_ebpf.base.errors import ConfigError
-from flannel_ebpf.base.family import Family
+from flannel_ebpf.base.family import Family, Interface
 from flannel_ebpf.base.model import Uplink
 from flannel_ebpf.base.regex import compile_go
 from flannel_ebpf.kernel.netlink.links import Address, Link, uplink
@@ -21,6 +20,7 @@ from flannel_ebpf.kernel.seen import Seen
 log = logging.getLogger(__name__)
 
 _AF_INET, _RTA_PREFSRC = 2, 7
+_LOOPBACK = 1  # its ifindex, in every namespace
 _IFA_F_TEMPORARY, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x20, 0x80
 
 _Attempt = tuple[str, str, Callable[[], Uplink]]
@@ -59,13 +59,27 @@ def find_uplink(
     raise ConfigError("uplink", tried, f"one that is there: {reasons}; there is {host.inventory()}")
 
 
-def same_uplink(seen: Seen, ifindex: int, ip: family.Address) -> Uplink | None:
-    """Return the uplink as it is now, None when the device or its address `ip` is gone."""
-    link = seen.links.get(ifindex)
-    for address in seen.addresses(family.family_of(ip)) if link else ():
-        if link and address.ifindex == ifindex and address.interface.ip == ip:
-            return uplink(link, address.interface)
-    return None
+def follow(previous: Uplink, links: Mapping[int, Link], addresses: Sequence[Address]) -> Uplink | None:
+    """Return the uplink as it is now, None when its address is gone from this host.
+
+    The address is what others know. It stays where it was, else on an interface of the same name (the NIC was
+    made anew), else on the bridge or bond that the interface became a port of, else on any other. An address
+    that was a route's source, and never stood on the interface, keeps it.
+    """
+    holders = [a for a in addresses if a.interface.ip == previous.ip and a.ifindex in links]
+    link = links.get(previous.ifindex)
+    for holder in holders:
+        there = links[holder.ifindex]
+        if (
+            there is link
+            or (link and there.index == link.master)
+            or (not link and there.name == previous.name)
+        ):
+            return uplink(there, holder.interface)
+    if holders and link and previous.prefix_len == previous.ip.max_prefixlen:
+        return uplink(link, ip_interface(previous.ip))
+    others = (holder for holder in holders if holder.ifindex != _LOOPBACK)
+    return next((uplink(links[holder.ifindex], holder.interface) for holder in others), None)
 
 
 class _Host:
@@ -182,7 +196,7 @@ class _Host:
         for index in self._links:
             yield from (address for address in self._addresses if address.ifindex == index)
 
-    def _uplink(self, link: Link, interface: family.Interface) -> Uplink:
+    def _uplink(self, link: Link, interface: Interface) -> Uplink:
         if not link.mtu:
             raise ConfigError(f"interface {link.name}", link.mtu, "an MTU above 0")
         return uplink(link, interface)

@@ -83,6 +83,14 @@ def _peer_entries(peer: Peer, slot: int) -> tuple[MapEntry, MapEntry]:
     return MapEntry("fl_peers", subnet, value.pack()), MapEntry("fl_vteps", member, subnet)
 
 
+def aside(entries: Iterable[MapEntry]) -> list[MapEntry]:
+    """Return fl_peers' entries among these with no way to the peer but the kernel's."""
+    peers = ((entry, abi.Peer.unpack(entry.value)) for entry in entries if entry.map == "fl_peers")
+    return [
+        MapEntry(entry.map, entry.map_key, replace(peer, mode=abi.Mode.NONE).pack()) for entry, peer in peers
+    ]
+
+
 def slots_in(entries: Iterable[MapEntry]) -> dict[Network, int]:
     """Return the counters' slots that peers have in fl_peers now: they outlive the daemon."""
     return dict(_slot_in(entry.map_key, entry.value) for entry in entries if entry.map == "fl_peers")

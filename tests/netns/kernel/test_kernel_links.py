@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.base.model import PathFacts, PodPort, Uplink
 from flannel_ebpf.desired.objects import Direction, Filter, Route
 from flannel_ebpf.desired.plan import Put
@@ -16,7 +18,7 @@ from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.paths import Paths, ask_paths, path_facts
 from flannel_ebpf.kernel.pods import pod_ports
 from flannel_ebpf.kernel.seen import Seen
-from flannel_ebpf.kernel.uplink import same_uplink
+from flannel_ebpf.kernel.uplink import find_uplink, follow
 from tests.netns.kernel.space import PUBLIC_IP, SUBNET, TinyProgram, index_of, run, scope
 from tests.netns.tcx_stranger import attach, detach
 
@@ -33,10 +35,6 @@ def ports(netlink: RouteSocket) -> list[PodPort]:
 
 def paths(netlink: RouteSocket, addresses: Sequence[IPv4Address], by: Uplink) -> Paths:
     return path_facts(Seen(netlink), addresses, by).paths
-
-
-def same(netlink: RouteSocket, ifindex: int, ip: IPv4Address) -> Uplink | None:
-    return same_uplink(Seen(netlink), ifindex, ip)
 
 
 @pytest.fixture
@@ -113,16 +111,18 @@ def test_foreign_filter_is_seen_ours_is_not(
 
 
 def test_uplink_as_it_is_now(netlink: RouteSocket, uplink: int) -> None:
-    found = same(netlink, uplink, PUBLIC_IP)
-    assert found is not None
-    assert (found.name, found.ip, found.prefix_len, found.mtu) == ("up0", PUBLIC_IP, 24, 1500)
+    first = find_uplink(Seen(netlink), ["up0"])
+    assert (first.ifindex, first.ip, first.prefix_len, first.mtu) == (uplink, PUBLIC_IP, 24, 1500)
+
+    def now() -> Uplink | None:
+        seen = Seen(netlink)
+        return follow(first, seen.links, seen.addresses(Family.V4))
+
+    assert now() == first
     run("ip link set up0 down", "ip link set up0 name renamed mtu 1400", "ip link set renamed up")
-    renamed = same(netlink, uplink, PUBLIC_IP)
-    assert renamed is not None
-    assert (renamed.name, renamed.mtu) == ("renamed", 1400)
+    assert now() == replace(first, name="renamed", mtu=1400)
     run(f"ip address del {PUBLIC_IP}/24 dev renamed")
-    assert same(netlink, uplink, PUBLIC_IP) is None
-    assert same(netlink, 9999, PUBLIC_IP) is None
+    assert now() is None
 
 
 def test_path_facts_follow_routing(netlink: RouteSocket, uplink: int) -> None:
@@ -135,8 +135,7 @@ def test_path_facts_follow_routing(netlink: RouteSocket, uplink: int) -> None:
         "ip route add unreachable 192.168.64.64/28",
         "ip route add blackhole 192.168.64.20",
     )
-    now = same(netlink, uplink, PUBLIC_IP)
-    assert now is not None
+    now = find_uplink(Seen(netlink), ["up0"])
     expected = {
         "192.168.64.9": PathFacts(1500, on_link=True),
         "192.168.64.200": PathFacts(1500, on_link=False),
@@ -185,8 +184,7 @@ def test_a_way_that_is_not_by_the_uplink_is_the_kernels_alone(
 ) -> None:
     run("ip link add vpn0 type veth peer vpn1", "ip address add 172.31.0.1/24 dev vpn0")
     run("ip link set vpn0 up", "ip link set vpn1 up")
-    now = same(netlink, uplink, PUBLIC_IP)
-    assert now is not None
+    now = find_uplink(Seen(netlink), ["up0"])
     if peer == THERE:
         assert not paths(netlink, [peer], now)[peer].kernel_only
     for command in commands:
@@ -208,8 +206,7 @@ HARMLESS = [
 @pytest.mark.parametrize("rule", HARMLESS)
 def test_rules_for_others_change_no_way(netlink: RouteSocket, uplink: int, rule: str) -> None:
     run("ip route add default via 192.168.64.1", "ip route add blackhole default table 100")
-    now = same(netlink, uplink, PUBLIC_IP)
-    assert now is not None
+    now = find_uplink(Seen(netlink), ["up0"])
     before = paths(netlink, [THERE, FAR], now)
     run(rule)
     assert paths(netlink, [THERE, FAR], now) == before
@@ -219,8 +216,7 @@ def test_rules_for_others_change_no_way(netlink: RouteSocket, uplink: int, rule:
 def test_path_facts_of_a_wide_lan_with_thousands_of_routes_inside(netlink: RouteSocket, uplink: int) -> None:
     """The pods' network may lie inside the uplink's own prefix: 10.0.0.5/8 and 10.1.0.0/16."""
     run("ip address add 10.0.0.5/8 dev up0")
-    wide = same(netlink, uplink, IPv4Address("10.0.0.5"))
-    assert wide is not None
+    wide = find_uplink(Seen(netlink), ["10.0.0.5"])
     with KernelNetwork() as kernel:
         gateway = IPv4Address("10.0.0.9")
         nets = [IPv4Network((int(IPv4Address("10.64.0.0")) + n * 256, 24)) for n in range(5000)]

@@ -103,3 +103,17 @@ def test_every_bridge_with_pods_gets_headroom_where_headers_are_added(
     found = contents.headroom_ports(config, ports)
     assert sorted(port.bridge for port in found) == bridges
     assert len({port.name for port in found}) == len(found)
+
+
+def test_aside_every_peer_is_the_kernels_and_all_else_as_it_was() -> None:
+    peer = Peer(
+        IPv4Network("10.1.7.0/24"),
+        IPv4Address("192.0.2.7"),
+        abi.Mode.VXLAN,
+        1500,
+        on_link=True,
+        vtep_mac=HERE,
+    )
+    entries = [*contents.peer_entries([peer], {peer.subnet: 3}), learned()]
+    expected = contents.peer_entries([replace(peer, mode=abi.Mode.NONE)], {peer.subnet: 3})[:1]
+    assert contents.aside(entries) == expected
