@@ -94,6 +94,7 @@ def test_runs_crashes_hangs_and_is_upgraded_under_traffic(
     )
     ping = pods[0].popen(["ping", "-i", "0.02", "-w", "600", str(pods[1].ip)])
     pods[1].popen(["iperf3", "-s"])
+    eventually(lambda: ":5201" in pods[1].run(["ss", "-ltn"]).stdout, "iperf3 listens")
     stream = pods[0].popen(
         ["iperf3", "-c", str(pods[1].ip), "-t", "600", "-b", "200M", "--connect-timeout", "9000"]
     )
