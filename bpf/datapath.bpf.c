@@ -20,6 +20,7 @@
 SEC("tc")
 int fl_to_pod(struct __sk_buff *skb)
 {
+	watch(skb);
 	if (!take_mark(skb) && fl_cfg.backend != FL_MODE_UDP)
 		return TC_ACT_UNSPEC;
 	return tc_verdict(FL_HOOK_TO_POD, to_pod(skb));
@@ -29,6 +30,7 @@ int fl_to_pod(struct __sk_buff *skb)
 SEC("tc")
 int fl_from_peer(struct __sk_buff *skb)
 {
+	watch(skb);
 	bool taken = false;
 	int verdict = tc_verdict(FL_HOOK_FROM_PEER, from_peer(skb, &taken));
 
@@ -39,6 +41,7 @@ int fl_from_peer(struct __sk_buff *skb)
 SEC("tc")
 int fl_to_peer(struct __sk_buff *skb)
 {
+	watch(skb);
 	if (!take_mark(skb))
 		return TC_ACT_UNSPEC;
 	return tc_verdict(FL_HOOK_TO_PEER, to_peer(skb));
@@ -48,6 +51,7 @@ int fl_to_peer(struct __sk_buff *skb)
 SEC("tc")
 int fl_from_pod(struct __sk_buff *skb)
 {
+	watch(skb);
 	return tc_verdict(FL_HOOK_FROM_POD, from_pod(skb));
 }
 

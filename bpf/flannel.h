@@ -68,7 +68,8 @@ struct fl_config {
 	__u8 ttl;	      /* of outer headers: net.ipv4.ip_default_ttl */
 	__u8 uplink_finishes; /* 1: what leaves the uplink is cut to size and has its checksums */
 	__u8 pad;
-	__u32 tun; /* ifindex of the udp backend's device, 0: not there */
+	__u32 tun;     /* ifindex of the udp backend's device, 0: not there */
+	__u32 monitor; /* n: tell of one packet in n (fl_events); 0: nobody watches */
 };
 
 /* fl_peers: remote subnet -> how to get there. The same key serves a hash and an LPM trie. */
@@ -198,6 +199,23 @@ struct fl_traffic {
 	__u64 tx_bytes; /* inner IPv4 bytes; a super-packet counts as its segments */
 	__u64 rx_packets;
 	__u64 rx_bytes;
+};
+
+/* fl_events: what `flannel-ebpf monitor` is told of a packet; addresses and ports in network byte order. */
+struct fl_event {
+	__u64 at; /* ns, CLOCK_MONOTONIC */
+	__u32 ifindex;
+	__u32 len;
+	__u8 source[4]; /* of the inner packet, where there is one */
+	__u8 target[4];
+	__u8 outer[4]; /* who sent the tunnel packet, else 0 */
+	__u16 source_port;
+	__u16 target_port;
+	__u8 proto;
+	__u8 hook;   /* enum fl_hook */
+	__u8 reason; /* enum fl_reason */
+	__u8 tcp_flags;
+	__u8 pad[4];
 };
 
 /*

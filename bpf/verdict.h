@@ -8,6 +8,10 @@
 
 #include "maps.h"
 
+#ifndef FLANNEL_XDP
+#include "monitor.h"
+#endif
+
 /* A real function, not inlined: that keeps enum fl_reason and enum fl_hook in the object's BTF. */
 static __noinline void count_reason(enum fl_hook hook, enum fl_reason reason)
 {
@@ -16,6 +20,9 @@ static __noinline void count_reason(enum fl_hook hook, enum fl_reason reason)
 
 	if (count && hook < FL_HOOKS)
 		((__u64 *)count)[hook]++;
+#ifndef FLANNEL_XDP
+	tell(hook, reason);
+#endif
 }
 
 static __always_inline bool is_fast(enum fl_reason reason)

@@ -30,6 +30,7 @@ COMMANDS = {
     "leases": "flannel_ebpf.commands.diagnose.tables:leases",
     "maps": "flannel_ebpf.commands.diagnose.tables:maps",
     "top": "flannel_ebpf.commands.diagnose.top:top",
+    "monitor": "flannel_ebpf.commands.diagnose.monitor:monitor",
     "dump": "flannel_ebpf.commands.diagnose.dump:dump",
     "config": "flannel_ebpf.commands.network:config",
     "reserve": "flannel_ebpf.commands.network:reserve",

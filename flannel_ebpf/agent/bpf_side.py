@@ -31,6 +31,7 @@ from flannel_ebpf.desired.objects import (
     XdpProgram,
 )
 from flannel_ebpf.desired.plan import Failure, Op, Put
+from flannel_ebpf.host import watching
 from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.hooks.edge import Hooks
 from flannel_ebpf.kernel.hooks.ownership import name_in
@@ -65,6 +66,7 @@ class BpfSide:
         hooks: Hooks,
         settings: contents.Settings,
         pin_root: Path,
+        state_dir: Path,
         why_not: str = "",
         *,
         required: bool,
@@ -84,6 +86,7 @@ class BpfSide:
         self._newcomers = Newcomers(pod_grace)
         self._extras = Extras(settings)
         self._pin_root = pin_root
+        self._state_dir = state_dir
         self._required = required
         self._loaded: Loaded | None = None
         self._ever_loaded = False
@@ -192,6 +195,7 @@ class BpfSide:
         config = contents.constants(now.node.stacks[0], now.peers, self._settings)
         if self._room is not None and len(now.peers) > self._room:
             config = replace(config, source_check=abi.Check.OFF)
+        config = replace(config, monitor=watching.sample(self._state_dir, now.node.config.network))
         if config.backend != abi.Mode.UDP:
             return config
         finishes = ethtool.finishes(now.node.uplink.name)

@@ -61,6 +61,7 @@ def run(options: Options) -> int:
         stop.set()
         wake.for_all()
 
+    signal.signal(signal.SIGUSR1, lambda _signal, _frame: wake.for_all())  # something was asked for in a file
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGTERM, end)
     with ExitStack() as stack:
@@ -169,6 +170,7 @@ class Daemon:
                 kernel.hooks,
                 datapath_settings(options, caps, attach),
                 options.bpf_pin_root,
+                options.state_dir,
                 why_not,
                 required=options.datapath == "ebpf",
                 pod_grace=options.pod_grace if attach == "clsact" else 0.0,

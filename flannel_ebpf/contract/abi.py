@@ -210,7 +210,7 @@ def _converters(kind: Any, code: str) -> tuple[Callable[[Any], Any], Callable[[A
     return int, kind
 
 
-@_mirrors("fl_config", "4s 4s 4s 4s 4s 6s H H H I I I I I I I I I B B B x I")
+@_mirrors("fl_config", "4s 4s 4s 4s 4s 6s H H H I I I I I I I I I B B B x I I")
 @dataclass(frozen=True, slots=True)
 class Config(Record):
     """What a program knows when it is loaded; constant afterwards, so the verifier removes dead branches.
@@ -220,6 +220,7 @@ class Config(Record):
     `direct_routing`: some peers of a vxlan network are Mode.DIRECT; `ttl` is for outer headers.
     `uplink_finishes`: what leaves the uplink is cut to size and has its checksums; only then may all packets
     take the udp format, because a peer's relay reads datagrams. `tun`: ifindex of the udp backend's device.
+    `monitor`: n tells of one packet in n through fl_events, 0 of none.
     """
 
     public_ip: IPv4Address
@@ -244,6 +245,7 @@ class Config(Record):
     ttl: int
     uplink_finishes: bool = False
     tun: int = 0
+    monitor: int = 0
 
 
 @_mirrors("fl_subnet_v4", "I 4s")
@@ -374,6 +376,25 @@ class Count(Record):
     from_peer: int
     to_pod: int
     xdp: int
+
+
+@_mirrors("fl_event", "Q I I 4s 4s 4s 2s 2s B B B B 4x")
+@dataclass(frozen=True, slots=True)
+class Event(Record):
+    """Value of fl_events: one packet as `monitor` is told of it; `outer`: who sent the tunnel packet."""
+
+    at: int
+    ifindex: int
+    len: int
+    source: IPv4Address
+    target: IPv4Address
+    outer: IPv4Address
+    source_port: int
+    target_port: int
+    proto: int
+    hook: Hook
+    reason: Reason
+    tcp_flags: int
 
 
 @_mirrors("fl_traffic", "Q Q Q Q")

@@ -35,6 +35,7 @@ def test_loads_pins_and_sets_constants(request_: LoadRequest) -> None:
         "fl_sketch",
         "fl_open",
         "fl_peer_stats",
+        "fl_present",
         "fl_reasons",
     }
     assert set(loaded.programs) == {"fl_from_pod", "fl_to_peer"}

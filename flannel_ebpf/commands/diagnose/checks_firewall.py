@@ -1,4 +1,4 @@
-"""Checks of everybody's firewall rules: what drops, masquerades or marks the overlay's packets.
+"""Checks of everybody's firewall rules: what drops, masquerades or hides the overlay's packets.
 
 Rules are read as `iptables-save` and `nft -j` print them: this is advice, no proof. What netfilter decides about a
 packet, the programs leave to it in any case.
@@ -136,23 +136,6 @@ def docker(facts: Facts) -> Iterator[Finding]:
             return
 
 
-def marks(facts: Facts) -> Iterator[Finding]:
-    """Nobody else gives a meaning to the packet mark that the programs use inside this host."""
-    ours = facts.report.get("options", {}).get("fwmark", 0)
-    if not ours:
-        return
-    for rule in facts.iptables.splitlines():
-        found = re.search(r"--(?:mark|set-xmark|or-mark|set-mark) (0x[0-9a-f]+)(?:/(0x[0-9a-f]+))?", rule)
-        if not found or not rule.startswith("-A") or "! --mark" in rule:
-            continue
-        mask = int(found[2] or "0xffffffff", 16)
-        # set-xmark 0x0/0xffffffff and whole-mark comparisons name every bit; only one that is ours counts
-        if int(found[1], 16) & mask & ours:
-            what = f"a rule uses bit {ours:#x} of the packet mark, which is ours: {rule}"
-            effect = "packets that teach the programs are taken for that rule's"
-            yield Finding(what, effect, "start the daemon with another --fwmark")
-
-
 def _vxlan(link: Json) -> Json:
     """Return what the kernel says of a vxlan device, nothing of another."""
     info = link.get("linkinfo", {})
@@ -240,5 +223,4 @@ CHECKS: dict[str, Check] = {
     "forward": forward,
     "masquerade": masquerade,
     "docker": docker,
-    "marks": marks,
 }

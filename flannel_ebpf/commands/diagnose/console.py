@@ -62,6 +62,11 @@ def print_json(kind: str, content: Any) -> None:
     click.echo(json.dumps({"version": FORMAT, kind: content}, indent=2, default=str))
 
 
+def print_line(content: Any) -> None:
+    """Print one JSON object on a line of its own, at once: for what has no end."""
+    click.echo(json.dumps({"version": FORMAT, **content}))
+
+
 def short(number: float, unit: str = "") -> str:
     """Return a number of at most four digits with a decimal prefix: 12.3k, 1.20G."""
     for prefix in ("", "k", "M", "G", "T"):

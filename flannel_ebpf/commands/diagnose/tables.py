@@ -122,7 +122,7 @@ def pods_of(here: Here) -> list[dict[str, Any]]:
     programs: dict[str, list[str]] = defaultdict(list)
     for hook in standing(here.network):
         programs[hook.device].append(hook.program)
-    return readings.pods(here.maps, _device_names(), programs) if here.maps else []
+    return readings.pods(here.maps, device_names(), programs) if here.maps else []
 
 
 @click.command(short_help="Show connections and which of them BPF carries.")
@@ -142,7 +142,7 @@ def flows(only: IPv4Network | None, limit: int, as_json: bool, **values: Any) ->
     wanted = {name: values.pop(name) for name in ("pod", "peer", "port", "proto")}
     found = []
     for here, folder in maps_of(networks(options_from(values), only)):
-        rows = (row for row in readings.flows(folder, _device_names()) if _wanted(row, **wanted))
+        rows = (row for row in readings.flows(folder, device_names()) if _wanted(row, **wanted))
         found += [{"network": str(here.network), **row} for row in rows]
     found.sort(
         key=lambda row: min(one for one in (row["sent_age"], row["heard_age"], 1e9) if one is not None)
@@ -227,7 +227,8 @@ def maps(name: str, only: IPv4Network | None, as_json: bool, **values: Any) -> N
         click.echo(f"{shown}: {text}")
 
 
-def _device_names() -> dict[int, str]:
+def device_names() -> dict[int, str]:
+    """Return the names of all devices by index; raises KernelError."""
     with RouteSocket() as netlink:
         return {index: link.name for index, link in read_links(netlink).items()}
 

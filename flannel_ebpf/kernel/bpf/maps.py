@@ -14,6 +14,7 @@ from flannel_ebpf.base.errors import BpfError, edge
 from flannel_ebpf.kernel.bpf.syscall import Descriptor, RefusedError, c_string, call
 
 _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY = 1, 2, 3, 4
+_POP = 21  # BPF_MAP_LOOKUP_AND_DELETE_ELEM
 _BY_ID, _LOOKUP_BATCH, _UPDATE_BATCH = 14, 24, 26
 _VERBS = {_LOOKUP: "look up", _UPDATE: "update", _DELETE: "delete", _NEXT_KEY: "step after"}
 _PER_CPU_TYPES = frozenset({5, 6, 10})  # BPF_MAP_TYPE_PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
@@ -82,6 +83,18 @@ class Map(Descriptor):
                 raise
             return False
         return True
+
+    def pop(self) -> bytes | None:
+        """Take the oldest value of a queue, None when it is empty."""
+        value = ctypes.create_string_buffer(self._slot)
+        attr = struct.pack("=IIQQQ", self.fd, 0, 0, ctypes.addressof(value), 0)
+        try:
+            call(_POP, attr, f"take from {self.name}")
+        except BpfError as error:
+            if error.code != errno.ENOENT:
+                raise
+            return None
+        return value.raw
 
     def update_many(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
         """Create or replace many entries, in one call where the map type can (kernel 5.6)."""
