@@ -34,6 +34,7 @@ from flannel_ebpf.desired.plan import Failure, Op, Put
 from flannel_ebpf.host import watching
 from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.hooks.edge import Hooks
+from flannel_ebpf.kernel.hooks.grace import give_back, hurried
 from flannel_ebpf.kernel.hooks.ownership import name_in
 from flannel_ebpf.kernel.netlink import ethtool
 from flannel_ebpf.kernel.pods import pod_macs
@@ -43,6 +44,10 @@ from flannel_ebpf.kernel.programs.loader import Loaded
 
 AT_ONCE = 1e-3
 
+MOST_HOOKS, MOST_SLOW_HOOKS = 1000, 50
+"""Hooks that one pass changes, where the kernel hurries and where each takes 10 ms."""
+
+_EXPEDITED = "rcu-expedited"
 _OF_PEERS = ("fl_peers", "fl_vteps")
 _CROWDED = (
     "{} leases, and the programs' tables hold {}: the others take the kernel path, and --source-check is "
@@ -87,6 +92,7 @@ class BpfSide:
         self._extras = Extras(settings)
         self._pin_root = pin_root
         self._state_dir = state_dir
+        give_back(state_dir / _EXPEDITED)
         self._required = required
         self._loaded: Loaded | None = None
         self._ever_loaded = False
@@ -227,7 +233,17 @@ class BpfSide:
             elif kind is MapEntry:
                 failures += self.bpf.apply(batch) if self.bpf else []
             else:
-                failures += self._hooks.apply(batch, scope, self.bpf.program_fds() if self.bpf else {})
+                failures += self._apply_hooks(batch, scope)
         refused = self._extras.refused(failures)
         self.due = AT_ONCE if refused else self.due
         return [failure for failure in failures if failure not in refused]
+
+    def _apply_hooks(self, ops: Sequence[Op], scope: Scope) -> list[Failure]:
+        """Change hooks, so many that a pass does not take long; the next pass, at once, does more."""
+        mark = self._state_dir / _EXPEDITED
+        with hurried(len(ops), mark):
+            most = MOST_HOOKS if mark.exists() else MOST_SLOW_HOOKS
+            now, later = ops[:most], ops[most:]
+            failures = self._hooks.apply(now, scope, self.bpf.program_fds() if self.bpf else {})
+        self.due = AT_ONCE if later else self.due
+        return failures

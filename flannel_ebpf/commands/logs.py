@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import select
+import stat
 import time
+from typing import TextIO
 
 from flannel_ebpf.base.options import LogFormat
 
@@ -45,6 +49,32 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class UnblockedHandler(logging.StreamHandler[TextIO]):
+    """Writes where it can at once, else drops the line and counts it: who reads the log must not stop us.
+
+    A pipe that is ready takes PIPE_BUF octets at once, so no line of its is longer.
+    """
+
+    _lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, if somebody takes it."""
+        try:
+            if not select.select([], [self.stream], [], 0)[1]:
+                self._lost += 1
+                return
+            lost, self._lost = self._lost, 0
+            line = self.format(record).encode(errors="backslashreplace")
+            told = f" ({lost} lines before were lost: nobody read them)".encode() if lost else b""
+            os.write(self.stream.fileno(), line[: self._longest()] + told + b"\n")
+        except (OSError, ValueError):  # closed, full disk: there is nobody to tell
+            self._lost += 1
+
+    def _longest(self) -> int:
+        is_pipe = stat.S_ISFIFO(os.fstat(self.stream.fileno()).st_mode)
+        return select.PIPE_BUF - 100 if is_pipe else 1 << 16
+
+
 _FORMATTERS: dict[LogFormat, type[logging.Formatter]] = {"klog": KlogFormatter, "json": JsonFormatter}
 
 
@@ -53,7 +83,7 @@ def log_to_stderr(verbosity: int, form: LogFormat = "klog") -> None:
 
     pyroute2 alone would write a hundred lines a second: every message of netlink.
     """
-    handler = logging.StreamHandler()
+    handler = UnblockedHandler()
     handler.setFormatter(_FORMATTERS[form]())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("flannel_ebpf").setLevel(logging.DEBUG if verbosity >= 1 else logging.INFO)
