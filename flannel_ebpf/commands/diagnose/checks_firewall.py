@@ -196,9 +196,15 @@ def _nft_rules(facts: Facts) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     bases = {(one["family"], one["table"], one["name"]): one for one in _nft_chains(facts)}
     for one in facts.nft:
         rule = one.get("rule")
-        if rule and not any("xt" in part for part in rule.get("expr", ())):
+        if rule and not _by_iptables(rule):
             chain = bases.get((rule["family"], rule["table"], rule["chain"]), {})
             yield chain, rule
+
+
+def _by_iptables(rule: dict[str, Any]) -> bool:
+    """Say whether iptables wrote a rule: its chains have names in capitals in tables of these names."""
+    shown = any("xt" in part for part in rule.get("expr", ()))
+    return shown or (rule["table"] in ("filter", "nat", "mangle", "raw") and rule["chain"].isupper())
 
 
 def _nft_drops(rule: dict[str, Any]) -> bool:

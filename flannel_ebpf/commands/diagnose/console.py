@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ FORMAT = 1
 
 NOT_RUNNING = 3
 """Exit status where there is no daemon to ask, or none has run."""
+
+WIDTH = 80
 
 Row = Mapping[str, Any]
 
@@ -60,6 +63,18 @@ def table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
 def print_json(kind: str, content: Any) -> None:
     """Print one JSON object: {"version": 1, kind: content}."""
     click.echo(json.dumps({"version": FORMAT, kind: content}, indent=2, default=str))
+
+
+def wrapped(text: str, first: str = "", rest: str = "    ") -> list[str]:
+    """Return prose in lines of 80 columns; what has no blank in it, such as an address, stays whole."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [first]
 
 
 def print_line(content: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +18,7 @@ from flannel_ebpf.commands.diagnose.console import (
     console,
     json_flag,
     print_json,
+    wrapped,
 )
 from flannel_ebpf.commands.diagnose.facts import Facts, gather
 from flannel_ebpf.commands.diagnose.finding import Check, Finding
@@ -28,7 +28,6 @@ from flannel_ebpf.commands.flags import node_flags, options_from
 CHECKS: dict[str, Check] = {**checks_host.CHECKS, **checks_overlay.CHECKS, **checks_firewall.CHECKS}
 
 _COLOURS = {"ok": "green", "note": "yellow", "problem": "bold red"}
-_WIDTH = 80
 
 
 @click.command(short_help="Check this host and say what is in the overlay's way.")
@@ -91,12 +90,7 @@ def _print(here: Here | None, found: dict[str, list[Finding]]) -> None:
 
 def _lines(finding: Finding) -> Iterator[str]:
     indent = " " * 9
-    parts = [
-        finding.what,
-        *(f"{word}: {text}" for word, text in (("so", finding.effect), ("do", finding.do)) if text),
-    ]
-    for number, part in enumerate(parts):
-        # a rule or a command must stay whole, to be copied: only prose is wrapped
-        first = indent if number else ""
-        yield from textwrap.wrap(part, _WIDTH, initial_indent=first, subsequent_indent=f"{indent}    ",
-                                 break_long_words=False, break_on_hyphens=False) or [first]  # fmt: skip
+    yield from wrapped(finding.what, rest=f"{indent}    ")
+    for word, text in (("so", finding.effect), ("do", finding.do)):
+        if text:
+            yield from wrapped(f"{word}: {text}", indent, f"{indent}    ")

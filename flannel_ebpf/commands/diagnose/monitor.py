@@ -34,7 +34,7 @@ LEASE = 10.0
 _PAUSE = 0.05
 _READY = 15.0  # seconds for the daemon to load them
 
-_FLAGS = ((0x02, "SYN"), (0x10, "ACK"), (0x01, "FIN"), (0x04, "RST"), (0x08, "PSH"))
+_FLAGS = ((0x02, "S"), (0x01, "F"), (0x04, "R"), (0x08, "P"), (0x10, "."))
 _COLOURS = {"fast": "green", "drop": "bold red", "lear": "yellow"}
 
 
@@ -172,8 +172,7 @@ def _printer(as_json: bool, names: dict[int, str]) -> Callable[[Event], None]:
             print_line(plain(event, names))
             return
         reason = event.reason.name.lower()
-        text = Text(f"{event.at / 1e9 % 1000:10.6f} {names.get(event.ifindex, event.ifindex)!s:<10.10} ")
-        text.append(f"{event.hook.name.lower():<9} ")
+        text = Text(f"{event.at / 1e9 % 1000:7.3f} {event.hook.name.lower():<9} ")
         text.append(f"{reason:<17} ", _COLOURS.get(reason[:4], ""))
         out.print(text.append(told(event)))
 
@@ -181,15 +180,15 @@ def _printer(as_json: bool, names: dict[int, str]) -> Callable[[Event], None]:
 
 
 def told(event: Event) -> str:
-    """Return addresses, ports and flags of a packet as tcpdump would."""
+    """Return addresses, ports, flags and length of a packet, much as tcpdump would."""
     if not event.proto:
-        return f"no IPv4, {event.len} bytes"
+        return f"no IPv4, {event.len}"
     ports = (f":{event.source_port}", f":{event.target_port}") if event.proto in (6, 17) else ("", "")
-    flags = "+".join(name for bit, name in _FLAGS if event.tcp_flags & bit)
-    outer = f" from {event.outer}" if int(event.outer) else ""
+    flags = "".join(letter for bit, letter in _FLAGS if event.tcp_flags & bit)
+    outer = f" from {event.outer}" if event.reason.name.startswith("DROP") and int(event.outer) else ""
     kind = PROTOCOLS.get(event.proto, str(event.proto))
     ends = f"{event.source}{ports[0]} > {event.target}{ports[1]}"
-    return f"{kind} {ends}{f' {flags}' if flags else ''} {event.len}{outer}"
+    return f"{kind} {ends}{f' [{flags}]' if flags else ''} {event.len}{outer}"
 
 
 def plain(event: Event, names: dict[int, str]) -> dict[str, Any]:

@@ -13,7 +13,14 @@ from rich.text import Text
 
 from flannel_ebpf.agent.relay_side import folder as relay_folder
 from flannel_ebpf.base.options import Options
-from flannel_ebpf.commands.diagnose.console import Column, console, json_flag, print_json, table
+from flannel_ebpf.commands.diagnose.console import (
+    Column,
+    console,
+    json_flag,
+    print_json,
+    table,
+    wrapped,
+)
 from flannel_ebpf.commands.diagnose.networks import Here, network_flag, networks
 from flannel_ebpf.commands.diagnose.paths import Node, Target, chosen, targets, this_node
 from flannel_ebpf.commands.diagnose.prober import SMALL, WAYS, Prober, Tally, Way
@@ -61,7 +68,7 @@ def probe(
         console().print(table(_ROWS, rows))
         for row in rows:
             for line in row["findings"]:
-                click.echo(f"{row['subnet']}: {line}")
+                click.echo("\n".join(wrapped(f"{row['subnet']}: {line}")))
         click.echo("" if rows else "no peers")
     return 0 if all(row["ok"] for row in rows) else 1
 
