@@ -1,0 +1,264 @@
+"""How a node joins: its patience, the network config, its addresses, and the lease that it asks for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, ip_network
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from flannel_ebpf.agent import join
+from flannel_ebpf.agent.wake import Stop
+from flannel_ebpf.base.config import NetworkConfig, parse_network_config
+from flannel_ebpf.base.errors import ConfigError, EtcdUnavailable, OutOfSubnets, UnknownBackend
+from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.model import Claim, Lease, Mac, Uplink
+from flannel_ebpf.base.options import Options
+from tests.samples import lease
+
+PUBLIC = IPv4Address("192.168.64.7")
+UPLINK = Uplink(2, "eth0", PUBLIC, 24, 1500, Mac(bytes(6)))
+MAC = Mac(b"\2\0\0\0\0\7")
+
+
+def config(backend: str = "vxlan") -> NetworkConfig:
+    return parse_network_config(f'{{"Network":"10.1.0.0/16","Backend":{{"Type":"{backend}"}}}}', "test")
+
+
+class Attempts:
+    """Fails with each of these in turn, then answers; `stop` is set when nothing is left."""
+
+    def __init__(self, stop: Stop, *errors: Exception, answers: bool = True) -> None:
+        self._stop, self._errors, self._answers = stop, list(errors), answers
+        self.count = 0
+
+    def __call__(self) -> str:
+        self.count += 1
+        if self._errors:
+            raise self._errors.pop(0)
+        if not self._answers:
+            self._stop.set()
+            raise EtcdUnavailable("the last one")
+        return "done"
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that were waited for, without waiting."""
+    waited: list[float] = []
+    monkeypatch.setattr(Stop, "wait", lambda _self, seconds: waited.append(seconds))
+    return waited
+
+
+def test_what_fails_is_tried_again_and_each_reason_said_once(
+    waits: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    gone, refused = EtcdUnavailable("nobody answers"), OutOfSubnets("none is free")
+    attempts = Attempts(
+        Stop(), gone, gone, refused, ConfigError("etcd key /x/config", None, "a config"), gone
+    )
+    assert join.persist(attempts, "taking a lease", Stop()) == "done"
+    assert waits == [join.RETRY] * 5
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.partition(": ")[2].partition(":")[0] for line in said] == [
+        "nobody answers",
+        "none is free",
+        "etcd key /x/config",
+        "nobody answers",
+    ]
+    assert all(line.startswith("taking a lease, trying again every 1 s") for line in said)
+
+
+def test_a_backend_that_is_none_of_ours_is_not_waited_for(waits: list[float]) -> None:
+    attempts = Attempts(Stop(), UnknownBackend("Backend.Type", "ipsec", "vxlan"))
+    with pytest.raises(UnknownBackend):
+        join.persist(attempts, "reading", Stop())
+    assert (attempts.count, waits) == (1, [])
+
+
+def test_who_is_told_to_stop_stops_waiting_and_says_nothing(
+    waits: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = Stop()
+    attempts = Attempts(stop, answers=False)
+    with pytest.raises(join.Stopped, match="stopped while reading"):
+        join.persist(attempts, "reading", stop)
+    with pytest.raises(join.Stopped):
+        join.persist(attempts, "reading", stop)
+    assert attempts.count == 1
+    assert not caplog.records
+
+
+@dataclass
+class Etcd:
+    """A registry with a network config and these leases."""
+
+    text: str | None = None
+    leases: Sequence[Lease] = ()
+    prefix: str = "/coreos.com/network"
+
+    def network_config(self) -> str | None:
+        return self.text
+
+    def snapshot(self) -> Any:
+        return SimpleNamespace(leases=tuple(self.leases))
+
+
+def test_a_config_is_named_by_its_key() -> None:
+    assert join.read_config(cast(Any, Etcd('{"Network":"10.1.0.0/16"}'))).network == ip_network("10.1.0.0/16")
+    for text, wanted in ((None, "such as"), ("{", "JSON object"), ("{}", "Network")):
+        with pytest.raises(ConfigError, match=wanted) as refused:
+            join.read_config(cast(Any, Etcd(text)))
+        assert "etcd key /coreos.com/network/config" in str(refused.value)
+
+
+def test_the_example_of_a_config_is_one() -> None:
+    assert parse_network_config(join.EXAMPLE, "the example").backend_type == "vxlan"
+
+
+@pytest.mark.parametrize(
+    ("backend", "given", "chosen"),
+    [
+        ("vxlan", None, PUBLIC),
+        ("vxlan", IPv4Address("203.0.113.7"), IPv4Address("203.0.113.7")),
+        ("host-gw", PUBLIC, PUBLIC),
+        ("host-gw", IPv4Address("203.0.113.7"), None),
+    ],
+)
+def test_the_public_address_is_the_flag_s_or_the_uplink_s_and_host_gw_crosses_no_nat(
+    monkeypatch: pytest.MonkeyPatch, backend: str, given: IPv4Address | None, chosen: IPv4Address | None
+) -> None:
+    monkeypatch.setattr(join, "find_uplink", lambda *_: UPLINK)
+    options = Options(public_ip=given)
+    if chosen is None:
+        with pytest.raises(
+            ConfigError, match=r"--public-ip.*203\.0\.113\.7.*eth0's own address 192\.168\.64\.7"
+        ):
+            join.choose_uplink(cast(Any, None), options, config(backend))
+    else:
+        assert join.choose_uplink(cast(Any, None), options, config(backend)) == (UPLINK, chosen)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> list[Mac]:
+    """What flannel.1 has for an address, if anything; a test fills it in."""
+    macs: list[Mac] = []
+
+    class Netlink:
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(join, "RouteSocket", Netlink)
+    monkeypatch.setattr(join, "find_link", lambda _netlink, name: name if macs else None)
+    monkeypatch.setattr(join, "vxlan_link", lambda _link: SimpleNamespace(mac=macs[0]))
+    return macs
+
+
+def vxlan_lease(mac: str, public_ip: str = str(PUBLIC), kind: str = "vxlan") -> Lease:
+    return lease("10.1.5.0/24", public_ip, kind, {"VNI": 1, "VtepMAC": mac})
+
+
+def test_the_vtep_s_address_survives_in_the_lease_then_the_device_then_the_host(device: list[Mac]) -> None:
+    ours, others = "02:00:00:00:00:55", "02:00:00:00:00:66"
+    device.append(MAC)
+    leases = (
+        vxlan_lease(others, "192.168.64.8"),
+        vxlan_lease(others, kind="host-gw"),
+        vxlan_lease(ours),
+    )
+    assert join.vtep_mac(config(), PUBLIC, leases) == Mac.parse(ours)
+    assert join.vtep_mac(config(), PUBLIC, leases[:2]) == MAC
+    device.clear()
+    derived = join.vtep_mac(config(), PUBLIC, ())
+    assert derived == join.vtep_mac(config(), PUBLIC, ())
+    assert derived != join.vtep_mac(config(), IPv4Address("192.168.64.8"), ())
+    assert derived is not None
+    assert int(str(derived)[:2], 16) & 3 == 2, "unicast, locally administered"
+
+
+def test_a_lease_of_ours_with_a_broken_address_is_told_of_and_passed_over(
+    device: list[Mac], caplog: pytest.LogCaptureFixture
+) -> None:
+    device.append(MAC)
+    assert join.vtep_mac(config(), PUBLIC, (vxlan_lease("zz"),)) == MAC
+    assert "our own lease is not used for the VTEP address" in caplog.text
+
+
+@pytest.mark.parametrize("backend", ["host-gw", "udp"])
+def test_only_vxlan_has_a_vtep(backend: str) -> None:
+    assert join.vtep_mac(config(backend), PUBLIC, (vxlan_lease("02:00:00:00:00:55"),)) is None
+
+
+@dataclass
+class Keeper:
+    """Gives a lease of the first subnet that was asked for again, or of 10.1.9.0/24."""
+
+    reused: bool = False
+    claim: Claim | None = None
+    previous: Sequence[Network] = field(default_factory=list)
+
+    def acquire(self, _config: NetworkConfig, claim: Claim, previous: Sequence[Network]) -> Lease:
+        self.claim, self.previous = claim, previous
+        return Lease.of([*previous, ip_network("10.1.9.0/24")][:1], claim)
+
+
+def take(keeper: Keeper, options: Options, backend: str = "vxlan") -> Any:
+    etcd = Etcd(leases=[vxlan_lease(str(MAC))])
+    return join.take_lease(
+        cast(Any, keeper), cast(Any, etcd), options, config(backend), UPLINK, PUBLIC
+    ).stacks[0]
+
+
+def test_a_lease_says_how_to_reach_the_node_and_is_asked_for_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    env = tmp_path / "subnet.env"
+    env.write_text("FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.5.1/24\n")
+    keeper = Keeper(reused=True)
+    stack = take(keeper, Options(subnet_file=env))
+    assert (stack.subnet, stack.public_ip, stack.uplink, stack.vtep_mac) == (
+        ip_network("10.1.5.0/24"), PUBLIC, UPLINK, MAC,
+    )  # fmt: skip
+    assert keeper.claim is not None
+    assert keeper.claim.backend_type == "vxlan"
+    assert [it.backend_data for it in keeper.claim.endpoints] == [{"VNI": 1, "VtepMAC": str(MAC)}]
+    assert "subnet 10.1.5.0/24 kept for public IP 192.168.64.7 on eth0" in caplog.text
+
+
+def test_a_subnet_env_that_says_nothing_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    env = tmp_path / "subnet.env"
+    env.write_text("FLANNEL_SUBNET=nonsense\n")
+    keeper = Keeper()
+    assert take(keeper, Options(subnet_file=env)).subnet == ip_network("10.1.9.0/24")
+    assert not keeper.previous
+    assert f"{env} is ignored" in caplog.text
+    assert "subnet 10.1.9.0/24 acquired" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "pinned", "says_so"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"datapath": "kernel"}, True, False),
+        ({"fastpath": "off"}, True, False),
+    ],
+)
+def test_a_udp_lease_says_from_the_start_that_programs_stand(
+    tmp_path: Path, options: dict[str, Any], pinned: bool, says_so: bool
+) -> None:
+    """Peers send what only programs can take; so they must not hear of them before they are there."""
+    if pinned:
+        (tmp_path / "10-1-0-0-16").mkdir()
+    keeper = Keeper()
+    take(keeper, Options(subnet_file=tmp_path / "none", bpf_pin_root=tmp_path, **options), "udp")
+    assert keeper.claim is not None
+    assert (keeper.claim.endpoints[0].backend_data == {"Datapath": "bpf"}) == says_so
