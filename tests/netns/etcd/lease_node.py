@@ -13,13 +13,12 @@ from flannel_ebpf.base.config import NetworkConfig, parse_network_config
 from flannel_ebpf.base.errors import LeaseLost
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.model import Claim, Lease
+from flannel_ebpf.base.options import Options
 from flannel_ebpf.cli import main
-from flannel_ebpf.leases.cluster import Cluster
-from flannel_ebpf.leases.etcd import EtcdClient, EtcdOptions, Registry, Watch
-from flannel_ebpf.leases.etcd.reader import SnapshotReader
-from flannel_ebpf.leases.lease_keeper import LeaseKeeper
+from flannel_ebpf.leases.etcd import EtcdOptions, Registry
+from flannel_ebpf.leases.etcd.source import EtcdSource
+from flannel_ebpf.leases.lease_keeper import DAY
 from flannel_ebpf.leases.snapshot import View
-from flannel_ebpf.leases.snapshot_guard import SnapshotGuard
 from tests.netns.etcd_cluster import EtcdCluster
 from tests.polls import eventually
 from tests.samples import claim as sample
@@ -68,56 +67,42 @@ def ttl(etcd: EtcdCluster, lease: Lease) -> int:
 
 
 class LeaseNode:
-    """Node number `number` with public IP 192.168.0.<number>; `keeping` goes to its LeaseKeeper.
+    """Node number `number` with public IP 192.168.0.<number> and leases of `ttl` seconds.
 
-    `read_at` says when each subnet came into the cluster's view, `removed` which ones left it again.
+    `read_at` says when each subnet came into the view, `removed` which ones left it again.
     """
 
     def __init__(
         self,
-        options: EtcdOptions,
+        etcd: EtcdOptions,
         number: int,
         *,
         config: NetworkConfig = CONFIG,
         public_ip: str = "",
         backend_data: Any = None,
-        **keeping: int,
+        ttl: int = DAY,
     ) -> None:
         self.number, self.config = number, config
         self.claim = claim(public_ip or f"192.168.0.{number}", backend_data or vtep(number))
-        self.client = EtcdClient(options)
-        self.registry = Registry(self.client, PREFIX)
         self.lost: list[LeaseLost] = []
-        self.keeper = LeaseKeeper(self.registry, self.lost.append, **keeping)
-        self.cluster: Cluster | None = None
-        self.watch: Watch | None = None
+        self.source = EtcdSource(Options(etcd=etcd, lease_ttl=ttl, wipe_grace=GRACE), self.lost.append)
+        self.keeper, self.registry = self.source._keeper, self.source._registry
         self.read_at: dict[Network, float] = {}
         self.removed: list[Network] = []
         self._seen: set[Network] = set()
 
     def acquire(self, *previous: str) -> Lease:
-        return self.keeper.acquire(self.config, self.claim, [ip_network(text) for text in previous])
+        return self.source.acquire(self.config, self.claim, [ip_network(text) for text in previous])
 
     def start(self, *previous: str) -> None:
         """Take a lease, follow the others' and return when they have been read once."""
-        created = self.acquire(*previous).create_revision
-        self.keeper.start()
-        reader = SnapshotReader(self.registry, self.keeper.observe)
-        guard = SnapshotGuard(GRACE, (), created, continuous=self.keeper.reused)
-        self.cluster = Cluster(reader.read, lambda: self.keeper.lease, guard, self._note)
-        self.cluster.start()
-        self.cluster.wake()
-        self.watch = Watch(self.client, self.registry.watched, self.cluster.wake, self.cluster.wake_after_gap)
-        self.watch.start()
+        self.acquire(*previous)
+        self.source.follow((), self._note)
         eventually(lambda: self.view.leases, f"node {self.number} has read the leases")
 
     def stop(self) -> None:
-        if self.watch:
-            self.watch.stop()
-        self.client.close()
-        if self.cluster:
-            self.cluster.stop()
-        self.keeper.stop()
+        self.source.interrupt()
+        self.source.close()
 
     def leave(self) -> None:
         """Give the lease back, as `down --release` does."""
@@ -125,16 +110,12 @@ class LeaseNode:
 
     @property
     def view(self) -> View:
-        return self.cluster.view if self.cluster else View()
+        return self.source.view
 
     @property
     def peers(self) -> set[Network]:
         """The other nodes' subnets in the view."""
         return subnets_of(self.view) - {*self.keeper.lease.subnets}
-
-    @property
-    def connected(self) -> bool:
-        return self.watch is not None and self.watch.connected
 
     def sees(self, *subnets: Network) -> bool:
         """Whether the view holds exactly these leases."""

@@ -32,7 +32,7 @@ def test_a_stolen_key_is_given_up_and_not_written_over(etcd: EtcdCluster) -> Non
 
 def test_a_renewal_never_overwrites_a_new_owner(etcd: EtcdCluster) -> None:
     """No watch runs: the renewal itself must find out (flannel issue 1289)."""
-    node = LeaseNode(etcd.options(), 1, ttl=4, margin=3)
+    node = LeaseNode(etcd.options(), 1, ttl=4)
     lease = node.acquire()
     etcd.ctl("put", lease.key, STRANGER)
     node.keeper.start()

@@ -56,7 +56,7 @@ def test_a_restarted_node_takes_its_own_lease_over(etcd: EtcdCluster) -> None:
 
 
 def test_renewal_is_a_new_grant_and_outlives_the_ttl_many_times(etcd: EtcdCluster) -> None:
-    node = LeaseNode(etcd.options(), 1, ttl=3, margin=2)
+    node = LeaseNode(etcd.options(), 1, ttl=3)
     with running(node):
         first, text = node.keeper.lease, value(etcd, node.keeper.lease.key)
         time.sleep(4)  # longer than the first grant lives
@@ -70,7 +70,7 @@ def test_renewal_is_a_new_grant_and_outlives_the_ttl_many_times(etcd: EtcdCluste
 
 def test_a_renewal_due_while_etcd_is_away_is_made_up(tmp_path: Path) -> None:
     with EtcdCluster(tmp_path / "own") as etcd:
-        node = LeaseNode(etcd.options(), 1, ttl=6, margin=4)
+        node = LeaseNode(etcd.options(), 1, ttl=6)
         with running(node):
             first = node.keeper.lease
             etcd.kill()
@@ -171,11 +171,11 @@ def test_stop_keeps_the_lease_and_deleting_it_frees_it_with_its_grant(etcd: Etcd
 def test_a_refused_renewal_is_tried_again(tmp_path: Path) -> None:
     """The user loses its right to write and gets it back."""
     with EtcdCluster(tmp_path / "auth") as etcd:
-        node = LeaseNode(etcd.enable_auth(PREFIX), 1, ttl=20, margin=18)
+        node = LeaseNode(etcd.enable_auth(PREFIX), 1, ttl=9)
         with running(node):
             first = node.keeper.lease
             etcd.ctl("role", "revoke-permission", "flannel", "--prefix=true", PREFIX)
-            time.sleep(3)
+            time.sleep(4)  # it is due after 3
             assert node.keeper.lease == first
             etcd.ctl("role", "grant-permission", "flannel", "--prefix=true", "readwrite", PREFIX)
             eventually(lambda: node.keeper.lease.etcd_lease != first.etcd_lease, "renewed")

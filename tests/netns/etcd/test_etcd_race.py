@@ -68,7 +68,7 @@ def test_nodes_that_allocate_at_once_share_nothing(
             for one in nodes:
                 one.registry.delete(one.keeper.lease)
     for one in nodes:
-        one.client.close()
+        one.stop()
     yielded = sum("was there before" in record.getMessage() for record in caplog.records)
     assert yielded, "nobody ever had to give way: the nodes did not race"
 

@@ -30,7 +30,7 @@ def test_a_reservation_is_taken_and_never_gets_a_ttl(etcd: EtcdCluster) -> None:
     registry.set_network_config(CONFIG_TEXT)
     assert operate(etcd, "reserve", str(FAR), "--public-ip=192.168.0.1") == 0
     assert value(etcd) == '{"PublicIP":"192.168.0.1","PublicIPv6":null}'
-    node = LeaseNode(etcd.options(), 1, ttl=3, margin=2)
+    node = LeaseNode(etcd.options(), 1, ttl=3)
     with running(node):
         assert node.keeper.lease.subnets[0] == FAR
         node.keeper.update(claim("192.168.0.1", vtep(5)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
@@ -16,10 +16,10 @@ from flannel_ebpf.agent import join
 from flannel_ebpf.agent.wake import Stop
 from flannel_ebpf.base.config import NetworkConfig, parse_network_config
 from flannel_ebpf.base.errors import ConfigError, EtcdUnavailable, OutOfSubnets, UnknownBackend
-from flannel_ebpf.base.family import Network
-from flannel_ebpf.base.model import Claim, Lease, Mac, Uplink
+from flannel_ebpf.base.family import Address, Family, Network
+from flannel_ebpf.base.model import Claim, Lease, LeasePart, Mac, Uplink
 from flannel_ebpf.base.options import Options
-from tests.samples import lease
+from flannel_ebpf.desired.backends import Stack
 
 PUBLIC = IPv4Address("192.168.64.7")
 UPLINK = Uplink(2, "eth0", PUBLIC, 24, 1500, Mac(bytes(6)))
@@ -95,30 +95,38 @@ def test_who_is_told_to_stop_stops_waiting_and_says_nothing(
 
 
 @dataclass
-class Etcd:
-    """A registry with a network config and these leases."""
+class Source:
+    """A source of leases; it gives a subnet that was asked for again, or 10.1.9.0/24."""
 
-    text: str | None = None
-    leases: Sequence[Lease] = ()
-    prefix: str = "/coreos.com/network"
+    config: NetworkConfig | None = None
+    parts: Sequence[LeasePart] = ()
+    told: dict[Family, Address] = field(default_factory=dict)
+    reused: bool = False
+    claim: Claim | None = None
+    previous: Sequence[Network] = ()
+    asked_for: Collection[Address] = ()
 
-    def network_config(self) -> str | None:
-        return self.text
+    def network_config(self) -> NetworkConfig | None:
+        return self.config
 
-    def snapshot(self) -> Any:
-        return SimpleNamespace(leases=tuple(self.leases))
+    def addresses(self) -> dict[Family, Address]:
+        return self.told
+
+    def former(self, addresses: Collection[Address]) -> Sequence[LeasePart]:
+        self.asked_for = addresses
+        return self.parts
+
+    def acquire(self, _config: NetworkConfig, claim: Claim, previous: Sequence[Network]) -> Lease:
+        self.claim, self.previous = claim, previous
+        return Lease.of([*previous, ip_network("10.1.9.0/24")][:1], claim)
 
 
-def test_a_config_is_named_by_its_key() -> None:
-    assert join.read_config(cast(Any, Etcd('{"Network":"10.1.0.0/16"}'))).network == ip_network("10.1.0.0/16")
-    for text, wanted in ((None, "such as"), ("{", "JSON object"), ("{}", "Network")):
-        with pytest.raises(ConfigError, match=wanted) as refused:
-            join.read_config(cast(Any, Etcd(text)))
-        assert "etcd key /coreos.com/network/config" in str(refused.value)
-
-
-def test_the_example_of_a_config_is_one() -> None:
-    assert parse_network_config(join.EXAMPLE, "the example").backend_type == "vxlan"
+def test_the_address_that_the_source_tells_wins_over_the_flag() -> None:
+    flag, told = IPv4Address("203.0.113.7"), IPv4Address("203.0.113.8")
+    options = Options(public_ip=flag)
+    assert join.with_told_address(options, cast(Any, Source())).public_ip == flag
+    source = Source(told={Family.V4: told})
+    assert join.with_told_address(options, cast(Any, source)).public_ip == told
 
 
 @pytest.mark.parametrize(
@@ -160,20 +168,16 @@ def device(monkeypatch: pytest.MonkeyPatch) -> list[Mac]:
     return macs
 
 
-def vxlan_lease(mac: str, public_ip: str = str(PUBLIC), kind: str = "vxlan") -> Lease:
-    return lease("10.1.5.0/24", public_ip, kind, {"VNI": 1, "VtepMAC": mac})
+def part(mac: str, kind: str = "vxlan", subnet: str = "10.1.5.0/24") -> LeasePart:
+    return LeasePart(ip_network(subnet), PUBLIC, kind, {"VNI": 1, "VtepMAC": mac})
 
 
 def test_the_vtep_s_address_survives_in_the_lease_then_the_device_then_the_host(device: list[Mac]) -> None:
     ours, others = "02:00:00:00:00:55", "02:00:00:00:00:66"
     device.append(MAC)
-    leases = (
-        vxlan_lease(others, "192.168.64.8"),
-        vxlan_lease(others, kind="host-gw"),
-        vxlan_lease(ours),
-    )
-    assert join.vtep_mac(config(), PUBLIC, leases) == Mac.parse(ours)
-    assert join.vtep_mac(config(), PUBLIC, leases[:2]) == MAC
+    former = (part(others, "host-gw"), part(others, subnet="fc00::/64"), part(ours))
+    assert join.vtep_mac(config(), PUBLIC, former) == Mac.parse(ours)
+    assert join.vtep_mac(config(), PUBLIC, former[:2]) == MAC
     device.clear()
     derived = join.vtep_mac(config(), PUBLIC, ())
     assert derived == join.vtep_mac(config(), PUBLIC, ())
@@ -186,33 +190,20 @@ def test_a_lease_of_ours_with_a_broken_address_is_told_of_and_passed_over(
     device: list[Mac], caplog: pytest.LogCaptureFixture
 ) -> None:
     device.append(MAC)
-    assert join.vtep_mac(config(), PUBLIC, (vxlan_lease("zz"),)) == MAC
+    assert join.vtep_mac(config(), PUBLIC, (part("zz"),)) == MAC
     assert "our own lease is not used for the VTEP address" in caplog.text
 
 
 @pytest.mark.parametrize("backend", ["host-gw", "udp"])
 def test_only_vxlan_has_a_vtep(backend: str) -> None:
-    assert join.vtep_mac(config(backend), PUBLIC, (vxlan_lease("02:00:00:00:00:55"),)) is None
+    assert join.vtep_mac(config(backend), PUBLIC, (part("02:00:00:00:00:55"),)) is None
 
 
-@dataclass
-class Keeper:
-    """Gives a lease of the first subnet that was asked for again, or of 10.1.9.0/24."""
-
-    reused: bool = False
-    claim: Claim | None = None
-    previous: Sequence[Network] = field(default_factory=list)
-
-    def acquire(self, _config: NetworkConfig, claim: Claim, previous: Sequence[Network]) -> Lease:
-        self.claim, self.previous = claim, previous
-        return Lease.of([*previous, ip_network("10.1.9.0/24")][:1], claim)
-
-
-def take(keeper: Keeper, options: Options, backend: str = "vxlan") -> Any:
-    etcd = Etcd(leases=[vxlan_lease(str(MAC))])
-    return join.take_lease(
-        cast(Any, keeper), cast(Any, etcd), options, config(backend), UPLINK, PUBLIC
-    ).stacks[0]
+def take(source: Source, options: Options, backend: str = "vxlan") -> Stack:
+    source.parts = (part(str(MAC)),)
+    node = join.take_lease(cast(Any, source), options, config(backend), UPLINK, PUBLIC)
+    assert source.asked_for == {PUBLIC}
+    return node.stacks[0]
 
 
 def test_a_lease_says_how_to_reach_the_node_and_is_asked_for_again(
@@ -221,14 +212,14 @@ def test_a_lease_says_how_to_reach_the_node_and_is_asked_for_again(
     caplog.set_level(logging.INFO)
     env = tmp_path / "subnet.env"
     env.write_text("FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.5.1/24\n")
-    keeper = Keeper(reused=True)
-    stack = take(keeper, Options(subnet_file=env))
+    source = Source(reused=True)
+    stack = take(source, Options(subnet_file=env))
     assert (stack.subnet, stack.public_ip, stack.uplink, stack.vtep_mac) == (
         ip_network("10.1.5.0/24"), PUBLIC, UPLINK, MAC,
     )  # fmt: skip
-    assert keeper.claim is not None
-    assert keeper.claim.backend_type == "vxlan"
-    assert [it.backend_data for it in keeper.claim.endpoints] == [{"VNI": 1, "VtepMAC": str(MAC)}]
+    assert source.claim is not None
+    assert source.claim.backend_type == "vxlan"
+    assert [it.backend_data for it in source.claim.endpoints] == [{"VNI": 1, "VtepMAC": str(MAC)}]
     assert "subnet 10.1.5.0/24 kept for public IP 192.168.64.7 on eth0" in caplog.text
 
 
@@ -236,9 +227,9 @@ def test_a_subnet_env_that_says_nothing_is_told_of(tmp_path: Path, caplog: pytes
     caplog.set_level(logging.INFO)
     env = tmp_path / "subnet.env"
     env.write_text("FLANNEL_SUBNET=nonsense\n")
-    keeper = Keeper()
-    assert take(keeper, Options(subnet_file=env)).subnet == ip_network("10.1.9.0/24")
-    assert not keeper.previous
+    source = Source()
+    assert take(source, Options(subnet_file=env)).subnet == ip_network("10.1.9.0/24")
+    assert not source.previous
     assert f"{env} is ignored" in caplog.text
     assert "subnet 10.1.9.0/24 acquired" in caplog.text
 
@@ -258,7 +249,7 @@ def test_a_udp_lease_says_from_the_start_that_programs_stand(
     """Peers send what only programs can take; so they must not hear of them before they are there."""
     if pinned:
         (tmp_path / "10-1-0-0-16").mkdir()
-    keeper = Keeper()
-    take(keeper, Options(subnet_file=tmp_path / "none", bpf_pin_root=tmp_path, **options), "udp")
-    assert keeper.claim is not None
-    assert (keeper.claim.endpoints[0].backend_data == {"Datapath": "bpf"}) == says_so
+    source = Source()
+    take(source, Options(subnet_file=tmp_path / "none", bpf_pin_root=tmp_path, **options), "udp")
+    assert source.claim is not None
+    assert (source.claim.endpoints[0].backend_data == {"Datapath": "bpf"}) == says_so
