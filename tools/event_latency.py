@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """From a lease in etcd to a peer in the BPF map: how long a running node takes to follow.
 
-`--leases` other leases stand beside those that are measured. Also printed: how long a restarted daemon takes
-to have all peers programmed, and its memory and idle CPU.
+For each of `--leases` a cluster with so many others. One row each: put to peer in the map; start until ready,
+which is with all peers programmed, of a daemon that finds its own state (warm) and of one that finds nothing
+(cold), with the CPU that takes; memory; CPU when idle. Times are those of the machine: run it on an idle one.
 """
 
 from __future__ import annotations
@@ -74,15 +75,11 @@ def inner(map_path: str, leases: int, puts: int) -> None:
         numbers = range(leases, leases + puts)
         taken = sorted(put_and_wait(peers, registry, number) for number in numbers)
     client.close()
-    print(
-        f"put to peer programmed, {puts} puts beside {leases} leases: "
-        f"median {statistics.median(taken):.1f} ms, "
-        f"p99 {taken[int(len(taken) * 0.99)]:.1f} ms, worst {taken[-1]:.1f} ms"
-    )
+    print(statistics.median(taken), taken[int(len(taken) * 0.99)], taken[-1])
 
 
-def restart(node: Node, peers: int, *, cold: bool) -> float:
-    """Restart the daemon and return the seconds until it is ready; cold: nothing is left of the last one."""
+def restart(node: Node, peers: int, *, cold: bool) -> str:
+    """Restart the daemon; return the seconds until it is ready, and of CPU. cold: the last left nothing."""
     node.stop_daemon()
     if cold:
         flags = [f"--state-dir={node.state_dir}", f"--bpf-pin-root={node.pin_root}"]
@@ -99,7 +96,16 @@ def restart(node: Node, peers: int, *, cold: bool) -> float:
     with Map.open(node.map_path("fl_peers")) as programmed:
         if len(programmed.items()) < peers:
             raise SystemExit(f"ready with {len(programmed.items())} of {peers} peers")
-    return took
+    return f"{took:.2f} s, {cpu_seconds(node):.2f} s"
+
+
+def cpu_seconds(node: Node) -> float:
+    """Return the CPU that the daemon has used so far."""
+    daemon = node.daemon
+    if daemon is None:
+        raise SystemExit(node.log_tail())
+    fields = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def cost(node: Node) -> tuple[float, float]:
@@ -108,38 +114,54 @@ def cost(node: Node) -> tuple[float, float]:
     if daemon is None:
         raise SystemExit(node.log_tail())
 
-    def seconds() -> float:
-        fields = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     time.sleep(SETTLE_SECONDS)
-    before = seconds()
+    before = cpu_seconds(node)
     time.sleep(IDLE_SECONDS)
     pages = int(Path(f"/proc/{daemon.pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, (seconds() - before) / IDLE_SECONDS
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, (cpu_seconds(node) - before) / IDLE_SECONDS
 
 
-def main() -> None:
-    """Build the lab, measure, take it down."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--leases", type=int, default=0, help="leases beside the measured ones (0 to 30000)")
-    parser.add_argument("--puts", type=int, default=200, help="puts to measure (default 200)")
-    parser.add_argument("--inner", metavar="MAP", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.inner:
-        inner(options.inner, options.leases, options.puts)
-        return
+def measure(leases: int, puts: int) -> None:
+    """Build a lab, print its row, take it down."""
     spec = LabSpec(name=f"latency{os.getpid()}", network=NETWORK, datapath="ebpf", pods_per_node=1)
     with Lab.up(spec) as lab:
         node = lab.node("n1")
         again = [sys.executable, __file__, "--inner", str(node.map_path("fl_peers"))]
-        again += ["--leases", str(options.leases), "--puts", str(options.puts)]
-        subprocess.run(inside(node.ns, again), check=True)
-        peers = options.leases + options.puts + 1
-        print(f"start to ready with {peers} peers: warm {restart(node, peers, cold=False):.2f} s, ", end="")
-        print(f"cold {restart(node, peers, cold=True):.2f} s")
+        again += ["--leases", str(leases), "--puts", str(puts)]
+        begun = cpu_seconds(node)
+        told = subprocess.run(inside(node.ns, again), check=True, stdout=subprocess.PIPE, text=True).stdout
+        each = (cpu_seconds(node) - begun) / (leases + puts) * 1000
+        median, p99, worst = map(float, told.split())
+        peers = leases + puts + 1
+        warm, cold = restart(node, peers, cold=False), restart(node, peers, cold=True)
         memory, share = cost(node)
-        print(f"daemon with {peers} peers: {memory:.0f} MB resident, {share:.2%} of a core when idle")
+        print(
+            f"| {leases:,} | {median:.1f} / {p99:.1f} / {worst:.1f} ms | {each:.1f} ms | {warm} | {cold} "
+            f"| {memory:.0f} MB | {share:.2%} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Measure each size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        *("--leases", "-n"), type=int, nargs="+", default=[100, 1000, 5000, 10_000],
+        help="leases beside the measured ones (0 to 30000)",
+    )  # fmt: skip
+    parser.add_argument("--puts", type=int, default=200, help="puts to measure (default 200)")
+    parser.add_argument("--inner", metavar="MAP", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inner:
+        inner(options.inner, options.leases[0], options.puts)
+        return
+    print(
+        "| leases | put to programmed: median / p99 / worst | CPU a lease "
+        "| warm start, CPU | cold start, CPU | memory | idle |"
+    )
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for leases in options.leases:
+        measure(leases, options.puts)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ packages=(
     python3 python3-venv python3-nftables
     # lab: etcd, networking tools
     etcd-server etcd-client iproute2 iputils-ping util-linux procps ethtool tcpdump
-    iptables nftables ipset conntrack openssl
+    iptables nftables ipset conntrack openssl strace
     # traffic generators and real services for tests and benchmarks
     iperf3 sockperf wrk nginx-light redis-server redis-tools
 )

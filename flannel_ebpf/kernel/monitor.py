@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import struct
 import threading
 import time
@@ -17,6 +16,7 @@ from flannel_ebpf.base.family import Family
 from flannel_ebpf.kernel.interest import Interest
 from flannel_ebpf.kernel.netlink.bulk import Notice, notice
 from flannel_ebpf.kernel.netlink.links import find_link
+from flannel_ebpf.kernel.netlink.listen import listen
 from flannel_ebpf.kernel.netlink.route_socket import U32, RouteSocket, attributes, messages
 from flannel_ebpf.kernel.netlink.routes import RTA_DST, RTA_TABLE, RTMSG
 
@@ -37,10 +37,6 @@ _BUFFER = 256 << 10
 
 _GATHER = 0.1
 """Seconds in which further changes join the first: a pod's arrival alone makes about twenty messages."""
-
-
-_AT_ONCE = 2000
-"""Datagrams taken before the change is told; in a flood the rest waits for the next turn."""
 
 
 class KernelMonitor:
@@ -93,23 +89,7 @@ class KernelMonitor:
         self._stopped = -1
 
     def _run(self) -> None:
-        while not self._waits(self._netlink.fileno(), self._stopped):
-            if self._receive():
-                if self._waits(self._stopped, seconds=_GATHER):
-                    return
-                for _ in range(_AT_ONCE):
-                    if not self._waits(self._netlink.fileno(), seconds=0):
-                        break
-                    self._receive()
-                self._on_change()
-
-    def _waits(self, *descriptors: int, seconds: float | None = None) -> bool:
-        """Wait until one of them can be read; say whether it is the last."""
-        poll = select.poll()
-        for descriptor in descriptors:
-            poll.register(descriptor, select.POLLIN)
-        ready = [descriptor for descriptor, _ in poll.poll(None if seconds is None else seconds * 1000)]
-        return descriptors[-1] in ready
+        listen(self._netlink.fileno(), self._stopped, self._receive, self._on_change, _GATHER)
 
     def _receive(self) -> bool:
         """Take one datagram off the socket and say whether it matters."""

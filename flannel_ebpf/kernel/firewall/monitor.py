@@ -7,13 +7,14 @@ iptables-legacy tells nobody. Layouts: linux/netfilter/nfnetlink.h, linux/netfil
 from __future__ import annotations
 
 import os
-import select
 import socket
 import threading
 from collections.abc import Callable
 from types import TracebackType
 
+from flannel_ebpf.base.errors import edge
 from flannel_ebpf.desired.firewall_rules import IPTABLES_CHAINS, NFT_TABLES
+from flannel_ebpf.kernel.netlink.listen import listen
 from flannel_ebpf.kernel.netlink.route_socket import attributes, messages
 
 _NETLINK_NETFILTER, _NFNLGRP_NFTABLES = 12, 7
@@ -36,10 +37,11 @@ class RulesMonitor:
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
-        self._stopped = os.eventfd(0, os.EFD_CLOEXEC)
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-        self._socket.bind((0, 0))
-        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        with edge("netfilter's socket"):
+            self._stopped = os.eventfd(0, os.EFD_CLOEXEC)
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+            self._socket.bind((0, 0))
+            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
         self._thread = threading.Thread(target=self._run, name="rules-monitor", daemon=True)
         self._thread.start()
 
@@ -55,14 +57,7 @@ class RulesMonitor:
         os.close(self._stopped)
 
     def _run(self) -> None:
-        both = [self._socket.fileno(), self._stopped]
-        while self._stopped not in select.select(both, [], [])[0]:
-            if self._receive():
-                if select.select([self._stopped], [], [], _GATHER)[0]:
-                    return
-                while select.select([self._socket], [], [], 0)[0]:
-                    self._receive()
-                self._on_change()
+        listen(self._socket.fileno(), self._stopped, self._receive, self._on_change, _GATHER)
 
     def _receive(self) -> bool:
         """Take one datagram off the socket and say whether it matters."""
