@@ -13,8 +13,8 @@ import pytest
 
 from flannel_ebpf.lab import Lab, Node
 from flannel_ebpf.lab.spec import ETCD_ENDPOINT
-from tests.hosts.conftest import RELEASES
-from tests.hosts.machine import PATH, Machine, debian
+from tests.hosts.conftest import NEEDED, RELEASES
+from tests.hosts.machine import PATH, TOP, Machine, debian
 from tests.polls import eventually
 
 UNIT = "flannel-ebpf.service"
@@ -140,3 +140,46 @@ def test_purge_leaves_the_kernel_path_and_no_file(host: Machine, deb: Path, lab:
         path for path in left if "flannel" in path and not path.startswith(("/var/log", "/var/lib/apt"))
     ] == []
     assert host.sh(f"systemctl is-enabled {UNIT}", check=False) in ("", "not-found")
+
+
+def test_the_wheel_works_in_an_environment_elsewhere(tmp_path: Path) -> None:
+    """A fresh Debian with an environment of its own, wheels brought along as to a host without a network."""
+    subprocess.run(["make", "--no-print-directory", "-C", TOP, "wheel"], check=True)
+    (wheel,) = (TOP / "dist").glob("*.whl")
+    root = tmp_path / "root"
+    subprocess.run(
+        ["cp", "-a", debian("debian-12-venv", "bookworm", "python3-venv", *NEEDED), root], check=True
+    )
+    wheels = root / "root/wheels"
+    pip = [TOP / ".venv/bin/pip", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "-q", "-c", TOP / "tools/pins.txt", "-w", wheels, wheel], check=True)
+    steps = """
+        python3 -m venv --system-site-packages /opt/fe
+        /opt/fe/bin/pip install -q --no-index --find-links /root/wheels flannel-ebpf
+        cd /; /opt/fe/bin/flannel-ebpf version
+    """
+    inside = ["chroot", root, "env", "-i", PATH, "sh", "-ec", steps]
+    command = ["unshare", "--mount", "--pid", "--fork", f"--mount-proc={root}/proc", *inside]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "datapath.bpf.o  sha256:" in said.stdout
+    assert "redirect_neigh" in said.stdout or "not in a bpffs" in said.stdout
+
+
+def test_make_install_is_a_whole_tree(tmp_path: Path) -> None:
+    subprocess.run(
+        ["make", "--no-print-directory", "-C", TOP, "install", f"DESTDIR={tmp_path}", "PREFIX=/opt/fe"],
+        check=True,
+    )
+    for path in (
+        "opt/fe/bin/flannel-ebpf",
+        "opt/fe/lib/flannel-ebpf/bin/flanneld",
+        "opt/fe/lib/flannel-ebpf/mk-docker-opts.sh",
+        "opt/fe/lib/flannel-ebpf/lib/shared/flannel_ebpf/_programs/datapath.bpf.o",
+        "opt/fe/share/man/man1/flannel-ebpf-doctor.1",
+        "opt/fe/share/bash-completion/completions/flannel-ebpf",
+        "etc/default/flannel-ebpf",
+    ):
+        assert (tmp_path / path).exists(), path
+    unit = (tmp_path / "opt/fe/lib/systemd/system/flannel-ebpf.service").read_text()
+    assert "ExecStart=/opt/fe/bin/flannel-ebpf up" in unit
