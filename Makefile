@@ -97,6 +97,6 @@ metrics-test: setup ## scrape two nodes with a real Prometheus and compare with 
 	@$(PYTHON) -m pytest tests/hosts/test_prometheus.py $(PYTEST_ARGS)
 
 clean: ## remove what the targets above made in this folder
-	@$(MAKE) --no-print-directory --quiet -C bpf clean
+	@$(MAKE) --no-print-directory --quiet -C bpf clean 2> /dev/null
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find flannel_ebpf tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

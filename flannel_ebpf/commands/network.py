@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,21 @@ if TYPE_CHECKING:
 
 LEASE_TTL = 86_400
 """Seconds: how long flannel's leases live."""
+
+
+_CONFIG_KEYS = frozenset(
+    """
+    enableipv4 enableipv6 enablenftables network subnetlen subnetmin subnetmax
+    ipv6network ipv6subnetlen ipv6subnetmin ipv6subnetmax backend
+    """.split()  # noqa: SIM905 - a list of them would be a page long
+)
+_BACKEND_KEYS = frozenset(
+    """
+    type vni port mtu gbp learning directrouting macprefix name psk listenport listenportv6
+    persistentkeepaliveinterval mode udpencap espproposal
+    """.split()  # noqa: SIM905 - likewise
+)
+"""Those of flannel's documentation, in small letters; Go's JSON reader knows no case."""
 
 
 @click.group()
@@ -54,9 +70,21 @@ def set_config(text: str, **values: Any) -> None:
     source = "command line"
     if text == "-":
         text, source = sys.stdin.buffer.read().decode(errors="replace"), "standard input"
-    parse_network_config(text, source)
+    checked = parse_network_config(text, source)
     with _registry(values) as registry:
         registry.set_network_config(text.strip())
+        key = config_key(registry.prefix)
+    networks = ", ".join(f"{pool.network} in /{pool.subnet_len}" for pool in checked.pools)
+    click.echo(f"{key}: network {networks}, backend {checked.backend_type}")
+    for name in unknown_keys(json.loads(text)):
+        click.echo(f"warning: key {name} is none of flannel's and is ignored", err=True)
+
+
+def unknown_keys(config: dict[str, Any]) -> list[str]:
+    """Return the keys of a network config that no backend of flannel's knows, in any letter case."""
+    backend = next((value for key, value in config.items() if key.lower() == "backend"), None)
+    inside = [f"Backend.{key}" for key in backend or {} if key.lower() not in _BACKEND_KEYS]
+    return [key for key in config if key.lower() not in _CONFIG_KEYS] + inside
 
 
 @click.command()

@@ -58,6 +58,9 @@ def up(
     )
     try:
         built = Lab.up(spec)
+    except KeyboardInterrupt:
+        click.echo(f"lab {name}: interrupted, everything it made is removed", err=True)
+        raise
     except LabError as error:
         # Its text ends with a log that is gone with the lab: shown in full, not squeezed into one line.
         click.echo(f"lab {name}: {error}", err=True)
@@ -107,7 +110,9 @@ def down(name: str, every: bool) -> None:
 def _node_line(node: Node) -> str:
     process = node.daemon
     daemon = f"process {process.pid}" if process else "NOT RUNNING"
-    return f"{node.name:<7} {daemon}, datapath {node.spec.datapath_of(node.name)}, log {node.log}"
+    pods = ", ".join(f"{pod.name} {pod.ip}" for pod in node.pods) or "no pods"
+    datapath = node.spec.datapath_of(node.name)
+    return f"{node.name:<7} {pods}; {daemon}, datapath {datapath}, log {node.log}"
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

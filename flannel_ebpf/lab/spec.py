@@ -61,6 +61,15 @@ class LabSpec:
         _one_of("kube_proxy_mode", self.kube_proxy_mode, KUBE_PROXY_MODES)
         if self.kube_proxy and not self.kube_apiserver:
             raise LabError("kube_proxy: it needs an API server, which kube_apiserver names")
+        try:
+            subnets = IPv4Network(self.network)
+        except ValueError as error:
+            raise LabError(f"network {self.network!r}: {error}; 10.1.0.0/16 is one") from error
+        room = 2 ** (32 - self.subnet_len) - 3  # less network, broadcast and the bridge
+        if not 0 <= self.pods_per_node <= room:
+            raise LabError(
+                f"pods {self.pods_per_node}: a /{self.subnet_len} of {subnets} has room for {room}"
+            )
         if not 1 <= self.nodes <= MAX_NODES:
             raise LabError(f"nodes {self.nodes}: a lab has 1 to {MAX_NODES}")
         unknown = set(self.datapaths) - set(self.node_names)

@@ -30,11 +30,12 @@ Way = Literal["kernel", "bpf", "underlay"]
 WAYS: tuple[Way, ...] = ("kernel", "bpf", "underlay")
 SMALL = 100
 
-_SO_NO_CHECK, _SO_ATTACH_FILTER = 11, 26
+_SO_NO_CHECK, _SO_ATTACH_FILTER, _SO_SNDBUFFORCE = 11, 26, 32
 _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3
 _ETH_P_IP = 0x0800
 _BURST = 64  # packets between two looks at what came
 _RECEIVE_BUFFER = 4 << 20
+_SEND_BUFFER = 64 << 20  # packets for a dead neighbour count here until ARP gives up, and must delay no other
 
 
 @dataclass(slots=True)
@@ -178,12 +179,16 @@ class Prober:
             socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
         )
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        made.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
         made.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
         made.bind((str(address), 0))
         return made
 
     def _udp(self) -> socket.socket:
-        made = self._stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        made = self._stack.enter_context(
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        )
+        made.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
         made.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
         made.bind((str(self._node.public_ip), 0))
         self._own_port = int(made.getsockname()[1])

@@ -48,6 +48,8 @@ def test_one_node_may_have_another_datapath() -> None:
         ({"datapaths": {"n9": "kernel"}}, "n9"),
         ({"nodes": 0}, "nodes 0"),
         ({"nodes": 251}, "251"),
+        ({"network": "10.1.0.0/33"}, "'10.1.0.0/33'"),
+        ({"pods_per_node": 300}, "pods 300"),
         ({"name": "Lab"}, "Lab"),
         ({"name": "a/../b"}, "a/../b"),
         ({"name": ""}, "''"),
