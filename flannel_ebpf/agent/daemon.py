@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from flannel_ebpf.agent.bpf_settings import choose_attach, datapath_settings, open_datapath
 from flannel_ebpf.agent.bpf_side import BpfSide
 from flannel_ebpf.agent.firewall_side import FirewallSide
-from flannel_ebpf.agent.health import HealthServer
 from flannel_ebpf.agent.join import (
     Stopped,
     choose_uplink,
@@ -103,6 +102,8 @@ class Daemon:
         self._stack.callback(setattr, threading, "excepthook", threading.excepthook)
         threading.excepthook = self._on_bug
         if options.healthz_port:
+            from flannel_ebpf.agent.health import HealthServer  # noqa: PLC0415 - 2 MB, rarely asked for
+
             server = HealthServer(options.healthz_ip, options.healthz_port, self._is_ready)
             self._stack.enter_context(server)
         source = open_source(options, self._on_lost)
@@ -183,7 +184,8 @@ class Daemon:
         address, _, port = self._options.metrics_listen.rpartition(":")
         if not port:
             return
-        from flannel_ebpf.agent.metrics import NodeCollector, registry  # noqa: PLC0415 - costs memory, rarely asked for
+        from flannel_ebpf.agent.health import HealthServer  # noqa: PLC0415 - 2 MB, rarely asked for
+        from flannel_ebpf.agent.metrics import NodeCollector, registry  # noqa: PLC0415 - likewise
 
         overlay = backend_of(config).overlay_name(config, config.pools[0].family)
         collector = NodeCollector(

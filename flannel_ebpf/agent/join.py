@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TypeVar
 
-from flannel_ebpf.agent import health
+from flannel_ebpf.agent import supervisor
 from flannel_ebpf.agent.wake import Stop
 from flannel_ebpf.base.config import NetworkConfig, UdpConfig, VxlanConfig
 from flannel_ebpf.base.errors import ConfigError, FlannelError, UnknownBackend
@@ -52,7 +52,7 @@ def persist(attempt: Callable[[], _T], what: str, stop: Stop) -> _T:
         except FlannelError as error:
             if str(error) != said and not stop.is_set():
                 log.warning("%s, trying again every %g s: %s", what, RETRY, error)
-                health.notify(f"STATUS={what}: {error}")
+                supervisor.notify(f"STATUS={what}: {error}")
                 said = str(error)
             stop.wait(RETRY)
     raise Stopped(f"stopped while {what}")

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from flannel_ebpf.agent import health
+from flannel_ebpf.agent import supervisor
 from flannel_ebpf.agent.budget import Budget
 from flannel_ebpf.agent.firewall_side import FirewallSide
 from flannel_ebpf.agent.identity import Identity
@@ -85,7 +85,7 @@ class Loop:
         self._due = 0.0
         self._asked = False
         self._budget = Budget()
-        self._pulse = health.watchdog_seconds()
+        self._pulse = supervisor.watchdog_seconds()
         self._status = ""
         self.ready = False
         self.last: Outcome | None = None
@@ -103,7 +103,7 @@ class Loop:
                 self._asked = False
                 self._due = self._attend(view) + time.monotonic()
             if self._pulse < math.inf:
-                health.notify("WATCHDOG=1")
+                supervisor.notify("WATCHDOG=1")
             wake.wait(min(self._next() - time.monotonic(), self._pulse))
 
     def _next(self) -> float:
@@ -185,7 +185,7 @@ class Loop:
         self.ready = ready
         if ready and not self._notified:
             self._notified = True
-            health.notify("READY=1")
+            supervisor.notify("READY=1")
             self._parts.source.ready()
             log.info("ready: subnet %s, MTU in %s", named(self._node.subnets), self._options.subnet_file)
 
@@ -195,7 +195,7 @@ class Loop:
         status = _in_a_line(self._node, outcome)
         if status != self._status:
             self._status = status
-            health.notify(f"STATUS={status}")
+            supervisor.notify(f"STATUS={status}")
 
     def _follow_uplink(self, seen: Seen) -> None:
         """Take the uplink as it is now; a new address is published under the same subnet."""

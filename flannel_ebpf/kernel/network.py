@@ -8,8 +8,6 @@ from functools import partial
 from types import TracebackType
 from typing import TypeVar, cast
 
-from pyroute2 import IPRoute
-
 from flannel_ebpf.base.errors import DeviceMissing, KernelError, edge
 from flannel_ebpf.base.family import Family, Interface, Network, family_of
 from flannel_ebpf.desired.objects import (
@@ -28,6 +26,7 @@ from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.hooks.edge import Hooks
 from flannel_ebpf.kernel.interest import Interest
 from flannel_ebpf.kernel.netlink import bulk, links, routes, tun, vxlan
+from flannel_ebpf.kernel.netlink.iproute import IPRoute
 from flannel_ebpf.kernel.netlink.recognised import Recognised
 from flannel_ebpf.kernel.netlink.route_socket import Request, RouteSocket
 from flannel_ebpf.kernel.refusal import carry_out, judge

@@ -6,8 +6,6 @@ import errno
 import os
 from collections.abc import Callable
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from flannel_ebpf.base.errors import BpfError, DeviceMissing, DeviceUnsupported, KernelError
 from flannel_ebpf.desired.objects import (
     FdbEntry,
@@ -22,6 +20,7 @@ from flannel_ebpf.desired.objects import (
     XdpProgram,
 )
 from flannel_ebpf.desired.plan import Delete, Failure, Op, Put
+from flannel_ebpf.kernel.netlink.iproute import NetlinkError
 from flannel_ebpf.kernel.netlink.route_socket import Answer
 
 _ALREADY_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}

@@ -10,10 +10,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Collection, Iterator
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from flannel_ebpf.desired.objects import FILTER_MARK, FILTER_PRIORITY, Direction, Filter, XdpProgram
+from flannel_ebpf.kernel.netlink.iproute import IPRoute, NetlinkError
 from flannel_ebpf.kernel.netlink.qdiscs import HOOKS, HookFilter
 from flannel_ebpf.kernel.netlink.route_socket import U32, attributes
 from flannel_ebpf.kernel.seen import Seen

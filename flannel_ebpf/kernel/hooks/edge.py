@@ -6,14 +6,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from flannel_ebpf.base.errors import KernelError
 from flannel_ebpf.desired.objects import Filter, HeadroomPort, Object, Scope, XdpMode, XdpProgram
 from flannel_ebpf.desired.plan import Failure, Op, Put
 from flannel_ebpf.kernel.hooks import clsact, tcx
 from flannel_ebpf.kernel.netlink import headroom
+from flannel_ebpf.kernel.netlink.iproute import IPRoute, NetlinkError
 from flannel_ebpf.kernel.refusal import carry_out
 from flannel_ebpf.kernel.seen import Seen
 

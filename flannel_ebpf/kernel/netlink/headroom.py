@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from flannel_ebpf.base.family import Address
 from flannel_ebpf.desired.objects import HeadroomPort, Scope
+from flannel_ebpf.kernel.netlink.iproute import IPRoute, NetlinkError
 from flannel_ebpf.kernel.netlink.links import Link, vxlan_link
 
 _DISCARD = 9

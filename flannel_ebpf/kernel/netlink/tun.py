@@ -10,12 +10,10 @@ from io import FileIO
 from pathlib import Path
 from socket import AF_INET
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from flannel_ebpf.base.errors import DeviceMissing, KernelError
 from flannel_ebpf.base.family import Address, Network
 from flannel_ebpf.desired.objects import ROUTE_PROTOCOL
+from flannel_ebpf.kernel.netlink.iproute import IPRoute, NetlinkError
 
 _TUNSETIFF = 0x400454CA
 _TUNSETPERSIST = 0x400454CB

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from flannel_ebpf.base.errors import KernelError
 from flannel_ebpf.base.family import Family, family_of
 from flannel_ebpf.desired.objects import VxlanLink
+from flannel_ebpf.kernel.netlink.iproute import IPRoute, NetlinkError
 from flannel_ebpf.kernel.netlink.links import find_link
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from flannel_ebpf.agent import health
+from flannel_ebpf.agent import supervisor
 from flannel_ebpf.agent.health import MOST_CLIENTS, HealthServer
 from flannel_ebpf.base.errors import ConfigError
 from tests.polls import eventually
@@ -132,10 +132,10 @@ def test_the_supervisor_hears_each_line(tmp_path: Path, monkeypatch: pytest.Monk
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(str(place))
         monkeypatch.setenv("NOTIFY_SOCKET", str(place))
-        health.notify("READY=1", "STATUS=3 peers")
+        supervisor.notify("READY=1", "STATUS=3 peers")
         assert channel.recv(100) == b"READY=1\nSTATUS=3 peers"
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
-    health.notify("WATCHDOG=1")
+    supervisor.notify("WATCHDOG=1")
 
 
 @pytest.mark.parametrize(
@@ -147,4 +147,4 @@ def test_the_watchdog_is_told_twice_as_often_as_it_asks(
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", micros)
     monkeypatch.setenv("WATCHDOG_PID", pid or str(os.getpid()))
-    assert health.watchdog_seconds() == seconds
+    assert supervisor.watchdog_seconds() == seconds

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flannel_ebpf.agent import health
+from flannel_ebpf.agent import supervisor
 from flannel_ebpf.agent.loop import Loop
 from flannel_ebpf.agent.reconcile import Outcome
 from flannel_ebpf.agent.wake import Stop, Wake
@@ -261,7 +261,7 @@ def test_a_node_whose_file_cannot_be_written_is_not_ready() -> None:
 def test_ready_is_told_once_and_after_the_file(calm: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[bool] = []
     monkeypatch.setattr(
-        health,
+        supervisor,
         "notify",
         lambda *lines: told.append(calm.subnet_file.exists()) if "READY=1" in lines else None,
     )
