@@ -88,7 +88,7 @@ image: deb ## build dist/flannel-ebpf-image.tar for docker load, without a regis
 	@tools/packages/image.sh
 
 docker-test: setup ## Docker Engine on two booted hosts, the CNI plugins on two nodes
-	@$(PYTHON) -m pytest tests/hosts/test_docker.py tests/hosts/test_cni.py $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest tests/hosts/test_docker.py tests/hosts/test_image.py tests/hosts/test_cni.py $(PYTEST_ARGS)
 
 packages-test: setup ## install, upgrade and purge the .deb on booted Debian 12 and 13, and the wheel elsewhere
 	@$(PYTHON) -m pytest tests/hosts/test_packages.py $(PYTEST_ARGS)
