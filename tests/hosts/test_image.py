@@ -1,4 +1,4 @@
-"""The image, made without a registry, loaded and run by Docker Engine beside a node that runs the daemon itself."""
+"""The image, made without a registry, run by Docker Engine beside a node of the lab."""
 
 from __future__ import annotations
 
