@@ -11,7 +11,9 @@ from typing import Any
 
 import click
 
+from flannel_ebpf.agent.relay_side import folder as relay_folder
 from flannel_ebpf.base.family import Family, ipv4
+from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.diagnose import readings
 from flannel_ebpf.commands.diagnose.console import (
     Column,
@@ -24,6 +26,7 @@ from flannel_ebpf.commands.diagnose.console import (
     table,
 )
 from flannel_ebpf.commands.diagnose.networks import Here, maps_of, network_flag, networks
+from flannel_ebpf.commands.diagnose.paths import targets, this_node
 from flannel_ebpf.commands.flags import node_flags, options_from
 from flannel_ebpf.commands.told import etcd_options
 from flannel_ebpf.commands.values import OptionalAddress
@@ -93,14 +96,27 @@ def peers(only: IPv4Network | None, sort: str, as_json: bool, **values: Any) -> 
 
     A super-packet counts as its segments; bytes are those of inner packets.
     """
+    options = options_from(values)
     found = []
-    for here, folder in maps_of(networks(options_from(values), only)):
-        rows = sorted(readings.peers(folder), key=_SORTS[sort])
+    for here in networks(options, only):
+        rows = readings.peers(here.maps) if here.maps else _kernels_peers(here, options)
+        rows.sort(key=_SORTS[sort])
         found += [{"network": str(here.network), **row} for row in rows]
     if as_json:
         print_json("peers", found)
     else:
         console().print(table(_PEERS, found))
+
+
+def _kernels_peers(here: Here, options: Options) -> list[dict[str, Any]]:
+    """Return the peers that the kernel has routes to, of a node that carries nothing by BPF."""
+    node = this_node(here)
+    every = targets(node, here.report.get("overlay") or "", relay_folder(options.state_dir) / "peers.json")
+    nothing = dict.fromkeys(("tx_packets", "tx_bytes", "rx_packets", "rx_bytes"), 0)
+    return [
+        {"subnet": str(one.subnet), "public_ip": str(one.public_ip), "mode": "kernel", **nothing}
+        for one in every
+    ]
 
 
 @click.command(short_help="Show the pods here, and why one is not accelerated.")

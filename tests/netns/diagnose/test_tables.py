@@ -32,6 +32,14 @@ def test_peers_count_what_bpf_carried(lab: Lab) -> None:
     assert str(lab.node("n2").subnet) in ours(lab.node("n1"), "peers").stdout
 
 
+def test_a_node_without_bpf_has_its_peers_from_the_kernel(make_lab: MakeLab) -> None:
+    lab = make_lab(nodes=2, datapath="kernel", pods_per_node=0)
+    (peer,) = asked(lab.node("n1"), "peers")
+    assert (peer["public_ip"], peer["mode"], peer["tx_packets"]) == (str(lab.node("n2").ip), "kernel", 0)
+    assert ours(lab.node("n1"), "probe").returncode == 0
+    assert ours(lab.node("n1"), "flows").returncode == 3  # there are no maps to look into
+
+
 def test_flows_and_pods_are_the_ones_there(lab: Lab) -> None:
     one, other = lab.pods
     (flow,) = asked(lab.node("n1"), "flows", "--proto=icmp")
