@@ -100,7 +100,7 @@ class Cluster:
             Seen(
                 cluster_id=snapshot.cluster_id,
                 revision=snapshot.revision,
-                subnets=_subnets(snapshot.leases) - set(own.subnets),
+                subnets=(snapshot.subnets or _subnets(snapshot.leases)) - set(own.subnets),
                 own_created=next((it.create_revision for it in snapshot.leases if it.key == own.key), 0),
             ),
             time.monotonic(),

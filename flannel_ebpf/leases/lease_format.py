@@ -206,26 +206,43 @@ def _holders(leases: Iterable[Lease]) -> dict[Network, Lease]:
     return holders
 
 
-def merge(
-    leases: Iterable[Lease],
-    skipped: Iterable[Skipped],
-    items: Iterable[Item],
-    parse: Callable[[Item], Lease] = parse_item,
-) -> tuple[Lease, ...] | None:
-    """Return `leases` with `items` written since, None when that takes all items: see parse_snapshot.
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A snapshot's leases by key, and the key under which each subnet stands, also one that is no lease."""
 
-    So it is when one of `items` is no lease, or a subnet stands under more than one key.
-    """
-    merged = {lease.key: lease for lease in leases}
-    try:
-        merged |= {item.key: parse(item) for item in items}
-    except InvalidLease:
-        return None
-    subnets = [part.subnet for lease in merged.values() for part in lease.parts]
-    for one in skipped:
-        with suppress(InvalidLease):
-            subnets += _parse_key(one.key)
-    return tuple(merged.values()) if len(set(subnets)) == len(subnets) else None
+    leases: dict[str, Lease]
+    holders: dict[Network, str]
+
+    @classmethod
+    def of(cls, leases: Iterable[Lease], skipped: Iterable[Skipped]) -> Index | None:
+        """Return the index of a snapshot, None when a subnet stands under more than one key."""
+        by_key = {lease.key: lease for lease in leases}
+        places = [(part.subnet, lease.key) for lease in by_key.values() for part in lease.parts]
+        for one in skipped:
+            with suppress(InvalidLease):
+                places += [(subnet, one.key) for subnet in _parse_key(one.key)]
+        holders = dict(places)
+        return cls(by_key, holders) if len(holders) == len(places) else None
+
+    def merged(self, items: Iterable[Item], parse: Callable[[Item], Lease] = parse_item) -> Index | None:
+        """Return the index with `items` written since, None when that takes all items: see parse_snapshot.
+
+        So it is when one of `items` is no lease, or a subnet stands under more than one key. What stays costs
+        a copy, and no look at each.
+        """
+        leases, holders = dict(self.leases), dict(self.holders)
+        for item in items:
+            try:
+                lease = parse(item)
+            except InvalidLease:
+                return None
+            before = leases.get(item.key)
+            for subnet in before.subnets if before else ():
+                holders.pop(subnet, None)
+            if any(holders.setdefault(subnet, item.key) != item.key for subnet in lease.subnets):
+                return None
+            leases[item.key] = lease
+        return Index(leases, holders)
 
 
 def _parse_key(key: str) -> tuple[Network, ...]:

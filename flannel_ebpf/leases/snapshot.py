@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.model import Lease, Skipped
 
 
@@ -11,13 +12,15 @@ from flannel_ebpf.base.model import Lease, Skipped
 class Snapshot:
     """Every lease at one moment, and what stood among them without being one.
 
-    `revision` and `cluster_id` are etcd's; both are 0 where the source has no such numbers.
+    `revision` and `cluster_id` are etcd's; both are 0 where the source has no such numbers. `subnets` are
+    those of the leases, where the source has them at hand.
     """
 
     revision: int
     cluster_id: int
     leases: tuple[Lease, ...]
     skipped: tuple[Skipped, ...]
+    subnets: frozenset[Network] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class Registry:
     def __init__(self, client: EtcdClient, prefix: str) -> None:
         self._client = client
         self._parser = lease_format.Parser()
+        self._indexed: tuple[tuple[Lease, ...], lease_format.Index | None] = (), None
         self.prefix = prefix
 
     @property
@@ -74,12 +75,21 @@ class Registry:
         )
         response = self._client.ask("KV/Range", request)
         header = response.header
-        written = map(_item, response.kvs)
-        leases = lease_format.merge(before.leases, before.skipped, written, self._parser.lease)
         continues = header.cluster_id == before.cluster_id and header.revision >= before.revision
-        if not continues or leases is None or response.count != len(leases) + len(before.skipped):
+        if continues and not response.kvs and response.count == len(before.leases) + len(before.skipped):
+            return replace(before, revision=header.revision)
+        index = self._index(before)
+        merged = index.merged(map(_item, response.kvs), self._parser.lease) if index else None
+        if not continues or merged is None or response.count != len(merged.leases) + len(before.skipped):
             return self.snapshot()
-        return Snapshot(header.revision, header.cluster_id, leases, before.skipped)
+        leases = tuple(merged.leases.values())
+        self._indexed = leases, merged
+        subnets = None if before.skipped else frozenset(merged.holders)
+        return Snapshot(header.revision, header.cluster_id, leases, before.skipped, subnets)
+
+    def _index(self, before: Snapshot) -> lease_format.Index | None:
+        leases, index = self._indexed
+        return index if leases is before.leases else lease_format.Index.of(before.leases, before.skipped)
 
     def seconds_left(self, lease: Lease) -> float | None:
         """Return how long a lease still lives if nobody renews it, None for a reservation."""

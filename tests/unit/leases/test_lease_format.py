@@ -292,9 +292,11 @@ def test_what_was_written_since_leads_to_the_same_leases_or_to_none(
     }
     left = {key: item for key, item in first.items() if key not in deleted} | later
     leases, skipped = lease_format.parse_snapshot(first.values())
-    merged = lease_format.merge(leases, skipped, later.values())
-    if merged is None or len(merged) + len(skipped) != len(left):
+    index = lease_format.Index.of(leases, skipped)
+    merged = index.merged(later.values()) if index else None
+    if merged is None or len(merged.leases) + len(skipped) != len(left):
         return  # what Registry.snapshot_since then does is read all
     right, right_skipped = lease_format.parse_snapshot(left.values())
-    assert {lease.key: lease for lease in merged} == {lease.key: lease for lease in right}
+    assert merged.leases == {lease.key: lease for lease in right}
+    assert merged == lease_format.Index.of(right, skipped), "as if it had been made anew"
     assert {one.key for one in skipped} == {one.key for one in right_skipped}
