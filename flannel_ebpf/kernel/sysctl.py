@@ -6,7 +6,9 @@ from pathlib import Path
 
 from flannel_ebpf.base.errors import DeviceMissing, KernelError
 
-_ROOT = Path("/proc/sys")
+_HOST, _OWN = Path("/host/proc/sys"), Path("/proc/sys")
+_ROOT = _HOST if (_HOST / "net").is_dir() else _OWN
+"""A container can only read its own, so that manifests mount the host's /proc/sys/net again below /host."""
 
 
 def read(path: str) -> str | None:
