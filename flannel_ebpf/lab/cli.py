@@ -14,8 +14,9 @@ from flannel_ebpf.base.errors import LabError
 from flannel_ebpf.lab import netns, teardown
 from flannel_ebpf.lab.cluster import Lab, labs
 from flannel_ebpf.lab.drawing import draw
+from flannel_ebpf.lab.kube_server import kube_programs
 from flannel_ebpf.lab.node import Node
-from flannel_ebpf.lab.spec import BACKENDS, DATAPATHS, LabSpec
+from flannel_ebpf.lab.spec import BACKENDS, DATAPATHS, KUBE_PROXY_MODES, LabSpec
 
 name_option = click.option("--name", default="lab", show_default=True, help="Which lab.")
 
@@ -32,6 +33,11 @@ def lab() -> None:
 @click.option("--datapath", type=click.Choice(DATAPATHS), default="auto", show_default=True)
 @click.option("--fastpath", type=click.Choice(["flows", "subnets", "off"]), help="Default: the daemon's.")
 @click.option("--network", default="10.1.0.0/16", show_default=True, help="The overlay's network.")
+@click.option(
+    "--kube", is_flag=False, flag_value="", type=click.Path(path_type=Path), metavar="[FOLDER]",
+    help="With the API server and kube-proxy that lie in FOLDER; default: what `make kube` built.",
+)  # fmt: skip
+@click.option("--kube-proxy-mode", type=click.Choice(KUBE_PROXY_MODES), default="iptables", show_default=True)
 @name_option
 @click.argument("up_args", nargs=-1, type=click.UNPROCESSED)
 def up(
@@ -41,11 +47,14 @@ def up(
     datapath: str,
     fastpath: str | None,
     network: str,
+    kube: Path | None,
+    kube_proxy_mode: str,
     name: str,
     up_args: tuple[str, ...],
 ) -> None:
     """Build a lab and leave it running. What follows `--` goes to every node's `flannel-ebpf up`."""
     signal.signal(signal.SIGTERM, _interrupt)
+    programs = kube_programs(kube) if kube is not None else ("", "")
     spec = LabSpec(
         name=name,
         nodes=nodes,
@@ -55,6 +64,9 @@ def up(
         fastpath=fastpath,
         network=network,
         extra_up_args=up_args,
+        kube_apiserver=programs[0],
+        kube_proxy=programs[1],
+        kube_proxy_mode=kube_proxy_mode,
     )
     try:
         built = Lab.up(spec)
@@ -68,6 +80,8 @@ def up(
     suffix = "" if name == "lab" else f" --name {name}"
     click.echo(draw(built))
     click.echo(f"try:    flannel-ebpf lab exec{suffix} n1p1 -- ping -c3 {built.nodes[-1].pods[0].ip}")
+    if kube is not None:
+        click.echo(f"        flannel-ebpf lab exec{suffix} n1 -- kubectl get nodes")
     click.echo(f"end it: flannel-ebpf lab down{suffix}")
 
 
@@ -79,6 +93,9 @@ def status(name: str) -> None:
     click.echo(draw(shown))
     server = shown.etcd.process
     click.echo(f"etcd    {f'process {server.pid}' if server else 'NOT RUNNING'}, log {shown.etcd.log}")
+    if shown.spec.kube_apiserver:
+        api = shown.kube.process
+        click.echo(f"api     {f'process {api.pid}' if api else 'NOT RUNNING'}, log {shown.kube.log}")
     for node in shown.nodes:
         click.echo(_node_line(node))
 

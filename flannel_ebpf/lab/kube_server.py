@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import ssl
 import time
 from ipaddress import IPv4Network
@@ -45,6 +46,21 @@ _AUDIT = {
     "omitStages": ["RequestReceived"],
     "rules": [{"level": "Metadata"}],
 }
+
+
+def kube_programs(folder: Path) -> tuple[str, str]:
+    """Return kube-apiserver and kube-proxy in `folder`, "." for where tools/kube/build.sh puts them.
+
+    Raises LabError when one is missing.
+    """
+    if folder == Path():
+        built = sorted(Path("~/.cache/flannel-ebpf").expanduser().glob("kubernetes-*"))
+        folder = built[-1] if built else folder
+    found = [folder / "kube-apiserver", folder / "kube-proxy"]
+    for program in found:
+        if not os.access(program, os.X_OK):
+            raise LabError(f"{program} is no program: `make kube` or tools/kube/build.sh builds it")
+    return str(found[0]), str(found[1])
 
 
 class KubeServer:

@@ -114,6 +114,7 @@ class Node(Host):
         pairs = (flag.removeprefix("--").split("=", 1) for flag in flags)
         return {
             "NODE_NAME": self.name,
+            "KUBECONFIG": str(self.spec.kube_folder / "admin.kubeconfig"),
             **{f"FLANNELD_{name.upper().replace('-', '_')}": value for name, value in pairs},
         }
 

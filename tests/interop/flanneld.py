@@ -7,7 +7,6 @@ from pathlib import Path
 
 from flannel_ebpf.lab import Node, processes
 from flannel_ebpf.lab.processes import Process
-from flannel_ebpf.lab.spec import ETCD_ENDPOINT
 from tests.polls import eventually
 
 
@@ -18,9 +17,9 @@ class Flanneld:
         self.node = node
         self.log = node.folder / "flanneld.log"
         self._line = [
+            *("env", f"NODE_NAME={node.name}"),
             str(program),
-            f"-etcd-endpoints={ETCD_ENDPOINT}",
-            f"-etcd-prefix={node.spec.etcd_prefix}",
+            *node.source_args(),
             "-iface=eth0",
             f"-subnet-file={node.subnet_file}",
             *arguments,

@@ -171,6 +171,8 @@ def test_a_server_that_restarts_is_found_again_and_told_once(
 
 
 def test_a_place_that_is_forgotten_is_refused_as_gone(kube_lab: Lab) -> None:
+    kill_server(kube_lab)
+    kube_lab.kube.start()
     with KubeClient(access(kube_lab)).converse() as talk, pytest.raises(KubeGone):
         on_n1(kube_lab, lambda: list(talk.watch(NODES, {"resourceVersion": 1, "timeoutSeconds": 2})))
 
