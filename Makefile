@@ -20,7 +20,7 @@ FUZZ_FRAMES ?= 1000000
 # Random firewall rulesets for which the proof of --fastpath=auto is compared with the kernel: 20 in `make test`.
 FUZZ_RULESETS ?= 2000
 
-.PHONY: help setup packages objects demo test interop check fuzz kernels bench wheel deb image install \
+.PHONY: help setup packages objects demo test interop kube check fuzz kernels bench wheel deb image install \
 	packages-test metrics-test docker-test clean
 
 help: ## show the targets
@@ -53,6 +53,10 @@ test: setup ## run all tests: unit, bpf (programs run by the kernel), netns (rea
 
 interop: setup ## build a real flanneld and run the tests of clusters that have both; needs Go
 	@$(PYTHON) -m pytest tests/interop $(PYTEST_ARGS)
+
+kube: setup ## real API server, kube-proxy and flanneld: services, mixed clusters, manifests; builds them once
+	@tools/flannel.sh > /dev/null && folder=$$(tools/kube/build.sh) && $(PYTHON) -m pytest tests/kube tests/netns/kube \
+		--kube-apiserver=$$folder/kube-apiserver -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 check: setup ## formatting, lint, types, import rules, C style
 	$(BIN)/ruff format --check .
