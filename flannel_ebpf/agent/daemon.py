@@ -11,6 +11,7 @@ import signal
 import threading
 from contextlib import ExitStack
 
+from flannel_ebpf.agent import memory
 from flannel_ebpf.agent.bpf_settings import choose_attach, datapath_settings, open_datapath
 from flannel_ebpf.agent.bpf_side import BpfSide
 from flannel_ebpf.agent.firewall_side import FirewallSide
@@ -51,6 +52,7 @@ def run(options: Options) -> int:
 
     A lost lease is raised too, after the loop has ended: the data path stays as it is.
     """
+    memory.use_one_arena()
     stop = Stop()
     wake = Wake()
 

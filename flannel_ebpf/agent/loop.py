@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from flannel_ebpf.agent import supervisor
+from flannel_ebpf.agent import memory, supervisor
 from flannel_ebpf.agent.budget import Budget
 from flannel_ebpf.agent.firewall_side import FirewallSide
 from flannel_ebpf.agent.identity import Identity
@@ -49,6 +49,8 @@ FIRST_RETRY, LONGEST_RETRY = 0.2, 10.0
 """Seconds after a pass with failures, doubling."""
 FAILING_SHARE = 0.03
 """Part of one CPU that tries may take of what concerns single peers and pods."""
+MANY_WRITES = 1000
+"""Operations after which a pass has used memory that the next ones do not need."""
 MOST_SAID = 10
 """Problems that are logged one by one when many appear at once."""
 
@@ -145,6 +147,8 @@ class Loop:
             self._retry = FIRST_RETRY
         self._tell(outcome)
         self._close(view, outcome)
+        if outcome.writes > MANY_WRITES:
+            memory.give_back()
         return min(delay, outcome.again or delay, self._identity.due or delay)
 
     def _survive(self, view: View) -> Outcome:
