@@ -16,7 +16,8 @@ from flannel_ebpf.base.family import Family
 from flannel_ebpf.base.kept import same_objects
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import Fastpath
-from flannel_ebpf.desired.backends import Peer, backend_of, udp
+from flannel_ebpf.desired import backends
+from flannel_ebpf.desired.backends import Peer, Stack, udp
 from flannel_ebpf.desired.bpf import conntrack, contents
 from flannel_ebpf.desired.bpf.optional import Extras
 from flannel_ebpf.desired.bpf.pod_grace import Newcomers
@@ -131,7 +132,14 @@ class BpfSide:
         `required` and cannot run from the start.
         """
         self.slots, self._entries = None, []
-        self._loaded = self._load(now)
+        stack = now.node.stack(Family.V4)
+        if stack is None:
+            self.why_not = "they carry IPv4 alone" if self.bpf else self.why_not
+            return []
+        if self._rests(now):
+            return []
+        peers = list(contents.carried(now.peers))
+        self._loaded = self._load(stack, peers, now)
         if self._loaded is None or self.bpf is None:
             return []
         node, seen, programs = now.node, now.seen, self._loaded.programs
@@ -139,7 +147,7 @@ class BpfSide:
             self._entries = self.bpf.read()
         except BpfError as error:
             raise KernelError(f"reading the programs' maps: {error}", error.code) from error
-        overlay = seen.index_of(backend_of(node.config).overlay_name(node.config, Family.V4))
+        overlay = seen.index_of(backends.overlay_of(stack))
         old = self._newcomers.settled(now.ports, time.monotonic())
         self.due = self._newcomers.due
         wanted: list[Object] = [
@@ -147,7 +155,7 @@ class BpfSide:
             *self._peer_entries(now.peers, self.bpf.slots()),
             *contents.port_entries(now.ports),
             *contents.pod_entries(self._entries, now.ports, pod_macs(seen, now.ports)),
-            *contents.filters(old, node.uplink.ifindex, overlay, now.peers, programs, self.attach),
+            *contents.filters(old, stack.uplink.ifindex, overlay, peers, programs, self.attach),
             *self._extras.wanted(node, now.ports, programs),
         ]
         return [*wanted, *self._conntrack()]
@@ -176,17 +184,22 @@ class BpfSide:
         self.warnings += conntrack.warnings(values, self._settings.revalidate_ms / 1000)
         return conntrack.wanted(values)
 
-    def _load(self, now: Round) -> Loaded | None:
+    def _rests(self, now: Round) -> bool:
+        """Say whether all stays as it is in this round: the device that programs stand on is broken."""
+        stack = now.node.stack(Family.V4)
+        return stack is not None and backends.overlay_of(stack) in now.broken
+
+    def _load(self, stack: Stack, peers: Sequence[Peer], now: Round) -> Loaded | None:
         """Have the programs for this node and these peers loaded; None without them."""
         if self.bpf is None:
             return None
         self.warnings = []
         try:
-            loaded = self.bpf.load(self._constants(now))
+            loaded = self.bpf.load(self._constants(stack, peers, now))
             self._room = self.bpf.room()
-            if len(now.peers) > self._room:
-                self.warnings = [_CROWDED.format(len(now.peers), self._room)]
-                loaded = self.bpf.load(self._constants(now))
+            if len(peers) > self._room:
+                self.warnings = [_CROWDED.format(len(peers), self._room)]
+                loaded = self.bpf.load(self._constants(stack, peers, now))
         except BpfError as error:
             if self._required and self._ever_loaded:
                 raise KernelError(f"loading the programs: {error}", error.code) from error
@@ -197,19 +210,21 @@ class BpfSide:
         self.why_not, self._ever_loaded = "", True
         return loaded
 
-    def _constants(self, now: Round) -> abi.Config:
-        config = contents.constants(now.node.stacks[0], now.peers, self._settings)
-        if self._room is not None and len(now.peers) > self._room:
+    def _constants(self, stack: Stack, peers: Sequence[Peer], now: Round) -> abi.Config:
+        config = contents.constants(stack, peers, self._settings)
+        if self._room is not None and len(peers) > self._room:
             config = replace(config, source_check=abi.Check.OFF)
         config = replace(config, monitor=watching.sample(self._state_dir, now.node.config.network))
         if config.backend != abi.Mode.UDP:
             return config
-        finishes = ethtool.finishes(now.node.uplink.name)
+        finishes = ethtool.finishes(stack.uplink.name)
         return replace(config, tun=now.seen.index_of(udp.TUN_NAME), uplink_finishes=finishes)
 
     def read(self, now: Round, wanted: Sequence[Object]) -> Iterable[Object]:
         """Return what stands on hooks, what the maps in use hold, and every folder of pins."""
-        scope = scope_of(now.node)
+        if self._rests(now):
+            return []
+        scope = scope_of(now.node.stacks[0])
         try:
             folders = pins.Pins.of(scope.network, self._pin_root).generations()
         except BpfError as error:

@@ -17,11 +17,10 @@ from flannel_ebpf.agent.bpf_side import BpfSide
 from flannel_ebpf.agent.firewall_side import FirewallSide
 from flannel_ebpf.agent.join import (
     Stopped,
-    choose_uplink,
+    choose_uplinks,
     persist,
-    read_config,
     take_lease,
-    with_told_address,
+    with_told_addresses,
 )
 from flannel_ebpf.agent.kernel_side import KernelSide
 from flannel_ebpf.agent.loop import Loop, Parts
@@ -31,7 +30,9 @@ from flannel_ebpf.agent.status_file import Report
 from flannel_ebpf.agent.wake import Stop, Wake
 from flannel_ebpf.base.config import NetworkConfig
 from flannel_ebpf.base.errors import LeaseLost, ThreadDied
+from flannel_ebpf.base.model import named
 from flannel_ebpf.base.options import Options
+from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, backend_of
 from flannel_ebpf.desired.firewall_rules import Tool
 from flannel_ebpf.host.build import commit
@@ -112,15 +113,15 @@ class Daemon:
         self._stack.callback(source.close)
         threading.Thread(target=self._close_at_stop, args=(source,), name="closer", daemon=True).start()
         log.info("waiting for %s", source.where)
-        config = persist(lambda: read_config(source), "reading the network config", self._stop)
-        log.info("network %s, backend %s", config.network, config.backend_type)
+        config = persist(source.network_config, "reading the network config", self._stop)
+        log.info("network %s, backend %s", named(config.networks), config.backend_type)
         self._lock(config)
-        options = persist(lambda: with_told_address(options, source), "reading our own node", self._stop)
+        options = persist(lambda: with_told_addresses(options, source), "reading our own node", self._stop)
         self._options = options
         with RouteSocket() as netlink:
-            uplink, public_ip = choose_uplink(Seen(netlink), options, config)
+            ways = choose_uplinks(Seen(netlink), options, config)
         node = persist(
-            lambda: take_lease(source, options, config, uplink, public_ip),
+            lambda: take_lease(source, options, config, ways),
             "taking a lease",
             self._stop,
         )
@@ -130,9 +131,10 @@ class Daemon:
         """Make sure that nobody else on this host serves this network or uses its device."""
         enter = self._stack.enter_context
         enter(network_lock(self._options.state_dir, config.network))
-        enter(claim(f"network {config.network}", "stop that one, or give this one another --etcd-prefix"))
-        overlay = backend_of(config).overlay_name(config, config.pools[0].family)
-        if overlay:
+        for network in config.networks:
+            enter(claim(f"network {network}", "stop that one, or give this one another --etcd-prefix"))
+        overlays = (backend_of(config).overlay_name(config, pool.family) for pool in config.pools)
+        for overlay in filter(None, overlays):
             enter(claim(f"device {overlay}", "each vxlan network of a host needs a Backend.VNI of its own"))
 
     def _keep(self, node: Node, source: LeaseSource) -> None:
@@ -143,8 +145,7 @@ class Daemon:
         reconciler = Reconciler(kernel, sides)
         report = Report(options)
         source.follow(sides.kernel.programmed(node), self._wake.for_leases)
-        backend = backend_of(node.config)
-        overlays = {it.family: backend.overlay_name(it.config, it.family) for it in node.stacks}
+        overlays = {it.family: backends.overlay_of(it) for it in node.stacks}
         stack.enter_context(
             KernelMonitor(self._wake.for_all, overlays, kernel.ports, kernel.echoes, kernel.interest)
         )

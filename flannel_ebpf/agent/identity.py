@@ -6,10 +6,8 @@ Choosing anew each time would change the node's identity with them.
 
 from __future__ import annotations
 
-from flannel_ebpf.agent.join import choose_uplink
+from flannel_ebpf.agent.join import Way, choose_uplinks
 from flannel_ebpf.base.errors import ConfigError
-from flannel_ebpf.base.family import Address
-from flannel_ebpf.base.model import Uplink
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.backends import Stack
 from flannel_ebpf.kernel.seen import Seen
@@ -20,7 +18,7 @@ GRACE = 2.0
 
 
 class Identity:
-    """Follows the uplink. `problem` says what is wrong with it, "" nothing.
+    """Follows the uplink's address of one family. `problem` says what is wrong with it, "" nothing.
 
     `due`: in how many seconds from the last look to look again, 0: nothing waits.
     """
@@ -31,7 +29,7 @@ class Identity:
         self.problem = ""
         self.due = 0.0
 
-    def follow(self, stack: Stack, seen: Seen, now: float) -> tuple[Uplink, Address]:
+    def follow(self, stack: Stack, seen: Seen, now: float) -> Way:
         """Return uplink and public address as they are now; `now` is a monotonic clock in seconds.
 
         An address that is gone gives way to what the options choose: on the same interface at once, likewise
@@ -41,11 +39,13 @@ class Identity:
         kept = follow(stack.uplink, seen.links, seen.addresses(stack.family))
         if kept:
             self._gone_since = None
-            return kept, self._options.public_ip or kept.ip
+            return kept, self._options.public_ips.get(stack.family, kept.ip)
         was = f"{stack.uplink.ip} is gone from {stack.uplink.name}"
         self._gone_since = now if self._gone_since is None else self._gone_since
         try:
-            uplink, public_ip = choose_uplink(seen, self._options, stack.config)
+            families = [pool.family for pool in stack.config.pools]
+            ways = choose_uplinks(seen, self._options, stack.config)
+            uplink, public_ip = ways[families.index(stack.family)]
         except ConfigError as error:
             self.problem = f"{was}: {error}"
             return stack.uplink, stack.public_ip

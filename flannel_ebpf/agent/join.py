@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +13,7 @@ from flannel_ebpf.agent import supervisor
 from flannel_ebpf.agent.wake import Stop
 from flannel_ebpf.base.config import NetworkConfig, UdpConfig, VxlanConfig
 from flannel_ebpf.base.errors import ConfigError, FlannelError, UnknownBackend
-from flannel_ebpf.base.family import Address, Family, family_of
+from flannel_ebpf.base.family import Address, Family, family_of, ipv4, ipv6
 from flannel_ebpf.base.model import Claim, Endpoint, LeasePart, Mac, Uplink, named
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.backends import Node, Stack, backend_of, udp, vxlan
@@ -23,7 +22,7 @@ from flannel_ebpf.kernel.netlink.links import find_link, vxlan_link
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.kernel.programs import pins
 from flannel_ebpf.kernel.seen import Seen
-from flannel_ebpf.kernel.uplink import find_uplink
+from flannel_ebpf.kernel.uplink import PUBLIC_IP_FLAGS, find_uplinks
 from flannel_ebpf.leases.source import LeaseSource
 
 log = logging.getLogger(__name__)
@@ -58,35 +57,38 @@ def persist(attempt: Callable[[], _T], what: str, stop: Stop) -> _T:
     raise Stopped(f"stopped while {what}")
 
 
-def read_config(source: LeaseSource) -> NetworkConfig:
-    """Return the network config; raises ConfigError also when there is none yet, and SourceError."""
-    config = source.network_config()
-    if any(pool.family is Family.V6 for pool in config.pools):
-        where = "the network config's key EnableIPv6"
-        raise ConfigError(where, True, "false or absent: IPv6 has no data path yet")
-    return config
+def with_told_addresses(options: Options, source: LeaseSource) -> Options:
+    """Return the options with the public addresses that the source says this node has, if it says any."""
+    given = {**options.public_ips, **source.addresses()}
+    v4, v6 = given.get(Family.V4), given.get(Family.V6)
+    return replace(options, public_ip=ipv4(v4) if v4 else None, public_ipv6=ipv6(v6) if v6 else None)
 
 
-def with_told_address(options: Options, source: LeaseSource) -> Options:
-    """Return the options with the public address that the source says this node has, if it says any."""
-    told = source.addresses().get(Family.V4)
-    return replace(options, public_ip=told) if isinstance(told, IPv4Address) else options
+Way = tuple[Uplink, Address]
+"""The uplink with its address of a family, and the address of that family that peers use."""
 
 
-def choose_uplink(seen: Seen, options: Options, config: NetworkConfig) -> tuple[Uplink, Address]:
-    """Return the uplink and the address that peers use; raises ConfigError.
+def choose_uplinks(seen: Seen, options: Options, config: NetworkConfig) -> list[Way]:
+    """Return the uplink of each family of the network, and the address that peers use; raises ConfigError.
 
     host-gw refuses a public address that is not the uplink's own, as flannel does: peers route to it.
     """
-    uplink = find_uplink(seen, options.iface, options.iface_regex, options.iface_can_reach, options.public_ip)
-    public_ip = options.public_ip or uplink.ip
-    if config.backend_type == "host-gw" and public_ip != uplink.ip:
-        raise ConfigError(
-            "--public-ip",
-            str(public_ip),
-            f"{uplink.name}'s own address {uplink.ip}: host-gw cannot cross NAT",
-        )
-    return uplink, public_ip
+    published = options.public_ips
+    families = [pool.family for pool in config.pools]
+    uplinks = find_uplinks(
+        seen, families, options.iface, options.iface_regex, options.iface_can_reach, published
+    )
+    ways = [
+        (uplink, published.get(family, uplink.ip)) for family, uplink in zip(families, uplinks, strict=True)
+    ]
+    for family, (uplink, public_ip) in zip(families, ways, strict=True):
+        if config.backend_type == "host-gw" and public_ip != uplink.ip:
+            raise ConfigError(
+                PUBLIC_IP_FLAGS[family],
+                str(public_ip),
+                f"{uplink.name}'s own address {uplink.ip}: host-gw cannot cross NAT",
+            )
+    return ways
 
 
 def vtep_mac(config: NetworkConfig, public_ip: Address, former: Iterable[LeasePart]) -> Mac | None:
@@ -122,28 +124,37 @@ def _derived_mac(config: NetworkConfig, device: str, public_ip: Address) -> Mac:
     return Mac(bytes(octets))
 
 
-def take_lease(
-    source: LeaseSource, options: Options, config: NetworkConfig, uplink: Uplink, public_ip: Address
-) -> Node:
+def take_lease(source: LeaseSource, options: Options, config: NetworkConfig, ways: Sequence[Way]) -> Node:
     """Take a lease and return this node as it then stands; raises LeaseError, SourceError."""
-    mac = vtep_mac(config, public_ip, source.former({public_ip}))
-    claim = claim_of(config, [(public_ip, mac)])
-    if isinstance(config.backend, UdpConfig) and _programs_stay(options, config):
-        claim = Claim("", (Endpoint(public_ip, udp.BPF_DATA),))
+    addresses = [public_ip for _, public_ip in ways]
+    former = source.former(set(addresses))
+    macs = [vtep_mac(config, public_ip, former) for public_ip in addresses]
+    programs_stay = isinstance(config.backend, UdpConfig) and _programs_stay(options, config)
+    claim = claim_of(config, zip(addresses, macs, strict=True), programs=programs_stay)
     previous = subnet_env.read(options.subnet_file)
     if previous.warning:
         log.warning("%s", previous.warning)
     lease = source.acquire(config, claim, previous.subnets)
     how = "kept" if source.reused else "acquired"
-    log.info("subnet %s %s for public IP %s on %s", named(lease.subnets), how, public_ip, uplink.name)
-    return Node((Stack(config, config.pools[0], uplink, public_ip, lease.subnets[0], mac),))
+    published, name = named(addresses), ways[0][0].name
+    log.info("subnet %s %s for public IP %s on %s", named(lease.subnets), how, published, name)
+    parts = zip(config.pools, ways, lease.subnets, macs, strict=True)
+    return Node(tuple(Stack(config, pool, *way, subnet, mac) for pool, way, subnet, mac in parts))
 
 
-def claim_of(config: NetworkConfig, ways: Iterable[tuple[Address, Mac | None]]) -> Claim:
-    """Return what our own lease says, from our address and VTEP address in each family."""
+def claim_of(
+    config: NetworkConfig, places: Iterable[tuple[Address, Mac | None]], *, programs: bool = False
+) -> Claim:
+    """Return what our own lease says, from our address and VTEP address in each family.
+
+    `programs`: BPF programs stand here, which udp peers must know; others do not care.
+    """
     backend = backend_of(config)
-    said = [(address, *backend.lease_data(config, mac)) for address, mac in ways]
-    return Claim(said[0][1], tuple(Endpoint(address, data) for address, _, data in said))
+    said = [(address, *backend.lease_data(config, mac)) for address, mac in places]
+    endpoints = [Endpoint(address, data) for address, _, data in said]
+    if programs and isinstance(config.backend, UdpConfig):
+        endpoints[0] = replace(endpoints[0], backend_data=udp.BPF_DATA)
+    return Claim(said[0][1], tuple(endpoints))
 
 
 def _programs_stay(options: Options, config: NetworkConfig) -> bool:

@@ -44,6 +44,8 @@ class KernelSide:
         self._remember = remember
         self._blackhole = blackhole
         self._borrowed: set[str] = set()
+        self.warnings: Sequence[str] = ()
+        """What about this host keeps a family from its packets, in the last round."""
         self._node: Node | None = None
         self._peers: Sequence[Peer] = ()
         self._objects: list[Object] = []
@@ -63,9 +65,12 @@ class KernelSide:
 
     def _remake(self, node: Node, peers: Sequence[Peer]) -> None:
         """Make the backend's objects anew; those that stay as they are stay the same objects."""
+        obstacles = backends.obstacles(node)
+        self.warnings = [f"{family} has no way: {why}" for family, why in obstacles.items()]
         objects = backends.objects(node, peers)
         if self._blackhole:
-            objects.append(Route(node.subnet, None, "", blackhole=True, metric=LAST_METRIC))
+            for subnet in node.subnets:
+                objects.append(Route(subnet, None, "", blackhole=True, metric=LAST_METRIC))
         self._objects = [self._known.get(obj, obj) for obj in objects]
         self._known = {obj: obj for obj in self._objects}
         self._routes = frozenset(obj.dst for obj in self._objects if isinstance(obj, Route))
@@ -73,13 +78,9 @@ class KernelSide:
 
     def read(self, now: Round, wanted: Sequence[Object]) -> Iterable[Object]:
         """Return this network's kernel path, and the routes of others that are to be adopted."""
-        return self._kernel.read(
-            now.seen,
-            scope_of(now.node),
-            wanted=self._routes,
-            sysctls=[obj.path for obj in wanted if isinstance(obj, Sysctl)],
-            known=self._known,
-        )
+        for stack in now.node.stacks:
+            yield from self._kernel.read(now.seen, scope_of(stack), wanted=self._routes, known=self._known)
+        yield from self._kernel.sysctls(obj.path for obj in wanted if isinstance(obj, Sysctl))
 
     def apply(self, ops: Sequence[Op], scope: Scope) -> list[Failure]:
         """Carry out operations on the kernel path; return those that failed.
@@ -109,6 +110,7 @@ class KernelSide:
 
     def programmed(self, node: Node) -> frozenset[Network]:
         """Return the remote subnets that the kernel has routes of ours to: what a former process left."""
-        found = self._kernel.read(self._kernel.look(), scope_of(node))
-        routes = [obj for obj in found if isinstance(obj, Route) and obj.dst != node.config.network]
+        seen = self._kernel.look()
+        found = (obj for stack in node.stacks for obj in self._kernel.read(seen, scope_of(stack)))
+        routes = [obj for obj in found if isinstance(obj, Route) and obj.dst not in node.config.networks]
         return frozenset(route.dst for route in routes if not route.blackhole)

@@ -29,7 +29,7 @@ from flannel_ebpf.base.errors import (
     KernelError,
     ProgramsRequired,
 )
-from flannel_ebpf.base.model import Claim, Endpoint, named
+from flannel_ebpf.base.model import named
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, udp
@@ -77,8 +77,8 @@ class Loop:
         self._options = options
         self._node = node
         self._parts = parts
-        self._identity = Identity(options)
-        self._announced: object = None
+        self._identities = {stack.family: Identity(options) for stack in node.stacks}
+        self._announced: bool | None = None
         self._notified = False
         self._retry = FIRST_RETRY
         self._problems: set[str] = set()
@@ -149,7 +149,8 @@ class Loop:
         self._close(view, outcome)
         if outcome.writes > MANY_WRITES:
             memory.give_back()
-        return min(delay, outcome.again or delay, self._identity.due or delay)
+        due = [one.due for one in self._identities.values() if one.due]
+        return min(delay, outcome.again or delay, *due)
 
     def _survive(self, view: View) -> Outcome:
         """Do one whole pass, whatever happens in it: what ended it is told and tried again."""
@@ -170,7 +171,7 @@ class Loop:
         before = self._node
         self._follow_uplink(seen)
         node = self._node
-        if node.stacks[0].public_ip != before.stacks[0].public_ip:
+        if node.public_ips != before.public_ips:
             seen = self._take_address(view, seen)
         outcome = self._parts.reconciler.run(node, view.leases, seen, may_delete=view.may_remove)
         own = bool(outcome.errors("own"))
@@ -202,16 +203,24 @@ class Loop:
             supervisor.notify(f"STATUS={status}")
 
     def _follow_uplink(self, seen: Seen) -> None:
-        """Take the uplink as it is now; a new address is published under the same subnet."""
-        [stack] = self._node.stacks
-        uplink, public_ip = self._identity.follow(stack, seen, time.monotonic())
-        if self._identity.problem:
-            self._problems.add(self._identity.problem)
-        if public_ip != stack.public_ip:
-            log.warning("public IP changes from %s to %s", stack.public_ip, public_ip)
-            self._parts.source.update(claim_of(stack.config, [(public_ip, stack.vtep_mac)]))
-            self._announced = None
-        self._node = Node((replace(stack, uplink=uplink, public_ip=public_ip),))
+        """Take the uplink as it is now; a new address is published under the same subnets."""
+        before, stacks = self._node, []
+        for stack in before.stacks:
+            identity = self._identities[stack.family]
+            uplink, public_ip = identity.follow(stack, seen, time.monotonic())
+            self._problems |= {identity.problem} - {""}
+            if public_ip != stack.public_ip:
+                log.warning("public IP changes from %s to %s", stack.public_ip, public_ip)
+            stacks.append(replace(stack, uplink=uplink, public_ip=public_ip))
+        self._node = Node(tuple(stacks))
+        if self._node.public_ips != before.public_ips:
+            self._publish(programs=False)
+
+    def _publish(self, *, programs: bool) -> None:
+        """Have our lease say where this node is, and whether programs stand here."""
+        places = [(stack.public_ip, stack.vtep_mac) for stack in self._node.stacks]
+        self._parts.source.update(claim_of(self._node.config, places, programs=programs))
+        self._announced = programs
 
     def _take_address(self, view: View, seen: Seen) -> Seen:
         """Have the kernel's way lead from the new address at once; return what is seen after that."""
@@ -223,10 +232,8 @@ class Loop:
         """Say in the lease what programs stand here, as soon as they do: udp peers must know."""
         if outcome.failures or not isinstance(self._node.config.backend, UdpConfig):
             return
-        data = udp.BPF_DATA if outcome.accelerated else None
-        if data != self._announced:
-            self._parts.source.update(Claim("", (Endpoint(self._node.stacks[0].public_ip, data),)))
-            self._announced = data
+        if outcome.accelerated != self._announced:
+            self._publish(programs=outcome.accelerated)
 
     def _tell(self, outcome: Outcome) -> None:
         """Log what a pass did, and each problem when it appears, not on every pass."""

@@ -6,7 +6,8 @@ A short pass goes the same way with the leases that changed, and knows from the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
 from ipaddress import ip_interface
@@ -19,12 +20,12 @@ from flannel_ebpf.agent.kernel_side import KernelSide
 from flannel_ebpf.agent.relay_side import RelaySide
 from flannel_ebpf.agent.side import Round, Side, scope_of
 from flannel_ebpf.base.errors import DeviceMissing, FlannelError
-from flannel_ebpf.base.family import Address
+from flannel_ebpf.base.family import Address, Family, family_of
 from flannel_ebpf.base.kept import same_objects
-from flannel_ebpf.base.model import Lease, LeasePart, Skipped
+from flannel_ebpf.base.model import Lease, LeasePart, PathFacts, Skipped
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Peer
-from flannel_ebpf.desired.objects import DEVICES, Scope, Sysctl
+from flannel_ebpf.desired.objects import DEVICES, Scope, Sysctl, device_of
 from flannel_ebpf.desired.plan import Failure, Op, Weight, plan
 from flannel_ebpf.desired.short_pass import Settled, change, follow
 from flannel_ebpf.kernel.network import KernelNetwork
@@ -92,9 +93,12 @@ class _Found:
     skipped: Sequence[Skipped] = ()
 
     @cached_property
-    def addresses(self) -> frozenset[Address]:
-        """Where the leases' nodes are."""
-        return frozenset(part.public_ip for part in self.usable)
+    def addresses(self) -> Mapping[Family, AbstractSet[Address]]:
+        """Where the leases' nodes are, by family."""
+        found: dict[Family, set[Address]] = {family: set() for family in Family}
+        for part in self.usable:
+            found[family_of(part.public_ip)].add(part.public_ip)
+        return found
 
 
 class _Done(NamedTuple):
@@ -125,26 +129,28 @@ class Reconciler:
         peers, skipped, seen = self._find_peers(node, leases, seen)
         now = Round(node, peers, pod_ports(seen, node.subnets), seen)
         writes = 0
+        failures: list[Failure] = []
         for _ in range(ROUNDS):
             done = self._round(now, may_delete=may_delete)
             writes += done.writes
+            failures += done.failures if done.last else [it for it in done.failures if _of_a_device(it)]
             if done.last:
                 break
-            now = replace(now, seen=self._kernel.look())
+            now = replace(now, seen=self._kernel.look(), broken=now.broken | _broken(done.failures))
         bpf = self._sides.bpf
-        if done.last and may_delete and not any(one.weight == "own" for one in done.failures):
+        if done.last and may_delete and not any(one.weight == "own" for one in failures):
             by_subnet = {peer.subnet: peer for peer in now.peers}
             self._settled = Settled(node, leases, by_subnet, skipped, bpf.slots, bpf.slot_count)
         self._last = Outcome(
             now.peers,
             skipped,
-            done.failures,
+            failures,
             writes=writes,
             pods=len(now.ports),
             accelerated=bpf.accelerated,
             attach=bpf.attach if bpf.accelerated else "",
             why_not=bpf.why_not,
-            warnings=bpf.warnings,
+            warnings=[*self._sides.kernel.warnings, *bpf.warnings],
             again=bpf.due,
         )
         return self._last
@@ -162,7 +168,7 @@ class Reconciler:
         sides: tuple[Side, ...] = (self._sides.kernel, self._sides.relay)
         wanted = [obj for side in sides for obj in side.wanted(now)]
         actual = [obj for side in sides for obj in side.read(now, wanted)]
-        self._apply(plan(wanted, actual, may_delete=False), scope_of(node))
+        self._apply(plan(wanted, actual, may_delete=False), scope_of(node.stacks[0]))
 
     def _find_peers(
         self, node: Node, leases: Sequence[Lease], seen: Seen
@@ -175,16 +181,19 @@ class Reconciler:
         if node != found.node or not same_objects(leases, found.leases):
             usable, strange = backends.usable(node, leases)
             found = _Found(node, leases, usable, strange)
-        [stack] = node.stacks
-        networks = (stack.network, ip_interface((int(stack.uplink.ip), stack.uplink.prefix_len)).network)
+        uplinks = [stack.uplink for stack in node.stacks]
+        links = (ip_interface((int(uplink.ip), uplink.prefix_len)).network for uplink in uplinks)
+        networks = (*node.config.networks, *links)
         if seen.within and seen.within != networks:  # the uplink is another: its neighbourhood was not read
             self._kernel.interest.tell(networks, (), ())
             seen = self._kernel.look()
-        ways = path_facts(seen, found.addresses, stack.uplink)
-        self._kernel.interest.tell(networks, ways.asked, ways.tables)
-        if found is not self._found or ways.paths != found.paths:
-            peers, unusable = backends.peers(node, found.usable, ways.paths)
-            found = replace(found, paths=ways.paths, peers=peers, skipped=[*found.strange, *unusable])
+        ways = [path_facts(seen, found.addresses[family_of(uplink.ip)], uplink) for uplink in uplinks]
+        asked = [address for way in ways for address in way.asked]
+        self._kernel.interest.tell(networks, asked, frozenset[int]().union(*(way.tables for way in ways)))
+        paths = {address: path for way in ways for address, path in way.paths.items()}
+        if found is not self._found or paths != found.paths:
+            peers, unusable = backends.peers(node, found.usable, paths)
+            found = replace(found, paths=paths, peers=peers, skipped=[*found.strange, *unusable])
         self._found = found
         return found.peers, found.skipped, seen
 
@@ -192,10 +201,13 @@ class Reconciler:
         """Ask every side what it wants and what is there, plan from that, and carry it out."""
         wanted = [obj for side in self._sides for obj in side.wanted(now)]
         actual = [obj for side in self._sides for obj in side.read(now, wanted)]
+        if now.broken:
+            wanted = [obj for obj in wanted if device_of(obj) not in now.broken]
+            actual = [obj for obj in actual if device_of(obj) not in now.broken]
         ops = plan(wanted, actual, may_delete=may_delete)
-        failures = self._apply(ops, scope_of(now.node))
-        last = not any(isinstance(op.obj, DEVICES) for op in ops)
-        return _Done(len(ops) - len(failures), failures, last)
+        failures = self._apply(ops, scope_of(now.node.stacks[0]))
+        anew = any(isinstance(op.obj, DEVICES) for op in ops) or _broken(failures) - now.broken
+        return _Done(len(ops) - len(failures), failures, last=not anew)
 
     def follow(self, leases: Sequence[Lease]) -> Outcome | None:
         """Do a short pass: carry out what these leases alter, taking what the last pass left as it was.
@@ -206,15 +218,15 @@ class Reconciler:
         if before is None:
             return None
         node, changed = before.node, change(before.leases, leases)
-        [stack] = node.stacks
-        parts = [part for lease in changed.come if (part := lease.part(stack.family))]
-        addresses = [part.public_ip for part in parts]
-        paths = ask_paths(self._kernel.netlink, addresses, stack.uplink)
+        addresses = [part.public_ip for lease in changed.come for part in lease.parts]
+        paths: dict[Address, PathFacts] = {}
+        for stack in node.stacks:
+            paths |= ask_paths(self._kernel.netlink, _like(stack.uplink.ip, addresses), stack.uplink)
         done = follow(before, leases, changed, paths)
         if done is None:
             return None
         after, ops = done
-        if self._apply(ops, scope_of(node)):
+        if self._apply(ops, scope_of(node.stacks[0])):
             return None
         self._settled = after
         self._last = replace(self._last, peers=tuple(after.peers.values()), writes=len(ops))
@@ -231,6 +243,16 @@ class Reconciler:
             if any(_of_a_device(failure) for failure in failures):
                 break
         return failures
+
+
+def _like(own: Address, addresses: Iterable[Address]) -> list[Address]:
+    """Return those of our own address's family."""
+    return [address for address in addresses if address.version == own.version]
+
+
+def _broken(failures: Iterable[Failure]) -> frozenset[str]:
+    """Return the devices that could not be made or are missing, as far as they have a name."""
+    return frozenset(device_of(one.op.obj) for one in failures if _of_a_device(one)) - {""}
 
 
 def _of_a_device(failure: Failure) -> bool:

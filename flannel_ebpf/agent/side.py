@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from flannel_ebpf.base.model import PodPort
-from flannel_ebpf.desired.backends import Node, Peer, backend_of
+from flannel_ebpf.desired import backends
+from flannel_ebpf.desired.backends import Node, Peer, Stack
 from flannel_ebpf.desired.objects import Object, Scope
 from flannel_ebpf.desired.plan import Failure, Op
 from flannel_ebpf.kernel.seen import Seen
@@ -19,12 +20,17 @@ from flannel_ebpf.kernel.seen import Seen
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What the sides of one round stand on: this node, its peers and pods, and the kernel's tables."""
+    """What the sides of one round stand on: this node, its peers and pods, and the kernel's tables.
+
+    `broken` are the devices that could not be made or found in this pass: what stands on them is left alone,
+    and all else goes on.
+    """
 
     node: Node
     peers: Sequence[Peer]
     ports: Sequence[PodPort]
     seen: Seen
+    broken: frozenset[str] = frozenset()
 
 
 class Side(Protocol):
@@ -44,11 +50,6 @@ class Side(Protocol):
         """Carry out operations on its kinds, in order; return those that failed."""
 
 
-def scope_of(node: Node) -> Scope:
-    """Return what tells this network's objects from everybody else's."""
-    return Scope(
-        network=node.config.network,
-        subnet=node.subnet,
-        overlay=backend_of(node.config).overlay_name(node.config, node.stacks[0].family),
-        uplink=node.uplink.ifindex,
-    )
+def scope_of(stack: Stack) -> Scope:
+    """Return what tells the objects of one family of this network from everybody else's."""
+    return Scope(stack.network, stack.subnet, backends.overlay_of(stack), stack.uplink.ifindex)

@@ -11,7 +11,8 @@ from flannel_ebpf.agent.reconcile import Outcome
 from flannel_ebpf.base import tally
 from flannel_ebpf.base.model import Lease
 from flannel_ebpf.base.options import Options
-from flannel_ebpf.desired.backends import Node, backend_of
+from flannel_ebpf.desired import backends
+from flannel_ebpf.desired.backends import Node, Stack
 from flannel_ebpf.host import report
 from flannel_ebpf.leases.snapshot import View
 
@@ -36,16 +37,15 @@ class Report:
 
     def write(self, node: Node, lease: Lease, view: View, outcome: Outcome, *, ready: bool) -> None:
         """Replace the report by one of this pass."""
+        families = [_of_a_family(stack) for stack in node.stacks]
         errors = [*outcome.errors("own"), *outcome.errors("part")]
         content = {
             "pid": os.getpid(),
-            "network": str(node.config.network),
             "etcd_prefix": self._options.etcd.prefix,
             "backend": node.config.backend_type,
-            "overlay": backend_of(node.config).overlay_name(node.config, node.stacks[0].family),
             "uplink": node.uplink.name,
-            "public_ip": str(node.stacks[0].public_ip),
-            "subnet": str(node.subnet),
+            **families[0],
+            "families": families,
             "reservation": lease.etcd_lease == 0,
             "datapath": {
                 "asked": self._options.datapath,
@@ -73,6 +73,15 @@ class Report:
             self._warned = True
             return
         self._written = content
+
+
+def _of_a_family(stack: Stack) -> dict[str, str]:
+    return {
+        "network": str(stack.network),
+        "overlay": backends.overlay_of(stack),
+        "public_ip": str(stack.public_ip),
+        "subnet": str(stack.subnet),
+    }
 
 
 def _etcd(options: Options) -> dict[str, Any]:

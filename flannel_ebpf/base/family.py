@@ -64,6 +64,13 @@ def ipv4(address: Address) -> IPv4Address:
     return address
 
 
+def ipv6(address: Address) -> IPv6Address:
+    """Return an address that can be of no other family; raises TypeError when it is."""
+    if not isinstance(address, IPv6Address):
+        raise TypeError(f"{address} is no IPv6 address")
+    return address
+
+
 def in_order(subnet: Network) -> tuple[int, int, int]:
     """Return what sorts as `subnet` does, IPv4 before IPv6.
 

@@ -140,9 +140,9 @@ class Lease:
         return False
 
 
-def named(subnets: Iterable[Network]) -> str:
-    """Return a lease's subnets for a message: "10.1.5.0/24 and fc00:0:5::/64"."""
-    return " and ".join(map(str, subnets))
+def named(places: Iterable[Network | Address]) -> str:
+    """Return a lease's subnets or a node's addresses for a message: "10.1.5.0/24 and fc00:0:5::/64"."""
+    return " and ".join(map(str, places))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_type_hints
 
+from flannel_ebpf.base.family import Address, Family
+
 DatapathChoice = Literal["auto", "ebpf", "kernel"]
 FastpathChoice = Literal["flows", "subnets", "off"]
 SourceCheckChoice = Literal["drop", "count", "off"]
@@ -157,6 +159,12 @@ class Options:
     bpf_objects: Path = flag(Path(__file__).parents[1] / "_programs", "Folder of the compiled BPF programs.")
     metrics_listen: str = flag("", "ADDRESS:PORT of the Prometheus endpoint.", spelling="listen")
     log_format: LogFormat = flag("klog", "Log lines as flanneld's, or a JSON object each.")
+
+    @property
+    def public_ips(self) -> dict[Family, Address]:
+        """The addresses to publish, of those families for which one is given."""
+        given = (self.public_ip, self.public_ipv6)
+        return {family: address for family, address in zip(Family, given, strict=True) if address}
 
     @property
     def renew_margin(self) -> float:

@@ -74,9 +74,13 @@ def _text(one: dict[str, Any]) -> str:
             *_hook_lines(kernel.get("hooks", ())),
         ]
         return "\n".join(lines)
+    every = report.families(one)
+    network, address, subnet = (
+        " and ".join(family[key] for family in every) for key in ("network", "public_ip", "subnet")
+    )
     lines = [
-        f"network   {one['network']}, {one['backend']}",
-        f"node      {one['public_ip']} on {one['uplink']}, subnet {one['subnet']}",
+        f"network   {network}, {one['backend']}",
+        f"node      {address} on {one['uplink']}, subnet {subnet}",
         daemon,
         f"datapath  {_datapath(one)}",
         f"peers     {one['peers']['wanted']}, pods {one['pods']}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flannel_ebpf.agent.relay_side import folder as relay_folder
 from flannel_ebpf.base.errors import AlreadyRunning, FlannelError, KernelError
-from flannel_ebpf.base.family import Network, family_of
+from flannel_ebpf.base.family import Network, family_of, in_order
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands import flanneld
 from flannel_ebpf.desired.backends import udp
@@ -58,8 +58,7 @@ class Teardown:
     def check_ours(self) -> None:
         """Raise AlreadyRunning when the network is flanneld's by now."""
         with KernelNetwork() as kernel:
-            seen = kernel.look()
-            found = kernel.read(seen, self._scope(seen))
+            found = self._read(kernel, kernel.look())
         signs = flanneld.signs(self._options, self._network, self._told, found, self._before.routes)
         why = next(signs, "")
         if why:
@@ -75,8 +74,8 @@ class Teardown:
         """
         with KernelNetwork() as kernel:
             seen = kernel.look()
-            scope = self._scope(seen)
-            found = kernel.read(seen, scope)
+            scope = self._scopes(seen)[0]
+            found = self._read(kernel, seen)
             gone: list[Object] = [*self._programs(kernel, seen, scope)]
             gone += [one for one in found if isinstance(one, Route) and one.blackhole]
             self._apply(kernel, scope, [*plan([], gone), *self._hand_over(found)])
@@ -93,12 +92,13 @@ class Teardown:
         """Remove it all; raises KernelError naming everything that could not be removed."""
         with KernelNetwork() as kernel:
             seen = kernel.look()
-            scope = self._scope(seen)
-            found = kernel.read(seen, scope, wanted=frozenset(self._before.routes))
+            scope, *others = self._scopes(seen)
+            found = self._read(kernel, seen, frozenset(self._before.routes))
             programs = self._programs(kernel, seen, scope)
-            gone = [*found, *programs, *Rules().read(self._network)]
+            rules = [rule for one in (scope, *others) for rule in Rules().read(one.network)]
+            gone = [*found, *programs, *rules]
             self._apply(kernel, scope, plan([], gone))
-            self._drop_clsacts(kernel, scope, programs)
+            self._drop_clsacts(kernel, [scope, *others], programs)
         self._pins.remove_all()
         self._end_relay(scope)
         self._give_back()
@@ -109,20 +109,27 @@ class Teardown:
     def _programs(self, kernel: KernelNetwork, seen: Seen, scope: Scope) -> set[Object]:
         return kernel.hooks.read(seen, scope, partial(name_in, self._network))
 
-    def _scope(self, seen: Seen) -> Scope:
-        told = self._told or {}
-        uplink = seen.index_of(told.get("uplink", ""))
-        subnet = own_subnet(self._options, self._network, self._told)
-        return Scope(self._network, subnet, told.get("overlay") or self._overlay(seen), uplink)
+    def _read(
+        self, kernel: KernelNetwork, seen: Seen, wanted: frozenset[Network] = frozenset()
+    ) -> set[Object]:
+        """Return what the kernel path is made of, in every family that anything tells of."""
+        return {obj for scope in self._scopes(seen) for obj in kernel.read(seen, scope, wanted=wanted)}
 
-    def _overlay(self, seen: Seen) -> str:
-        """Return the device named like ours that has an address in the network, "" when there is none."""
-        for address in seen.addresses(family_of(self._network)):
-            link = seen.links.get(address.ifindex)
-            inside = address.interface.ip in self._network and address.interface.network.prefixlen == 32
-            if link and inside and (link.name == udp.TUN_NAME or link.name.startswith("flannel.")):
-                return link.name
-        return ""
+    def _scopes(self, seen: Seen) -> list[Scope]:
+        """Return the scope of each family, that by which the network is known first."""
+        uplink = seen.index_of(self._told["uplink"] if self._told else "")
+        if self._told:
+            return [
+                Scope(ip_network(one["network"]), ip_network(one["subnet"]), one["overlay"], uplink)
+                for one in report.families(self._told)
+            ]
+        written = subnet_env.read(self._options.subnet_file)
+        pairs = [*zip(written.networks, written.subnets, strict=False)]
+        if not pairs or pairs[0][0] != self._network:
+            pairs = [
+                (self._network, ip_network((self._network.network_address, self._network.max_prefixlen)))
+            ]
+        return [Scope(network, subnet, _overlay(seen, network), uplink) for network, subnet in pairs]
 
     def _apply(self, kernel: KernelNetwork, scope: Scope, ops: list[Op]) -> None:
         hooked = [op for op in ops if isinstance(op.obj, Filter | XdpProgram | HeadroomPort)]
@@ -146,11 +153,13 @@ class Teardown:
             return [Put(replace(route, protocol=RTPROT_BOOT), route) for route in ours]
         return []
 
-    def _drop_clsacts(self, kernel: KernelNetwork, scope: Scope, programs: Iterable[Object]) -> None:
+    def _drop_clsacts(
+        self, kernel: KernelNetwork, scopes: Sequence[Scope], programs: Iterable[Object]
+    ) -> None:
         """Remove the qdiscs that our filters stood on, when nothing else stands there."""
-        devices = {one.ifindex for one in programs if isinstance(one, Filter)} | {scope.uplink}
+        devices = {one.ifindex for one in programs if isinstance(one, Filter)} | {scopes[0].uplink}
         seen = kernel.look()
-        devices |= {port.ifindex for port in pod_ports(seen, [scope.subnet])}
+        devices |= {port.ifindex for port in pod_ports(seen, [scope.subnet for scope in scopes])}
         for ifindex in devices - {0}:
             with suppress(KernelError):  # a device that is gone took its qdisc along
                 kernel.hooks.drop_idle_clsact(seen, ifindex)
@@ -172,7 +181,7 @@ class Teardown:
         for path, value in self._before.sysctls.items():
             with self._noting_failures():
                 if others:
-                    remembered.remember_sysctl(state_dir, min(others), path, value)
+                    remembered.remember_sysctl(state_dir, min(others, key=in_order), path, value)
                 elif sysctl.read(path) not in (None, value):
                     sysctl.write(path, value)
         with self._noting_failures():
@@ -216,6 +225,17 @@ def own_subnet(options: Options, network: Network, told: report.Content | None) 
     if written.subnets and written.networks[:1] == (network,):
         return written.subnets[0]
     return ip_network((network.network_address, network.max_prefixlen))
+
+
+def _overlay(seen: Seen, network: Network) -> str:
+    """Return the device named like ours that has an address in the network, "" when there is none."""
+    for address in seen.addresses(family_of(network)):
+        link = seen.links.get(address.ifindex)
+        single = address.interface.network.prefixlen == network.max_prefixlen
+        named_so = link and (link.name == udp.TUN_NAME or link.name.startswith(("flannel.", "flannel-v6.")))
+        if link and named_so and single and address.interface.ip in network:
+            return link.name
+    return ""
 
 
 def _unlink(path: Path) -> None:

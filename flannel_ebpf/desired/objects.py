@@ -322,6 +322,21 @@ Object = (
     | HeadroomPort
 )
 
+
+def device_of(obj: Object) -> str:
+    """Return the name of the device that an object is or stands on, "" when it needs none."""
+    match obj:
+        case VxlanLink(name=name) | TunLink(name=name) | RelayProcess(tun=name):
+            return name
+        case LinkAddress(ifname=name) | Neighbour(ifname=name) | FdbEntry(ifname=name) | Route(ifname=name):
+            return name
+        case Sysctl(path):
+            words = path.split("/")
+            return words[3] if words[0] == "net" and words[2:3] == ["conf"] else ""
+        case _:
+            return ""
+
+
 DEVICES = (RelayProcess, VxlanLink, TunLink)
 """What makes a device: with it the kernel may drop the device's addresses, routes and neighbours."""
 

@@ -24,6 +24,7 @@ _SHAPE: Mapping[str, Any] = {
     "uplink": str,
     "public_ip": ip_address,
     "subnet": ip_network,
+    "families": [{"network": ip_network, "overlay": str, "public_ip": ip_address, "subnet": ip_network}],
     "reservation": bool,
     "datapath": {"asked": str, "accelerated": bool, "attach": str, "why_not": str},
     "peers": {"wanted": int, "held": str},
@@ -44,10 +45,14 @@ _SHAPE: Mapping[str, Any] = {
     },
     "options": {"fastpath": str, "ip_masq": bool},
 }
-"""Keys and what their values are; addresses and networks are texts."""
+"""Keys and what their values are; addresses and networks are texts.
+
+What is said of a family stands in `families`, and of the first one beside it too.
+"""
 
 _LATER: Content = {
     "etcd_prefix": "",
+    "families": [],
     "ready": False,
     "warnings": [],
     "handed_over": False,
@@ -84,6 +89,12 @@ def read(state_dir: Path, network: Network) -> Content | None:
         return None
     found = _LATER | found
     return found if _fits(found, _SHAPE) and found["network"] == str(network) else None
+
+
+def families(content: Content) -> list[dict[str, str]]:
+    """Return what a report says of each family: its network, overlay device, public address and subnet."""
+    first = {key: content[key] for key in ("network", "overlay", "public_ip", "subnet")}
+    return content["families"] or [first]
 
 
 def read_all(state_dir: Path) -> Iterator[tuple[Network, Content | None]]:

@@ -85,26 +85,26 @@ class KernelNetwork:
         scope: Scope,
         *,
         wanted: AbstractSet[Network] = frozenset(),
-        sysctls: Iterable[str] = (),
         known: Mapping[Object, Object] | None = None,
     ) -> list[Object]:
         """Return every object of one family's kernel path, and nothing of anybody else's.
 
-        `wanted` are the destinations at which a route that is not ours may be returned, to be adopted;
-        `sysctls` the paths whose values count. An object that `known` has is returned as the one that stands
-        there, so that it need not be compared by value. Raises KernelError.
+        `wanted` are the destinations at which a route that is not ours may be returned, to be adopted. An
+        object that `known` has is returned as the one that stands there, so that it need not be compared by
+        value. Raises KernelError.
         """
         known = known or {}
         names = {index: link.name for index, link in seen.links.items()}
         found: list[Object] = [*self._read_routes(seen, scope, names, wanted, known)]
-        for path in sysctls:
-            value = sysctl.read(path)
-            if value is not None:
-                found.append(Sysctl(path, value))
         overlay = seen.named.get(scope.overlay)
         if overlay:
             found += self._read_overlay(seen, scope, overlay, known)
         return found
+
+    def sysctls(self, paths: Iterable[str]) -> list[Object]:
+        """Return the values at these paths, as far as there are any; raises KernelError."""
+        values = {path: sysctl.read(path) for path in paths}
+        return [Sysctl(path, value) for path, value in values.items() if value is not None]
 
     def _read_routes(
         self,

@@ -6,10 +6,11 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from ipaddress import AddressValueError, IPv4Address, IPv4Interface, ip_interface
+from ipaddress import ip_address, ip_interface
 
+from flannel_ebpf.base import family
 from flannel_ebpf.base.errors import ConfigError
-from flannel_ebpf.base.family import Family, Interface
+from flannel_ebpf.base.family import Family, Interface, family_of
 from flannel_ebpf.base.model import Uplink
 from flannel_ebpf.base.regex import compile_go
 from flannel_ebpf.kernel.netlink.links import Address, Link, uplink
@@ -19,31 +20,37 @@ from flannel_ebpf.kernel.seen import Seen
 
 log = logging.getLogger(__name__)
 
-_AF_INET, _RTA_PREFSRC = 2, 7
+_RTA_PREFSRC = 7
 _LOOPBACK = 1  # its ifindex, in every namespace
-_IFA_F_TEMPORARY, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x20, 0x80
+_IFA_F_TEMPORARY, _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x08, 0x20, 0x80
 
-_Attempt = tuple[str, str, Callable[[], Uplink]]
+PUBLIC_IP_FLAGS = {Family.V4: "--public-ip", Family.V6: "--public-ipv6"}
+
+Uplinks = tuple[Uplink, ...]
+"""One interface, with an address of each family that was asked for."""
+
+_Attempt = tuple[str, str, Callable[[], Uplinks]]
 """A flag, its value, and what finds the uplink that it names or raises ConfigError."""
 
 
-def find_uplink(
+def find_uplinks(
     seen: Seen,
+    families: Sequence[Family] = (Family.V4,),
     iface: Sequence[str] = (),
     iface_regex: Sequence[str] = (),
     can_reach: str = "",
-    public_ip: IPv4Address | None = None,
-) -> Uplink:
-    """Return the interface and the address on it that the flags choose.
+    public_ips: Mapping[Family, family.Address] | None = None,
+) -> Uplinks:
+    """Return the interface that the flags choose, with its address of each of `families`, in that order.
 
     Tried in order: each `iface` (an address, else a name), each `iface_regex` (addresses, then names),
     `can_reach`; "" among the first two stands for the default route's interface. With none of them: the owner
-    of `public_ip` if given, else the default route's interface. Raises ConfigError, whose text has the reason
-    against each one that was tried.
+    of the first of `public_ips` if given, else the default route's interface, which for two families must be
+    one and the same. Raises ConfigError, whose text has the reason against each one that was tried.
     """
     refused: list[ConfigError] = []
-    host = _Host(seen)
-    for flag, value, find in host.attempts(iface, iface_regex, can_reach, public_ip):
+    host = _Host(seen, families, public_ips or {})
+    for flag, value, find in host.attempts(iface, iface_regex, can_reach):
         try:
             found = find()
         except ConfigError as error:
@@ -83,21 +90,29 @@ def follow(previous: Uplink, links: Mapping[int, Link], addresses: Sequence[Addr
 
 
 class _Host:
-    """The interfaces of this namespace as they were seen."""
+    """The interfaces of this namespace as they were seen, for a node of these families."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(
+        self, seen: Seen, families: Sequence[Family], public_ips: Mapping[Family, family.Address]
+    ) -> None:
         self._seen = seen
+        self._families = families
+        self._public_ips = public_ips
         self._links = seen.links
-        self._addresses = seen.addresses(Family.V4)
+        self._addresses = [address for one in families for address in seen.addresses(one)]
 
     def inventory(self) -> str:
         """Say what there is, for an error message."""
         names = {link.index: link.name for link in self._links.values()}
         there = [f"{names.get(a.ifindex, '?')} {a.interface}" for a in self._addresses]
-        return ", ".join(there) or "no interface has an IPv4 address"
+        return ", ".join(there) or f"no interface has an {self._words} address"
+
+    @property
+    def _words(self) -> str:
+        return " or ".join(map(str, self._families))
 
     def attempts(
-        self, iface: Sequence[str], iface_regex: Sequence[str], can_reach: str, public_ip: IPv4Address | None
+        self, iface: Sequence[str], iface_regex: Sequence[str], can_reach: str
     ) -> Iterator[_Attempt]:
         """Yield what is to be tried, in order."""
         for text in iface:
@@ -107,51 +122,62 @@ class _Host:
         if can_reach:
             yield "--iface-can-reach", can_reach, partial(self._by_route, "--iface-can-reach", can_reach)
         if not (iface or iface_regex or can_reach):
-            text = str(public_ip or "")
-            flag = "--public-ip" if text else "default route"
+            given = [one for one in self._families if one in self._public_ips]
+            text = str(self._public_ips[given[0]]) if given else ""
+            flag = PUBLIC_IP_FLAGS[given[0]] if given else "default route"
             yield flag, text, partial(self._by_text, flag, text)
 
-    def _by_text(self, flag: str, text: str) -> Uplink:
-        """Return the interface with this address, and that address; else of this name, with its best one."""
+    def _by_text(self, flag: str, text: str) -> Uplinks:
+        """Return the interface with this address, and that address; else of this name, with its best ones."""
         if not text:
             return self._by_default_route()
         try:
-            wanted = IPv4Address(text)
-        except AddressValueError:
+            wanted = ip_address(text)
+        except ValueError:
             found = next((link for link in self._links.values() if link.name == text), None)
             if found is None:
                 raise ConfigError(flag, text, f"a name or address among {self.inventory()}") from None
-            return self._best(flag, text, found)
+            return self._with_addresses(flag, text, found)
         for address in self._in_order():
             if address.interface.ip == wanted:
-                return self._uplink(self._links[address.ifindex], address.interface)
-        beside = ", or --iface beside it when behind NAT" if flag == "--public-ip" else ""
+                return self._with_addresses(flag, text, self._links[address.ifindex], address.interface)
+        beside = ", or --iface beside it when behind NAT" if flag in PUBLIC_IP_FLAGS.values() else ""
         raise ConfigError(flag, text, f"an address of this host ({self.inventory()}){beside}")
 
-    def _by_regex(self, flag: str, pattern: str) -> Uplink:
-        """Return the first interface with a matching address, else the first with a matching name."""
+    def _by_regex(self, flag: str, pattern: str) -> Uplinks:
+        """Return the first interface with matching addresses of all families, else of one, else its name."""
         if not pattern:
             return self._by_default_route()
         try:
             matcher = compile_go(pattern)
         except re.error as error:
             raise ConfigError(flag, pattern, f"a regular expression ({error})") from error
-        for link in self._links.values():
-            for address in self._usable(link):
-                if matcher.search(str(address.interface.ip)):
-                    return self._uplink(link, address.interface)
+        matches = {link.index: self._matching(link, matcher) for link in self._links.values()}
+        for least in range(len(self._families), 0, -1):
+            for index, found in matches.items():
+                if len(found) >= least:
+                    return self._with_addresses(flag, pattern, self._links[index], *found)
         for link in self._links.values():
             if matcher.search(link.name):
-                return self._best(flag, pattern, link)
+                return self._with_addresses(flag, pattern, link)
         raise ConfigError(flag, pattern, f"a match of a name or address among {self.inventory()}")
 
-    def _by_route(self, flag: str, text: str) -> Uplink:
+    def _matching(self, link: Link, matcher: re.Pattern[str]) -> list[Interface]:
+        """Return the best address of each family on a link that matches."""
+        every = ([a.interface for a in self._usable(link, one)] for one in self._families)
+        found = (next((it for it in some if matcher.search(str(it.ip))), None) for some in every)
+        return [interface for interface in found if interface]
+
+    def _by_route(self, flag: str, text: str) -> Uplinks:
         """Return the interface and source address of the kernel's route to an address."""
         try:
-            target = IPv4Address(text)
-        except AddressValueError as error:
-            raise ConfigError(flag, text, "an IPv4 address") from error
-        body = RTMSG.pack(_AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_DST, target.packed)
+            target = ip_address(text)
+            of = family_of(target)
+            if of not in self._families:
+                raise ValueError
+        except ValueError as error:
+            raise ConfigError(flag, text, f"an {self._words} address") from error
+        body = RTMSG.pack(of.af, of.bits, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_DST, target.packed)
         [answer] = self._seen.netlink.exchange([Request(RTM_GETROUTE, 0, body)])
         found = attributes(answer.body, RTMSG.size) if not answer.code else {}
         link = self._links.get(_index(found))
@@ -159,35 +185,59 @@ class _Host:
             there = self.inventory()
             raise ConfigError(flag, text, f"an address that the kernel has a route to; there is {there}")
         if _RTA_PREFSRC not in found:
-            return self._best(flag, text, link)
-        source = IPv4Address(found[_RTA_PREFSRC])  # it may stand on another interface
+            return self._with_addresses(flag, text, link)
+        source = ip_address(found[_RTA_PREFSRC])  # it may stand on another interface
         own = (a.interface for a in self._addresses if a.ifindex == link.index and a.interface.ip == source)
-        return self._uplink(link, next(own, IPv4Interface(source)))
+        return self._with_addresses(flag, text, link, next(own, ip_interface(source)))
 
-    def _by_default_route(self) -> Uplink:
+    def _by_default_route(self) -> Uplinks:
         """Return the interface of the first default route, which is the one of the lowest metric."""
-        first = next((route for route in self._seen.routes(Family.V4) if route.dst[1] == 0), None)
-        link = self._links.get(first.oif) if first else None
-        if link is not None:
-            return self._best("default route", link.name, link)
-        expected = "one through a single interface" if first else "one"
-        raise ConfigError("default route", "none", f"{expected}, or --iface with one of {self.inventory()}")
+        found: list[Link] = []
+        for one in self._families:
+            first = next((route for route in self._seen.routes(one) if route.dst[1] == 0), None)
+            link = self._links.get(first.oif) if first else None
+            if link is None:
+                expected = f"one{' through a single interface' if first else ''}"
+                there = self.inventory()
+                raise ConfigError(
+                    f"{one} default route", "none", f"{expected}, or --iface with one of {there}"
+                )
+            found.append(link)
+        if len({link.index for link in found}) > 1:
+            names = ", ".join(link.name for link in found)
+            raise ConfigError("default routes", names, f"one interface for {self._words}, or --iface")
+        return self._with_addresses("default route", found[0].name, found[0])
 
-    def _best(self, flag: str, value: str, link: Link) -> Uplink:
-        usable = self._usable(link)
-        if not usable:
-            expected = f"an interface with an IPv4 address; {link.name} has none, there is {self.inventory()}"
-            raise ConfigError(flag, value, expected)
-        return self._uplink(link, usable[0].interface)
+    def _with_addresses(self, flag: str, value: str, link: Link, *chosen: Interface) -> Uplinks:
+        """Return a link with the chosen addresses, and its best one of each family that has none chosen."""
+        if not link.mtu:
+            raise ConfigError(f"interface {link.name}", link.mtu, "an MTU above 0")
+        by_family = {family_of(interface): interface for interface in chosen}
+        for one in self._families:
+            if one not in by_family:
+                usable = self._usable(link, one)
+                if not usable:
+                    has = f"{link.name} has none{' but link-local' if one is Family.V6 else ''}"
+                    expected = f"an interface with an {one} address; {has}, there is {self.inventory()}"
+                    raise ConfigError(flag, value, expected)
+                published = self._public_ips.get(one) if one is Family.V6 else None  # as flannel has it
+                same = (address for address in usable if address.interface.ip == published)
+                by_family[one] = next(same, usable[0]).interface
+        return tuple(uplink(link, by_family[one]) for one in self._families)
 
-    def _usable(self, link: Link) -> list[Address]:
-        """Return the link's addresses that a node may have, the best first."""
+    def _usable(self, link: Link, of: Family) -> list[Address]:
+        """Return the link's addresses that a node may have, the best first.
+
+        An address of IPv6 that is good on its link alone would be told to nodes that do not know the link.
+        """
         found = [
             address
             for address in self._addresses
             if address.ifindex == link.index
-            and not address.flags & _IFA_F_DEPRECATED
+            and family_of(address.interface) is of
+            and not address.flags & (_IFA_F_DEPRECATED | _IFA_F_DADFAILED)
             and not (address.interface.ip.is_loopback or address.interface.ip.is_multicast)
+            and not (of is Family.V6 and address.interface.ip.is_link_local)
         ]
         return sorted(found, key=_preference)
 
@@ -195,11 +245,6 @@ class _Host:
         """Yield all addresses, in the order of their interfaces."""
         for index in self._links:
             yield from (address for address in self._addresses if address.ifindex == index)
-
-    def _uplink(self, link: Link, interface: Interface) -> Uplink:
-        if not link.mtu:
-            raise ConfigError(f"interface {link.name}", link.mtu, "an MTU above 0")
-        return uplink(link, interface)
 
 
 def _preference(address: Address) -> tuple[bool, bool, bool]:

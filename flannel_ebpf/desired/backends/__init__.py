@@ -18,7 +18,20 @@ from flannel_ebpf.desired.backends import hostgw, udp, vxlan
 from flannel_ebpf.desired.backends.peer import Node, Peer, Stack
 from flannel_ebpf.desired.objects import Object
 
-__all__ = ["Backend", "Node", "Paths", "Peer", "Stack", "backend_of", "mtu", "objects", "peers", "usable"]
+__all__ = [
+    "Backend",
+    "Node",
+    "Paths",
+    "Peer",
+    "Stack",
+    "backend_of",
+    "mtu",
+    "objects",
+    "obstacles",
+    "overlay_of",
+    "peers",
+    "usable",
+]
 
 Paths = Mapping[Address, PathFacts]
 
@@ -49,6 +62,9 @@ class Backend(Protocol):
     def mtu(self, config: NetworkConfig, uplink: Uplink) -> int:
         """Return the MTU that pods get for the family of the uplink's address."""
 
+    def obstacle(self, config: NetworkConfig, uplink: Uplink) -> str:
+        """Return why packets of that family cannot be carried at all, "" when they can."""
+
     def lease_data(self, config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
         """Return BackendType and BackendData (of IPv6: BackendV6Data) of our own lease."""
 
@@ -69,9 +85,27 @@ def backend_of(config: NetworkConfig) -> Backend:
     return _BACKENDS[config.backend_type]
 
 
+def overlay_of(stack: Stack) -> str:
+    """Return the name of a family's overlay device, "" when there is none."""
+    return backend_of(stack.config).overlay_name(stack.config, stack.family)
+
+
+def obstacles(node: Node) -> dict[Family, str]:
+    """Return the families that cannot be carried here at all, with the reason: the others go on without."""
+    backend = backend_of(node.config)
+    found = {stack.family: backend.obstacle(node.config, stack.uplink) for stack in node.stacks}
+    return {family: why for family, why in found.items() if why}
+
+
+def _carried(node: Node) -> list[Stack]:
+    without = obstacles(node)
+    return [stack for stack in node.stacks if stack.family not in without]
+
+
 def mtu(node: Node) -> int:
-    """Return the MTU that pods get (FLANNEL_MTU): one number, so the smallest of all families'."""
-    return min(backend_of(node.config).mtu(node.config, stack.uplink) for stack in node.stacks)
+    """Return the MTU that pods get (FLANNEL_MTU): one number, so the smallest of all families' carried."""
+    stacks = _carried(node) or node.stacks
+    return min(backend_of(node.config).mtu(node.config, stack.uplink) for stack in stacks)
 
 
 def usable(node: Node, leases: Sequence[Lease]) -> tuple[list[LeasePart], list[Skipped]]:
@@ -81,7 +115,7 @@ def usable(node: Node, leases: Sequence[Lease]) -> tuple[list[LeasePart], list[S
     """
     found: list[LeasePart] = []
     skipped: list[Skipped] = []
-    for stack in node.stacks:
+    for stack in _carried(node):
         network, no_node = stack.network, _NO_NODE[stack.family]
         base, mask, length = int(network.network_address), int(network.netmask), network.prefixlen
         for lease in leases:
@@ -107,7 +141,7 @@ def peers(node: Node, parts: Sequence[LeasePart], paths: Paths) -> tuple[list[Pe
     backend = backend_of(node.config)
     found: list[Peer] = []
     skipped: list[Skipped] = []
-    for stack in node.stacks:
+    for stack in _carried(node):
         reached, unusable = backend.peers(
             stack, [it for it in parts if it.subnet.version == stack.family], paths
         )
@@ -121,6 +155,6 @@ def objects(node: Node, peers: Sequence[Peer]) -> list[Object]:
     backend = backend_of(node.config)
     return [
         obj
-        for stack in node.stacks
+        for stack in _carried(node)
         for obj in backend.objects(stack, [peer for peer in peers if peer.subnet.version == stack.family])
     ]

@@ -25,6 +25,11 @@ def mtu(config: NetworkConfig, uplink: Uplink) -> int:
     return uplink.mtu
 
 
+def obstacle(config: NetworkConfig, uplink: Uplink) -> str:
+    """Return "": what the uplink carries, it carries for pods too."""
+    return ""
+
+
 def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
     """Return `host-gw`; flanneld writes no BackendData."""
     return BACKEND_TYPE, None

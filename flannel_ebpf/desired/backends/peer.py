@@ -54,9 +54,9 @@ class Node:
         return self.stacks[0].uplink
 
     @property
-    def subnet(self) -> Network:
-        """The subnet of the first family."""
-        return self.stacks[0].subnet
+    def public_ips(self) -> tuple[Address, ...]:
+        """The address of each family that peers use."""
+        return tuple(stack.public_ip for stack in self.stacks)
 
     @property
     def subnets(self) -> tuple[Network, ...]:

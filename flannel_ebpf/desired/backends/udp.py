@@ -12,7 +12,7 @@ from ipaddress import ip_interface
 from typing import Any
 
 from flannel_ebpf.base.config import NetworkConfig
-from flannel_ebpf.base.family import Address, Family
+from flannel_ebpf.base.family import Address, Family, family_of
 from flannel_ebpf.base.model import LeasePart, Mac, PathFacts, Skipped, Uplink
 from flannel_ebpf.contract.abi import Mode
 from flannel_ebpf.desired.backends.peer import Peer, Stack, path_to, remote
@@ -54,6 +54,11 @@ def mtu(config: NetworkConfig, uplink: Uplink) -> int:
     return uplink.mtu - OVERHEAD
 
 
+def obstacle(config: NetworkConfig, uplink: Uplink) -> str:
+    """Say that IPv6 has no way."""
+    return "" if family_of(uplink.ip) is Family.V4 else "the udp backend carries IPv4 alone"
+
+
 def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:
     """Return no type and no data: flanneld's udp leases carry neither."""
     return "", None
@@ -64,7 +69,7 @@ def peers(
 ) -> tuple[list[Peer], list[Skipped]]:
     """Return every lease of another node: flannel's udp backend does not look at the type."""
     found = []
-    for part in remote(stack, parts) if stack.family is Family.V4 else ():
+    for part in remote(stack, parts):
         path = path_to(stack, part, paths)
         bpf = part.backend_data == BPF_DATA
         mode = Mode.NONE if path.kernel_only else Mode.UDP
@@ -78,8 +83,6 @@ def objects(stack: Stack, peers: Sequence[Peer]) -> list[Object]:
     accept_local: the relay's ICMP answers come in on the device from its own address, and the kernel would
     drop them as martians.
     """
-    if stack.family is not Family.V4:
-        return []
     return [
         TunLink(TUN_NAME, mtu(stack.config, stack.uplink)),
         Sysctl(f"net/ipv4/conf/{TUN_NAME}/accept_local", "1"),

@@ -22,6 +22,9 @@ BACKEND_TYPE = "vxlan"
 OVERHEAD = {Family.V4: 20 + 8 + 8 + 14, Family.V6: 40 + 8 + 8 + 14}
 """Outer IP, UDP, VXLAN and inner Ethernet octets (RFC 7348). flannel counts 50 for IPv6, too (its #1781)."""
 
+LEAST_MTU = 1280
+"""Octets of a packet that every link of IPv6 must carry (RFC 8200)."""
+
 
 def settings(config: NetworkConfig) -> VxlanConfig:
     """Return the vxlan settings of a network whose backend is vxlan."""
@@ -38,6 +41,15 @@ def overlay_name(config: NetworkConfig, family: Family) -> str:
 def mtu(config: NetworkConfig, uplink: Uplink) -> int:
     """Return the configured or the uplink's MTU, less the overhead."""
     return (settings(config).mtu or uplink.mtu) - OVERHEAD[family_of(uplink.ip)]
+
+
+def obstacle(config: NetworkConfig, uplink: Uplink) -> str:
+    """Say when the tunnel is too narrow for IPv6: the kernel takes the protocol off such a device."""
+    narrow = mtu(config, uplink)
+    if family_of(uplink.ip) is Family.V4 or narrow >= LEAST_MTU:
+        return ""
+    least = LEAST_MTU + OVERHEAD[Family.V6]
+    return f"{uplink.name} leaves tunnel packets {narrow} octets: IPv6 needs {LEAST_MTU}, an MTU of {least}"
 
 
 def lease_data(config: NetworkConfig, mac: Mac | None) -> tuple[str, Any]:

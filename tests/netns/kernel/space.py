@@ -114,7 +114,8 @@ def there(kernel: KernelNetwork, where: Scope, *, wanted: AbstractSet[Network] =
     """Return this network's kernel path as it is now, with the sysctl of its device."""
     named_so = where.overlay in (IPV4.overlay, IPV6.overlay)
     sysctls = [f"net/ipv6/conf/{where.overlay}/accept_ra"] if named_so else []
-    return set(kernel.read(kernel.look(), where, wanted=wanted, sysctls=sysctls))
+    found = kernel.read(kernel.look(), where, wanted=wanted)
+    return {*found, *kernel.sysctls(sysctls)}
 
 
 def hooked(kernel: KernelNetwork, where: Scope, name_of: Callable[[int], str] = lambda _: "") -> set[Object]:

@@ -18,7 +18,7 @@ from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.paths import Paths, ask_paths, path_facts
 from flannel_ebpf.kernel.pods import pod_ports
 from flannel_ebpf.kernel.seen import Seen
-from flannel_ebpf.kernel.uplink import find_uplink, follow
+from flannel_ebpf.kernel.uplink import find_uplinks, follow
 from tests.netns.kernel.space import PUBLIC_IP, SUBNET, TinyProgram, index_of, run, scope
 from tests.netns.tcx_stranger import attach, detach
 
@@ -111,7 +111,7 @@ def test_foreign_filter_is_seen_ours_is_not(
 
 
 def test_uplink_as_it_is_now(netlink: RouteSocket, uplink: int) -> None:
-    first = find_uplink(Seen(netlink), ["up0"])
+    first = find_uplinks(Seen(netlink), iface=["up0"])[0]
     assert (first.ifindex, first.ip, first.prefix_len, first.mtu) == (uplink, PUBLIC_IP, 24, 1500)
 
     def now() -> Uplink | None:
@@ -135,7 +135,7 @@ def test_path_facts_follow_routing(netlink: RouteSocket, uplink: int) -> None:
         "ip route add unreachable 192.168.64.64/28",
         "ip route add blackhole 192.168.64.20",
     )
-    now = find_uplink(Seen(netlink), ["up0"])
+    now = find_uplinks(Seen(netlink), iface=["up0"])[0]
     expected = {
         "192.168.64.9": PathFacts(1500, on_link=True),
         "192.168.64.200": PathFacts(1500, on_link=False),
@@ -184,7 +184,7 @@ def test_a_way_that_is_not_by_the_uplink_is_the_kernels_alone(
 ) -> None:
     run("ip link add vpn0 type veth peer vpn1", "ip address add 172.31.0.1/24 dev vpn0")
     run("ip link set vpn0 up", "ip link set vpn1 up")
-    now = find_uplink(Seen(netlink), ["up0"])
+    now = find_uplinks(Seen(netlink), iface=["up0"])[0]
     if peer == THERE:
         assert not paths(netlink, [peer], now)[peer].kernel_only
     for command in commands:
@@ -206,7 +206,7 @@ HARMLESS = [
 @pytest.mark.parametrize("rule", HARMLESS)
 def test_rules_for_others_change_no_way(netlink: RouteSocket, uplink: int, rule: str) -> None:
     run("ip route add default via 192.168.64.1", "ip route add blackhole default table 100")
-    now = find_uplink(Seen(netlink), ["up0"])
+    now = find_uplinks(Seen(netlink), iface=["up0"])[0]
     before = paths(netlink, [THERE, FAR], now)
     run(rule)
     assert paths(netlink, [THERE, FAR], now) == before
@@ -216,7 +216,7 @@ def test_rules_for_others_change_no_way(netlink: RouteSocket, uplink: int, rule:
 def test_path_facts_of_a_wide_lan_with_thousands_of_routes_inside(netlink: RouteSocket, uplink: int) -> None:
     """The pods' network may lie inside the uplink's own prefix: 10.0.0.5/8 and 10.1.0.0/16."""
     run("ip address add 10.0.0.5/8 dev up0")
-    wide = find_uplink(Seen(netlink), ["10.0.0.5"])
+    wide = find_uplinks(Seen(netlink), iface=["10.0.0.5"])[0]
     with KernelNetwork() as kernel:
         gateway = IPv4Address("10.0.0.9")
         nets = [IPv4Network((int(IPv4Address("10.64.0.0")) + n * 256, 24)) for n in range(5000)]

@@ -7,10 +7,11 @@ from ipaddress import IPv4Address
 import pytest
 
 from flannel_ebpf.base.errors import ConfigError
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.base.model import Uplink
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.kernel.seen import Seen
-from flannel_ebpf.kernel.uplink import find_uplink
+from flannel_ebpf.kernel.uplink import find_uplinks
 from tests.netns.kernel.space import run
 
 
@@ -33,7 +34,8 @@ def host(namespace: None) -> None:
 
 def find(**flags: object) -> Uplink:
     with RouteSocket() as netlink:
-        return find_uplink(Seen(netlink), **flags)  # type: ignore[arg-type]  # a table of keyword arguments
+        [found] = find_uplinks(Seen(netlink), **flags)  # type: ignore[arg-type]  # a table of keyword arguments
+        return found
 
 
 @pytest.mark.parametrize(
@@ -50,8 +52,11 @@ def find(**flags: object) -> Uplink:
         ({"iface_regex": ["nothing", "th1"]}, ("eth1", "10.20.0.5", 16)),
         ({"can_reach": "203.0.113.9"}, ("eth0", "192.168.64.5", 24)),
         ({"can_reach": "8.8.8.8"}, ("eth1", "10.20.0.5", 16)),
-        ({"public_ip": IPv4Address("192.168.64.6")}, ("eth0", "192.168.64.6", 24)),
-        ({"iface": ["eth0"], "public_ip": IPv4Address("198.51.100.7")}, ("eth0", "192.168.64.5", 24)),
+        ({"public_ips": {Family.V4: IPv4Address("192.168.64.6")}}, ("eth0", "192.168.64.6", 24)),
+        (
+            {"iface": ["eth0"], "public_ips": {Family.V4: IPv4Address("198.51.100.7")}},
+            ("eth0", "192.168.64.5", 24),
+        ),
     ],
 )
 def test_choice(host: None, flags: dict[str, object], expected: tuple[str, str, int]) -> None:
@@ -68,7 +73,10 @@ def test_choice(host: None, flags: dict[str, object], expected: tuple[str, str, 
         ({"iface_regex": ["nothing"]}, "--iface-regex: 'nothing' cannot be used"),
         ({"iface": ["eth2"]}, "--iface: 'eth2' cannot be used: an interface with an IPv4 address"),
         ({"can_reach": "somewhere"}, "--iface-can-reach: 'somewhere' cannot be used: an IPv4 address"),
-        ({"public_ip": IPv4Address("198.51.100.7")}, "--public-ip: '198.51.100.7' cannot be used"),
+        (
+            {"public_ips": {Family.V4: IPv4Address("198.51.100.7")}},
+            "--public-ip: '198.51.100.7' cannot be used",
+        ),
     ],
 )
 def test_unmatched_flag_is_named(host: None, flags: dict[str, object], said: str) -> None:

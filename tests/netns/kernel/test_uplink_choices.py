@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from uplink_choices import FLAGS, HOSTS, REFUSED
 
-from flannel_ebpf.agent.join import choose_uplink
+from flannel_ebpf.agent.join import choose_uplinks
 from flannel_ebpf.base.config import parse_network_config
 from flannel_ebpf.base.errors import ConfigError
 from flannel_ebpf.commands.flags import options_from
@@ -34,7 +34,7 @@ def ours(flags: str) -> str:
     del given["verbosity"]
     try:
         with RouteSocket() as netlink:
-            uplink, public_ip = choose_uplink(Seen(netlink), options_from(given), CONFIG)
+            [(uplink, public_ip)] = choose_uplinks(Seen(netlink), options_from(given), CONFIG)
     except ConfigError:
         return REFUSED
     return f"{uplink.name} {uplink.ip} {public_ip} {vxlan.mtu(CONFIG, uplink)}"

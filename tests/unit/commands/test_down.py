@@ -88,6 +88,7 @@ def content(network: IPv4Network = NETWORK, **changes: Any) -> report.Content:
         "uplink": "eth0",
         "public_ip": "192.0.2.1",
         "subnet": f"{network.network_address + 0x700}/24",
+        "families": [],
         "reservation": False,
         "datapath": {"asked": "auto", "accelerated": True, "attach": "tcx", "why_not": ""},
         "peers": {"wanted": 3, "held": ""},

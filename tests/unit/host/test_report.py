@@ -22,7 +22,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_an_older_versions_report_lacks_what_came_later(tmp_path: Path) -> None:
-    later = ("etcd_prefix", "handed_over", "ready", "warnings", "etcd", "options")
+    later = ("etcd_prefix", "families", "handed_over", "ready", "warnings", "etcd", "options")
     report.write(tmp_path, {key: value for key, value in content().items() if key not in later})
     read = report.read(tmp_path, NETWORK)
     assert read
@@ -31,11 +31,27 @@ def test_an_older_versions_report_lacks_what_came_later(tmp_path: Path) -> None:
     assert read == content(etcd_prefix="", ready=False, **kept)
 
 
+def test_what_is_said_of_families_is_said_of_one_where_an_older_version_wrote(tmp_path: Path) -> None:
+    ipv4 = {key: content()[key] for key in ("network", "overlay", "public_ip", "subnet")}
+    ipv6 = {
+        "network": "fc00::/48",
+        "overlay": "flannel-v6.1",
+        "public_ip": "fd00::1",
+        "subnet": "fc00:0:0:7::/64",
+    }
+    report.write(tmp_path, content(families=[ipv4, ipv6]))
+    read = report.read(tmp_path, NETWORK)
+    assert read
+    assert report.families(read) == [ipv4, ipv6]
+    assert report.families(content()) == [ipv4]
+
+
 WRONG: dict[str, Any] = {
     "network": "10.2.0.0/16",
     "pid": "1",
     "public_ip": "no address",
     "subnet": "10.1.5.1/24",
+    "families": [{"network": "fc00::/48"}],
     "pods": True,
     "datapath": {},
     "peers": {"wanted": 1},

@@ -11,6 +11,7 @@ import pytest
 
 from flannel_ebpf.agent import identity
 from flannel_ebpf.agent.identity import GRACE, Identity
+from flannel_ebpf.base import family
 from flannel_ebpf.base.config import parse_network_config
 from flannel_ebpf.base.errors import ConfigError
 from flannel_ebpf.base.model import Mac, Uplink
@@ -83,12 +84,12 @@ class Host:
         self.choice: Uplink | None = None
         self.identity = Identity(Options(**options))
         self.stack = stack(CONFIG, HOME, "10.1.5.0/24")
-        monkeypatch.setattr(identity, "choose_uplink", self._choose)
+        monkeypatch.setattr(identity, "choose_uplinks", self._choose)
 
-    def _choose(self, *_: object) -> tuple[Uplink, IPv4Address]:
+    def _choose(self, *_: object) -> list[tuple[Uplink, family.Address]]:
         if self.choice is None:
             raise ConfigError("default route", "none", "one")
-        return self.choice, cast(IPv4Address, self.choice.ip)
+        return [(self.choice, self.choice.ip)]
 
     def at(self, now: float) -> tuple[str, str]:
         """Return where the node is at that time."""

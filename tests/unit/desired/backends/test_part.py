@@ -18,8 +18,7 @@ from tests.samples import lease, stack
 NETWORK = IPv4Network("10.1.0.0/16")
 CONFIG = parse_network_config('{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}', "test")
 DUAL_CONFIG = parse_network_config(
-    '{"Network": "10.1.0.0/16", "EnableIPv6": true, "IPv6Network": "fc00::/48", "Backend": {"Type": "udp"}}',
-    "test",
+    '{"Network":"10.1.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}', "test"
 )
 UPLINK = Uplink(3, "eth0", IPv4Address("192.168.64.1"), 24, 1500, Mac(bytes(6)))
 UPLINK6 = replace(UPLINK, ip=IPv6Address("fd00::1"), prefix_len=64)
