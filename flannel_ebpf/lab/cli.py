@@ -16,7 +16,7 @@ from flannel_ebpf.lab.cluster import Lab, labs
 from flannel_ebpf.lab.drawing import draw
 from flannel_ebpf.lab.kube_server import kube_programs
 from flannel_ebpf.lab.node import Node
-from flannel_ebpf.lab.spec import BACKENDS, DATAPATHS, KUBE_PROXY_MODES, LabSpec
+from flannel_ebpf.lab.spec import BACKENDS, DATAPATHS, FAMILIES, KUBE_PROXY_MODES, LabSpec
 
 name_option = click.option("--name", default="lab", show_default=True, help="Which lab.")
 
@@ -32,7 +32,8 @@ def lab() -> None:
 @click.option("--backend", type=click.Choice(BACKENDS), default="vxlan", show_default=True)
 @click.option("--datapath", type=click.Choice(DATAPATHS), default="auto", show_default=True)
 @click.option("--fastpath", type=click.Choice(["flows", "subnets", "off"]), help="Default: the daemon's.")
-@click.option("--network", default="10.1.0.0/16", show_default=True, help="The overlay's network.")
+@click.option("--family", type=click.Choice(tuple(FAMILIES)), default="4", show_default=True, help="Of pods.")
+@click.option("--network", default="10.1.0.0/16", show_default=True, help="The overlay's IPv4 network.")
 @click.option(
     "--kube", is_flag=False, flag_value="", type=click.Path(path_type=Path), metavar="[FOLDER]",
     help="With the API server and kube-proxy that lie in FOLDER; default: what `make kube` built.",
@@ -46,6 +47,7 @@ def up(
     backend: str,
     datapath: str,
     fastpath: str | None,
+    family: str,
     network: str,
     kube: Path | None,
     kube_proxy_mode: str,
@@ -62,6 +64,7 @@ def up(
         backend=backend,
         datapath=datapath,
         fastpath=fastpath,
+        family=family,
         network=network,
         extra_up_args=up_args,
         kube_apiserver=programs[0],
@@ -79,7 +82,8 @@ def up(
         raise click.exceptions.Exit(1) from error
     suffix = "" if name == "lab" else f" --name {name}"
     click.echo(draw(built))
-    click.echo(f"try:    flannel-ebpf lab exec{suffix} n1p1 -- ping -c3 {built.nodes[-1].pods[0].ip}")
+    for address in built.nodes[-1].pods[0].addresses.values():
+        click.echo(f"try:    flannel-ebpf lab exec{suffix} n1p1 -- ping -c3 {address}")
     if kube is not None:
         click.echo(f"        flannel-ebpf lab exec{suffix} n1 -- kubectl get nodes")
     click.echo(f"end it: flannel-ebpf lab down{suffix}")

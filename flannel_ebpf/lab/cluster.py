@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from ipaddress import IPv4Network
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from flannel_ebpf.base.errors import LabError
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.lab import readiness, switch, teardown
 from flannel_ebpf.lab.command import run
 from flannel_ebpf.lab.etcd_server import EtcdServer
@@ -127,8 +127,8 @@ class Lab:
         """Run etcdctl against this lab's etcd and return its output; raises LabError when it fails."""
         return self.etcd.ctl(*arguments, stdin=stdin)
 
-    def leases(self) -> dict[IPv4Network, dict[str, Any]]:
-        """Return every subnet lease in etcd: subnet -> decoded JSON value."""
+    def leases(self) -> dict[Network, dict[str, Any]]:
+        """Return every lease in etcd: each of its subnets -> decoded JSON value."""
         return self.etcd.leases()
 
     def down(self) -> None:

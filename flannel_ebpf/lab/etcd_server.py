@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from base64 import b64decode
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 from flannel_ebpf.base.errors import LabError
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.lab import netns
 from flannel_ebpf.lab.command import run
 from flannel_ebpf.lab.processes import Process, spawn, tail
@@ -66,13 +67,14 @@ class EtcdServer:
         command = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={ETCD_ENDPOINT}", *arguments]
         return run(netns.inside(self.ns, command), stdin=stdin).stdout
 
-    def leases(self) -> dict[IPv4Network, dict[str, Any]]:
-        """Return every lease below `<prefix>/subnets/`: subnet -> decoded JSON value."""
+    def leases(self) -> dict[Network, dict[str, Any]]:
+        """Return every lease below `<prefix>/subnets/`: each of its subnets -> decoded JSON value."""
         answer = json.loads(self.ctl("get", "--prefix", f"{self.prefix}/subnets/", "--write-out=json"))
-        found = {}
+        found: dict[Network, dict[str, Any]] = {}
         for pair in answer.get("kvs", []):
             key = b64decode(pair["key"]).decode().rpartition("/")[2]
-            found[IPv4Network(key.replace("-", "/"))] = json.loads(b64decode(pair["value"]))
+            for subnet in key.removeprefix("0.0.0.0-0&").split("&"):
+                found[ip_network("/".join(subnet.rsplit("-", 1)))] = json.loads(b64decode(pair["value"]))
         return found
 
 

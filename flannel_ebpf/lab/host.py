@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import IO, Any
 
+from flannel_ebpf.base.errors import LabError
+from flannel_ebpf.base.family import Address, Family, family_of, ipv4, ipv6
 from flannel_ebpf.lab import command as commands
 from flannel_ebpf.lab import netns
 
 
 class Host:
-    """A node or a pod: `name` in the lab, namespace `ns`, address `ip`."""
+    """A node or a pod: `name` in the lab, namespace `ns`, one address of a family."""
 
-    def __init__(self, name: str, ns: str, ip: IPv4Address) -> None:
+    def __init__(self, name: str, ns: str, *addresses: Address) -> None:
         self.name = name
         self.ns = ns
-        self.ip = ip
+        self.addresses = {family_of(one): one for one in sorted(addresses, key=family_of)}
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name} {self.ip} in {self.ns}>"
+        addresses = " ".join(map(str, self.addresses.values()))
+        return f"<{type(self).__name__} {self.name} {addresses} in {self.ns}>"
+
+    def at(self, family: Family) -> Address:
+        """Return the address of a family; raises LabError when there is none."""
+        try:
+            return self.addresses[family]
+        except KeyError:
+            raise LabError(f"{self.name} has no {family} address") from None
+
+    @property
+    def ip(self) -> IPv4Address:
+        """The IPv4 address."""
+        return ipv4(self.at(Family.V4))
+
+    @property
+    def ip6(self) -> IPv6Address:
+        """The IPv6 address."""
+        return ipv6(self.at(Family.V6))
 
     def run(
         self, command: Sequence[str], *, check: bool = True, stdin: str | None = None, timeout: float = 60.0

@@ -10,11 +10,12 @@ import json
 import os
 import ssl
 import time
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
 from flannel_ebpf.base.errors import LabError
+from flannel_ebpf.base.family import Family, Network, family_of
 from flannel_ebpf.lab import netns
 from flannel_ebpf.lab.command import run
 from flannel_ebpf.lab.processes import Process, spawn, tail
@@ -158,14 +159,19 @@ class KubeServer:
             },
             "/api/v1/nodes",
         )
-        address = {"type": "InternalIP", "address": str(node_ip(name))}
-        self.request("PATCH", f"/api/v1/nodes/{name}/status", {"status": {"addresses": [address]}})
+        addresses = [
+            {"type": "InternalIP", "address": str(node_ip(name, family))} for family in self.spec.families
+        ]
+        self.request("PATCH", f"/api/v1/nodes/{name}/status", {"status": {"addresses": addresses}})
 
     def pod_cidrs(self, name: str) -> list[str]:
         """Return what node `n<number>` gets: the subnet of that number in each network."""
         number = int(name.removeprefix("n"))
-        pools = [(IPv4Network(self.spec.network), self.spec.subnet_len)]
-        return [str(_subnet(pool, length, number)) for pool, length in pools]
+        pools: dict[Family, tuple[Network, int]] = {
+            Family.V4: (IPv4Network(self.spec.network), self.spec.subnet_len),
+            Family.V6: (IPv6Network(self.spec.network_v6), self.spec.subnet_len_v6),
+        }
+        return [str(_subnet(*pools[family], number)) for family in self.spec.families]
 
     def kubeconfig(self, token: str) -> str:
         """Return a kubeconfig, in JSON, for the user of `token`."""
@@ -215,5 +221,6 @@ class KubeServer:
         return response.status, json.loads(text) if text.startswith("{") else text
 
 
-def _subnet(pool: IPv4Network, length: int, number: int) -> IPv4Network:
-    return IPv4Network((int(pool.network_address) + (number << (32 - length)), length))
+def _subnet(pool: Network, length: int, number: int) -> Network:
+    family = family_of(pool)
+    return family.network(int(pool.network_address) + (number << (family.bits - length)), length)

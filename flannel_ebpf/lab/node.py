@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Interface, IPv4Network, ip_address, ip_interface
 from pathlib import Path
 
 from flannel_ebpf.base.errors import LabError
+from flannel_ebpf.base.family import Address, Family, Interface, Network, family_of
 from flannel_ebpf.kernel.hooks.standing import Hook, standing
 from flannel_ebpf.lab import netns, processes
 from flannel_ebpf.lab.host import Host
 from flannel_ebpf.lab.pod import Pod, make_bridge, plug
 from flannel_ebpf.lab.processes import Process
 from flannel_ebpf.lab.spec import ETCD_ENDPOINT, LabSpec, node_ip
+
+_SUBNET = {Family.V4: "FLANNEL_SUBNET", Family.V6: "FLANNEL_IPV6_SUBNET"}
 
 
 class Node(Host):
@@ -25,7 +28,8 @@ class Node(Host):
     """
 
     def __init__(self, spec: LabSpec, name: str) -> None:
-        super().__init__(name, f"{spec.name}-{name}", node_ip(name))
+        underlay = sorted({Family.V4, *spec.families})
+        super().__init__(name, f"{spec.name}-{name}", *(node_ip(name, family) for family in underlay))
         self.spec = spec
         self.folder: Path = spec.folder / name
         self.subnet_file = self.folder / "subnet.env"
@@ -49,21 +53,30 @@ class Node(Host):
 
     @property
     def gateway(self) -> IPv4Interface:
-        """The subnet's first address with its length, as FLANNEL_SUBNET says it."""
-        try:
-            return IPv4Interface(self.environment()["FLANNEL_SUBNET"])
-        except KeyError as error:
-            raise LabError(f"{self.name} has no subnet yet: {self.subnet_file} is not written") from error
+        """The IPv4 subnet's first address with its length, as FLANNEL_SUBNET says it."""
+        return next(one for one in self.gateways if isinstance(one, IPv4Interface))
+
+    @property
+    def gateways(self) -> list[Interface]:
+        """The first address of each subnet with its length; LabError before subnet.env is written."""
+        said = self.environment()
+        if not said:
+            raise LabError(f"{self.name} has no subnet yet: {self.subnet_file} is not written")
+        return [ip_interface(said[_SUBNET[family]]) for family in self.spec.families]
 
     @property
     def subnet(self) -> IPv4Network:
-        """The subnet leased to this node. Raises LabError before subnet.env is written."""
+        """The IPv4 subnet leased to this node. Raises LabError before subnet.env is written."""
         return self.gateway.network
+
+    def subnet_of(self, family: Family) -> Network:
+        """Return the subnet of a family leased to this node; raises LabError likewise."""
+        return self.gateways[self.spec.families.index(family)].network
 
     @property
     def mtu(self) -> int:
         """FLANNEL_MTU of subnet.env."""
-        self.gateway  # noqa: B018 - the one place that says why there is none yet
+        self.gateways  # noqa: B018 - the one place that says why there is none yet
         return int(self.environment()["FLANNEL_MTU"])
 
     def hooks(self) -> list[Hook]:
@@ -169,25 +182,36 @@ class Node(Host):
     def pods(self) -> list[Pod]:
         """Pods of this node, in the order of their numbers."""
         files = (self.folder / "pods").iterdir() if self.folder.exists() else ()
-        pods = [self._pod(file.read_text(), IPv4Address(file.name)) for file in files]
+        found: dict[str, list[Address]] = {}
+        for file in files:
+            found.setdefault(file.read_text(), []).append(ip_address(file.name))
+        pods = [self._pod(name, addresses) for name, addresses in found.items()]
         return sorted(pods, key=lambda pod: int(pod.name.rpartition("p")[2]))
 
-    def add_pod(self, *, name: str | None = None, ip: IPv4Address | None = None) -> Pod:
-        """Add a pod with the next number and the lowest free address from .2 on, or with those given."""
+    def add_pod(self, *, name: str | None = None, ip: Address | None = None) -> Pod:
+        """Add a pod with the next number and the lowest free addresses from .2 on, or with those given."""
         present = self.pods
-        taken = {pod.ip for pod in present}
+        taken = {address for pod in present for address in pod.addresses.values()}
         if name is None:
             number = max((int(pod.name.rpartition("p")[2]) for pod in present), default=0) + 1
             name = f"{self.name}p{number}"
-        if ip is None:
-            ip = next(host for host in list(self.subnet.hosts())[1:] if host not in taken)
-        if ip in taken or ip not in self.subnet:
-            raise LabError(f"{self.name}: {ip} is taken, or outside {self.subnet}")
-        pod = self._pod(name, ip)
+        gateways = self.gateways
+        given = {family_of(ip): ip} if ip else {}
+        addresses: list[Address] = []
+        for subnet in (gateway.network for gateway in gateways):
+            free = (number for number in range(2, subnet.num_addresses - 1) if subnet[number] not in taken)
+            address = given.get(family_of(subnet)) or subnet[next(free)]
+            if address in taken or address not in subnet:
+                raise LabError(f"{self.name}: {address} is taken, or outside {subnet}")
+            addresses.append(address)
+        pod = self._pod(name, addresses)
         netns.create([pod.ns])
-        make_bridge(self.ns, self.gateway, self.mtu)
-        plug(pod, self.ns, self.gateway, self.mtu)
-        self._address_file(pod).write_text(pod.name)
+        if Family.V6 in pod.addresses:
+            netns.trust_addresses(pod.ns)
+        make_bridge(self.ns, gateways, self.mtu)
+        plug(pod, self.ns, gateways, self.mtu)
+        for file in self._address_files(pod):
+            file.write_text(pod.name)
         return pod
 
     def remove_pod(self, pod: Pod) -> None:
@@ -195,10 +219,11 @@ class Node(Host):
         processes.end([found for pid in netns.pids([pod.ns]) if (found := Process.of(pid))])
         self.run(["ip", "link", "delete", pod.veth], check=False)
         netns.delete([pod.ns])
-        self._address_file(pod).unlink(missing_ok=True)
+        for file in self._address_files(pod):
+            file.unlink(missing_ok=True)
 
-    def _pod(self, name: str, ip: IPv4Address) -> Pod:
-        return Pod(name, f"{self.spec.name}-{name}", ip)
+    def _pod(self, name: str, addresses: Iterable[Address]) -> Pod:
+        return Pod(name, f"{self.spec.name}-{name}", *addresses)
 
-    def _address_file(self, pod: Pod) -> Path:
-        return self.folder / "pods" / str(pod.ip)
+    def _address_files(self, pod: Pod) -> list[Path]:
+        return [self.folder / "pods" / str(address) for address in pod.addresses.values()]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, ip_network
 
 from flannel_ebpf.base.errors import LabError
+from flannel_ebpf.base.family import Family, Network, in_order
 from flannel_ebpf.lab.node import Node
 
 Missing = Callable[[Node], str]
@@ -42,11 +43,11 @@ def unready(node: Node, nodes: Sequence[Node]) -> str:
     if late:
         return f"waits for {late.name}, which has no subnet.env"
     if node.spec.backend == "udp":
-        subnets = {IPv4Network(node.spec.network)} if wanted else set()
+        subnets: set[Network] = {IPv4Network(node.spec.network)} if wanted else set()
     else:
-        subnets = {other.subnet for other in wanted}
-    absent = subnets - _routes(node)
-    return f"has no route to {', '.join(str(subnet) for subnet in sorted(absent))}" if absent else ""
+        subnets = {gateway.network for other in wanted for gateway in other.gateways}
+    absent = subnets - {route for family in node.spec.families for route in _routes(node, family)}
+    return f"has no route to {', '.join(map(str, sorted(absent, key=in_order)))}" if absent else ""
 
 
 def unattached(node: Node) -> str:
@@ -57,6 +58,6 @@ def unattached(node: Node) -> str:
     return f"has no program on {', '.join(bare)}" if bare else ""
 
 
-def _routes(node: Node) -> set[IPv4Network]:
-    routes = json.loads(node.run(["ip", "-4", "-json", "route", "show"]).stdout)
-    return {IPv4Network(route["dst"]) for route in routes if route["dst"] != "default"}
+def _routes(node: Node, family: Family) -> set[Network]:
+    routes = json.loads(node.run(["ip", f"-{family.value}", "-json", "route", "show"]).stdout)
+    return {ip_network(route["dst"]) for route in routes if route["dst"] != "default"}

@@ -6,20 +6,26 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
 from flannel_ebpf.base.errors import LabError
+from flannel_ebpf.base.family import Address, Family, Network
 
 ROOT = Path("/run/flannel-ebpf-lab")
 UNDERLAY = IPv4Network("192.168.64.0/24")
-ETCD_IP = UNDERLAY[254]
+UNDERLAYS: Mapping[Family, Network] = {Family.V4: UNDERLAY, Family.V6: IPv6Network("fd00:64::/64")}
+"""What joins the nodes; IPv6's only in labs whose network has IPv6."""
+SWITCH = 254
+"""The switch's number in the underlay: etcd's address, and the nodes' default gateway."""
+ETCD_IP = UNDERLAY[SWITCH]
 ETCD_ENDPOINT = f"http://{ETCD_IP}:2379"
 
 BACKENDS = ("vxlan", "host-gw", "udp")
 DATAPATHS = ("auto", "ebpf", "kernel")
 KUBE_PROXY_MODES = ("iptables", "nftables")
+FAMILIES = {"4": (Family.V4,), "6": (Family.V6,), "dual": (Family.V4, Family.V6)}
 MAX_NODES = 250
 
 
@@ -31,6 +37,7 @@ class LabSpec:
     `extra_up_args` go to every daemon as they are, None leaves its default. `backend_config` holds more
     keys of the network config's Backend, `network_config` more keys of its top level. Without
     `start_daemons` the nodes have an uplink and nothing else.
+    `family` is what pods have: "4", "6" or "dual"; `network_v6` counts with IPv6 alone.
     `kube_apiserver` is the path of an API server's program: the daemons then run with --kube-subnet-mgr.
     `kube_proxy` is the path of kube-proxy, which then runs on every node in `kube_proxy_mode`.
     """
@@ -40,8 +47,11 @@ class LabSpec:
     backend: str = "vxlan"
     datapath: str = "auto"
     fastpath: str | None = None
+    family: str = "4"
     network: str = "10.1.0.0/16"
     subnet_len: int = 24
+    network_v6: str = "fd10:1::/48"
+    subnet_len_v6: int = 64
     pods_per_node: int = 2
     start_daemons: bool = True
     etcd_prefix: str = "/coreos.com/network"
@@ -56,6 +66,7 @@ class LabSpec:
     def __post_init__(self) -> None:
         check_name(self.name)
         _one_of("backend", self.backend, BACKENDS)
+        _one_of("family", self.family, tuple(FAMILIES))
         for datapath in (self.datapath, *self.datapaths.values()):
             _one_of("datapath", datapath, DATAPATHS)
         _one_of("kube_proxy_mode", self.kube_proxy_mode, KUBE_PROXY_MODES)
@@ -82,6 +93,11 @@ class LabSpec:
         return [f"n{number}" for number in range(1, self.nodes + 1)]
 
     @property
+    def families(self) -> tuple[Family, ...]:
+        """The families of the network, IPv4 first."""
+        return FAMILIES[self.family]
+
+    @property
     def folder(self) -> Path:
         """Where everything of this lab lies."""
         return folder_of(self.name)
@@ -102,13 +118,16 @@ class LabSpec:
 
     def config_json(self) -> str:
         """Return the network config that goes to `<prefix>/config`."""
-        config = {
-            "Network": self.network,
-            "SubnetLen": self.subnet_len,
-            **self.network_config,
-            "Backend": {"Type": self.backend, **self.backend_config},
-        }
-        return json.dumps(config)
+        config: dict[str, Any] = {}
+        if Family.V4 in self.families:
+            config |= {"Network": self.network, "SubnetLen": self.subnet_len}
+        else:
+            config |= {"EnableIPv4": False}
+        if Family.V6 in self.families:
+            pool = {"IPv6Network": self.network_v6, "IPv6SubnetLen": self.subnet_len_v6}
+            config |= {"EnableIPv6": True, **pool}
+        config |= self.network_config
+        return json.dumps({**config, "Backend": {"Type": self.backend, **self.backend_config}})
 
     def to_json(self) -> str:
         """Return this spec as text for `from_json`."""
@@ -133,9 +152,9 @@ def folder_of(lab: str) -> Path:
     return ROOT / lab
 
 
-def node_ip(name: str) -> IPv4Address:
-    """Return the underlay address of node `n<number>`: 192.168.64.<number>."""
-    return UNDERLAY[int(name.removeprefix("n"))]
+def node_ip(name: str, family: Family = Family.V4) -> Address:
+    """Return the underlay address of node `n<number>`: the one of that number."""
+    return UNDERLAYS[family][int(name.removeprefix("n"))]
 
 
 def owns_namespace(lab: str, ns: str) -> bool:
