@@ -26,7 +26,7 @@ from flannel_ebpf.base.model import Lease, LeasePart, PathFacts, Skipped
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Peer
 from flannel_ebpf.desired.objects import DEVICES, Scope, Sysctl, device_of
-from flannel_ebpf.desired.plan import Failure, Op, Weight, plan
+from flannel_ebpf.desired.plan import Failure, Op, Weight, plan, spare
 from flannel_ebpf.desired.short_pass import Settled, change, follow
 from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.paths import Paths, ask_paths, path_facts
@@ -137,8 +137,9 @@ class Reconciler:
             if done.last:
                 break
             now = replace(now, seen=self._kernel.look(), broken=now.broken | _broken(done.failures))
+        failures = spare(failures, [stack.family for stack in node.stacks])
         bpf = self._sides.bpf
-        if done.last and may_delete and not any(one.weight == "own" for one in failures):
+        if done.last and may_delete and not any(_of_a_device(one) or one.weight == "own" for one in failures):
             by_subnet = {peer.subnet: peer for peer in now.peers}
             self._settled = Settled(node, leases, by_subnet, skipped, bpf.slots, bpf.slot_count)
         self._last = Outcome(

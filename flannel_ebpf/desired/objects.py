@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flannel_ebpf.base.family import Address, Interface, Network
+from flannel_ebpf.base.family import Address, Family, Interface, Network, family_of
 from flannel_ebpf.base.model import Mac
 
 ROUTE_PROTOCOL = 251
@@ -337,14 +337,25 @@ def device_of(obj: Object) -> str:
             return ""
 
 
+def family_in(obj: Object) -> Family:
+    """Return whose packets need an object; IPv4's where it tells of no family."""
+    match obj:
+        case VxlanLink(local=what) | LinkAddress(address=what) | Neighbour(ip=what) | Route(dst=what):
+            return family_of(what)
+        case Ruleset(name=network) if ":" in network:
+            return Family.V6
+        case _:
+            return Family.V4
+
+
 DEVICES = (RelayProcess, VxlanLink, TunLink)
 """What makes a device: with it the kernel may drop the device's addresses, routes and neighbours."""
 
 ORDER: tuple[type, ...] = (
     PinFolder,
     *DEVICES,
-    LinkAddress,
     Sysctl,
+    LinkAddress,
     Ruleset,
     Neighbour,
     FdbEntry,
@@ -355,8 +366,8 @@ ORDER: tuple[type, ...] = (
     XdpProgram,
     HeadroomPort,
 )
-"""Order of creation: device, what packets need on their way, then what sends packets there, then what only
-makes that cheaper.
+"""Order of creation: device and its settings, what packets need on their way, then what sends packets there,
+then what only makes that cheaper.
 
 Deletion runs the other way round, so that no program or route ever points at something already gone.
 """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.desired.objects import (
     DEVICES,
     ORDER,
@@ -17,6 +18,7 @@ from flannel_ebpf.desired.objects import (
     Ruleset,
     TunLink,
     VxlanLink,
+    family_in,
 )
 
 
@@ -44,15 +46,21 @@ Weight = Literal["own", "part"]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An operation that the edge it belongs to refused, and why."""
+    """An operation that the edge it belongs to refused, and why.
+
+    `spared`: the node's other family goes on.
+    """
 
     op: Op
     error: KernelError
+    spared: bool = False
 
     @property
     def weight(self) -> Weight:
         """What the failure takes away."""
         match self.op.obj:
+            case _ if self.spared:
+                return "part"
             case RelayProcess() | VxlanLink() | TunLink() | LinkAddress():
                 return "own"
             case Route(gateway=None):
@@ -61,6 +69,13 @@ class Failure:
                 return "own"
             case _:
                 return "part"
+
+
+def spare(failures: Iterable[Failure], families: Collection[Family]) -> list[Failure]:
+    """Return the failures of a node with these families, weighed: one family's stop no other family."""
+    failures = list(failures)
+    stopped = {family_in(one.op.obj) for one in failures if one.weight == "own"}
+    return [replace(one, spared=True) for one in failures] if stopped < set(families) else failures
 
 
 def plan(desired: Iterable[Object], actual: Iterable[Object], *, may_delete: bool = True) -> list[Op]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.lab import Node, Pod
 from flannel_ebpf.lab.spec import ETCD_ENDPOINT
 from tests.polls import eventually
@@ -19,9 +20,9 @@ RATE = 1000
 
 _RECEIVER = """
 import json, os, signal, socket, struct, sys, time
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock = socket.socket(int(sys.argv[2]), socket.SOCK_DGRAM)
 sock.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)
-sock.bind(("0.0.0.0", int(sys.argv[1])))
+sock.bind(("", int(sys.argv[1])))
 sock.settimeout(0.4)
 seen, gap, last, ending = set(), 0.0, None, False
 def tell(*_):  # by a bare write: asked again at once, print would find itself at work
@@ -49,7 +50,7 @@ while True:
 
 _SENDER = """
 import signal, socket, struct, sys, time
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock = socket.socket(int(sys.argv[4]), socket.SOCK_DGRAM)
 sock.connect((sys.argv[1], int(sys.argv[2])))
 rate, number, refused, going = int(sys.argv[3]), 0, 0, True
 def end(*_):
@@ -153,13 +154,15 @@ def _end(process: subprocess.Popen[str]) -> str:
 
 
 @contextmanager
-def stream(source: Pod, target: Pod, port: int = PORT, rate: int = RATE) -> Iterator[Delivery]:
+def stream(
+    source: Pod, target: Pod, port: int = PORT, rate: int = RATE, family: Family = Family.V4
+) -> Iterator[Delivery]:
     """Send numbered UDP packets at `rate` a second during the block; the delivery is filled in at its end."""
-    receiver = _start(target, _RECEIVER, port)
+    receiver = _start(target, _RECEIVER, port, family.af)
     result = Delivery(receiver)
     try:
         _ready(receiver)
-        sender = _start(source, _SENDER, target.ip, port, rate)
+        sender = _start(source, _SENDER, target.at(family), port, rate, family.af)
         try:
             result.more(rate // 2)  # flows are admitted before anything is done to them
             yield result

@@ -135,6 +135,8 @@ def objects(stack: Stack, peers: Sequence[Peer]) -> list[Object]:
         LinkAddress(name, ip_interface((stack.subnet.network_address, stack.family.bits))),
         Sysctl(f"net/ipv6/conf/{name}/accept_ra", "0"),
     ]
+    if stack.family is Family.V6:  # hosts switch it off for devices to come, and there are no addresses then
+        found.append(Sysctl(f"net/ipv6/conf/{name}/disable_ipv6", "0"))
     stations: dict[Mac, FdbEntry] = {}  # two leases may claim one MAC; the kernel holds one entry, the last
     for peer in peers:
         if peer.vtep_mac is None:

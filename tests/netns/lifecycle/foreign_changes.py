@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from flannel_ebpf.base.errors import BpfError, LabError
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map
-from flannel_ebpf.lab import Node
+from flannel_ebpf.lab import Lab, Node
+from flannel_ebpf.lab.stock import DEVICES
 from tests.netns import tcx_stranger
 from tests.polls import unchanging
 
@@ -22,13 +24,26 @@ On an idle machine it takes a fifth of that.
 """
 
 
+_DATA = {Family.V4: "BackendData", Family.V6: "BackendV6Data"}
+
+_OF_A_FAMILY = (
+    "ip -d -o link show dev {device}",
+    "ip -o -{family} address show dev {device} scope global",
+    "ip -{family} route show | grep -v fe80:",
+    "ip -{family} neigh show dev {device} nud permanent",
+    "bridge fdb show dev {device}",
+    "[ {family} = 4 ] && iptables-save || ip6tables-save",
+    "sysctl net.ipv6.conf.$(echo {device} | tr . /).accept_ra",
+)
+
+
 @dataclass(frozen=True)
 class Fault:
     """A foreign change and how long it may last.
 
-    In the shell words {near} is the node's subnet, {far} the peer's, {vtep} its address, {mac} its VTEP,
-    {headroom} the device that gives pods' packets headroom, {pins} the pin folder, {map} the folder of
-    pinned maps, {env} subnet.env, {tcx} what changes tcx hooks.
+    In the shell words {near} is the node's subnet, {far} the peer's, {vtep} its address, {mac} its VTEP, all
+    of the family that the fault is about; {headroom} the device that gives pods' packets headroom, {pins} the
+    pin folder, {map} the folder of pinned maps, {env} subnet.env, {tcx} what changes tcx hooks.
     """
 
     command: str
@@ -95,19 +110,53 @@ CLSACT_FAULTS = {
 """For a node with --attach=clsact."""
 
 
+FAULTS_V6 = {
+    "device deleted": Fault("ip link del flannel-v6.1"),
+    "device down": Fault("ip link set flannel-v6.1 down"),
+    "device's MAC": Fault("ip link set flannel-v6.1 address 02:00:00:00:00:99"),
+    "device's MTU": Fault("ip link set flannel-v6.1 mtu 1300"),
+    "device's MTU too small for IPv6": Fault("ip link set flannel-v6.1 mtu 1000"),
+    "IPv6 off on the device": Fault("sysctl -w net.ipv6.conf.flannel-v6/1.disable_ipv6=1"),
+    "device of IPv4 deleted": Fault("ip link del flannel.1"),
+    "address deleted": Fault("ip -6 addr del {own_vtep}/128 dev flannel-v6.1"),
+    "addresses flushed": Fault("ip -6 addr flush dev flannel-v6.1"),
+    "address added": Fault("ip addr add fd10:1:0:fff::/128 dev flannel-v6.1"),
+    "route deleted": Fault("ip -6 route del {far}"),
+    "route altered": Fault("ip -6 route replace {far} via fd00:64::fe metric 1024"),
+    "blackhole route deleted": Fault("ip -6 route del {near} dev lo"),
+    "stale route": Fault(
+        "ip route add fd10:1:0:ffe::/64 via fd10:1:0:ffe:: dev flannel-v6.1 onlink proto 251"
+    ),
+    "routes flushed": Fault("ip -6 route flush proto 251"),
+    "neighbour deleted": Fault("ip neigh del {vtep} dev flannel-v6.1"),
+    "neighbour altered": Fault(
+        "ip neigh replace {vtep} lladdr 02:00:00:00:00:77 dev flannel-v6.1 nud permanent"
+    ),
+    "FDB entry deleted": Fault("bridge fdb del {mac} dev flannel-v6.1"),
+    "FDB entry altered": Fault("bridge fdb replace {mac} dev flannel-v6.1 dst fd00:64::77 self permanent"),
+    "stale FDB entry": Fault(
+        "bridge fdb add 02:00:00:00:00:55 dev flannel-v6.1 dst fd00:64::55 self permanent"
+    ),
+    "accept_ra": Fault("sysctl -w net.ipv6.conf.flannel-v6/1.accept_ra=1", SILENT),
+    "forward rules flushed": Fault("ip6tables -F FLANNEL-FWD"),
+    "jump deleted": Fault("ip6tables -t nat -F POSTROUTING"),
+    "rule altered": Fault("ip6tables -t nat -R FLANNEL-POSTRTG 1 -j RETURN"),
+    "all rules flushed": Fault("nft flush ruleset"),
+}
+"""For a node with pods of both families."""
+
+
 def state(node: Node) -> str:
     """Everything of ours that is seen from outside; two equal texts are two equal nodes."""
     commands = [
-        "ip -d -o link show dev flannel.1",
-        "ip -o -4 address show dev flannel.1",
-        "ip route show",
-        "ip neigh show dev flannel.1 nud permanent",
-        "bridge fdb show dev flannel.1",
-        "iptables-save",
+        *(
+            line.format(device=DEVICES[family], family=family.value)
+            for family in node.spec.families
+            for line in _OF_A_FAMILY
+        ),
         "ip -d -o link show dev eth0",
         f"ip -d -o link show dev {headroom_port(node)}",
         "sysctl net.netfilter.nf_conntrack_tcp_be_liberal",
-        "sysctl net.ipv6.conf.flannel/1.accept_ra",
         f"find {node.pin_root} -type f",
         f"cat {node.subnet_file}",
     ]
@@ -149,17 +198,19 @@ def _essence(line: str) -> str:
     return re.sub(r"(?<!vxlan )\b(\w*id|load_time) \d+", "N", text)
 
 
-def filled_in(command: str, node: Node, other: Node) -> str:
+def filled_in(command: str, node: Node, other: Node, family: Family = Family.V4) -> str:
     """Return the fault's command for this node."""
+    far = other.subnet_of(family)
     with Map.open(node.map_path("fl_peers")) as peers:
         [(key, value)] = peers.items().items()
     broken = replace(abi.Peer.unpack(value), public_ip=IPv4Address("192.168.64.77")).pack()
     return command.format(
-        near=node.subnet,
-        far=other.subnet,
-        vtep=other.subnet.network_address,
-        own=node.ip,
-        mac=abi.Peer.unpack(value).vtep_mac,
+        near=node.subnet_of(family),
+        far=far,
+        vtep=far.network_address,
+        own=node.at(family),
+        own_vtep=node.subnet_of(family).network_address,
+        mac=Lab.open(node.spec.name).leases()[far][_DATA[family]]["VtepMAC"],
         headroom=headroom_port(node),
         pins=node.pin_root,
         map=node.map_path("fl_peers").parent,

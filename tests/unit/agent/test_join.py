@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, ip_network
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -24,10 +24,13 @@ from flannel_ebpf.desired.backends import Stack
 PUBLIC = IPv4Address("192.168.64.7")
 UPLINK = Uplink(2, "eth0", PUBLIC, 24, 1500, Mac(bytes(6)))
 MAC = Mac(b"\2\0\0\0\0\7")
+PUBLIC_V6 = IPv6Address("2001:db8::7")
+UPLINK_V6 = replace(UPLINK, ip=PUBLIC_V6, prefix_len=64)
+DUAL = '"EnableIPv6":true,"IPv6Network":"fc00::/48",'
 
 
-def config(backend: str = "vxlan") -> NetworkConfig:
-    return parse_network_config(f'{{"Network":"10.1.0.0/16","Backend":{{"Type":"{backend}"}}}}', "test")
+def config(backend: str = "vxlan", more: str = "") -> NetworkConfig:
+    return parse_network_config(f'{{"Network":"10.1.0.0/16",{more}"Backend":{{"Type":"{backend}"}}}}', "test")
 
 
 class Attempts:
@@ -118,15 +121,20 @@ class Source:
 
     def acquire(self, _config: NetworkConfig, claim: Claim, previous: Sequence[Network]) -> Lease:
         self.claim, self.previous = claim, previous
-        return Lease.of([*previous, ip_network("10.1.9.0/24")][:1], claim)
+        free = [*previous, *map(ip_network, ("10.1.9.0/24", "fc00:0:0:9::/64"))]
+        families = [one.public_ip.version for one in claim.endpoints]
+        return Lease.of([next(it for it in free if it.version == family) for family in families], claim)
 
 
 def test_the_address_that_the_source_tells_wins_over_the_flag() -> None:
     flag, told = IPv4Address("203.0.113.7"), IPv4Address("203.0.113.8")
     options = Options(public_ip=flag)
-    assert join.with_told_address(options, cast(Any, Source())).public_ip == flag
+    assert join.with_told_addresses(options, cast(Any, Source())) == options
     source = Source(told={Family.V4: told})
-    assert join.with_told_address(options, cast(Any, source)).public_ip == told
+    assert join.with_told_addresses(options, cast(Any, source)).public_ips == {Family.V4: told}
+    source = Source(told={Family.V6: PUBLIC_V6})
+    both = {Family.V4: flag, Family.V6: PUBLIC_V6}
+    assert join.with_told_addresses(options, cast(Any, source)).public_ips == both
 
 
 @pytest.mark.parametrize(
@@ -141,15 +149,24 @@ def test_the_address_that_the_source_tells_wins_over_the_flag() -> None:
 def test_the_public_address_is_the_flag_s_or_the_uplink_s_and_host_gw_crosses_no_nat(
     monkeypatch: pytest.MonkeyPatch, backend: str, given: IPv4Address | None, chosen: IPv4Address | None
 ) -> None:
-    monkeypatch.setattr(join, "find_uplink", lambda *_: UPLINK)
+    monkeypatch.setattr(join, "find_uplinks", lambda *_: (UPLINK,))
     options = Options(public_ip=given)
     if chosen is None:
         with pytest.raises(
             ConfigError, match=r"--public-ip.*203\.0\.113\.7.*eth0's own address 192\.168\.64\.7"
         ):
-            join.choose_uplink(cast(Any, None), options, config(backend))
+            join.choose_uplinks(cast(Any, None), options, config(backend))
     else:
-        assert join.choose_uplink(cast(Any, None), options, config(backend)) == (UPLINK, chosen)
+        assert join.choose_uplinks(cast(Any, None), options, config(backend)) == [(UPLINK, chosen)]
+
+
+def test_each_family_has_its_own_public_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(join, "find_uplinks", lambda *_: (UPLINK, UPLINK_V6))
+    nat = IPv6Address("2001:db8::99")
+    options, seen = Options(public_ipv6=nat), cast(Any, None)
+    assert join.choose_uplinks(seen, options, config(more=DUAL)) == [(UPLINK, PUBLIC), (UPLINK_V6, nat)]
+    with pytest.raises(ConfigError, match=r"--public-ipv6.*2001:db8::99.*own address 2001:db8::7"):
+        join.choose_uplinks(seen, options, config("host-gw", DUAL))
 
 
 @pytest.fixture
@@ -201,7 +218,7 @@ def test_only_vxlan_has_a_vtep(backend: str) -> None:
 
 def take(source: Source, options: Options, backend: str = "vxlan") -> Stack:
     source.parts = (part(str(MAC)),)
-    node = join.take_lease(cast(Any, source), options, config(backend), UPLINK, PUBLIC)
+    node = join.take_lease(cast(Any, source), options, config(backend), [(UPLINK, PUBLIC)])
     assert source.asked_for == {PUBLIC}
     return node.stacks[0]
 
@@ -221,6 +238,26 @@ def test_a_lease_says_how_to_reach_the_node_and_is_asked_for_again(
     assert source.claim.backend_type == "vxlan"
     assert [it.backend_data for it in source.claim.endpoints] == [{"VNI": 1, "VtepMAC": str(MAC)}]
     assert "subnet 10.1.5.0/24 kept for public IP 192.168.64.7 on eth0" in caplog.text
+
+
+def test_a_node_of_both_families_has_a_vtep_address_for_each(
+    tmp_path: Path, device: list[Mac], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    env = tmp_path / "subnet.env"
+    env.write_text("FLANNEL_SUBNET=10.1.5.1/24\nFLANNEL_IPV6_SUBNET=fc00:0:0:5::1/64\n")
+    other = "02:00:00:00:00:66"
+    source = Source(parts=(part(str(MAC)), part(other, subnet="fc00:0:0:5::/64")))
+    ways: list[join.Way] = [(UPLINK, PUBLIC), (UPLINK_V6, PUBLIC_V6)]
+    node = join.take_lease(cast(Any, source), Options(subnet_file=env), config(more=DUAL), ways)
+    assert [str(it.subnet) for it in node.stacks] == ["10.1.5.0/24", "fc00:0:0:5::/64"]
+    assert [it.vtep_mac for it in node.stacks] == [MAC, Mac.parse(other)]
+    assert [it.uplink for it in node.stacks] == [UPLINK, UPLINK_V6]
+    assert source.claim is not None
+    assert [it.backend_data["VtepMAC"] for it in source.claim.endpoints] == [str(MAC), other]
+    said = "for public IP 192.168.64.7 and 2001:db8::7 on eth0"
+    assert f"subnet 10.1.5.0/24 and fc00:0:0:5::/64 acquired {said}" in caplog.text
+    assert not device
 
 
 def test_a_subnet_env_that_says_nothing_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
