@@ -46,11 +46,11 @@ def everything(node: Node) -> dict[str, list[str]]:
     """What a node holds that a daemon could leak, sorted."""
     commands = {
         "links": "ip -br link | cut -d' ' -f1",
-        "addresses": "ip -o -4 address",
-        "routes": "ip -4 route show table all",
+        "addresses": "ip -o address | grep -v ' fe80:'",
+        "routes": "(ip -4 route show table all; ip -6 route show table all) | grep -v -e fe80: -e ff00:",
         "neighbours": "ip neigh show nud permanent",
         "FDB": "bridge fdb show | grep -v ' master '",
-        "rules": "iptables-save | grep -e ^-A -e ^:FLANNEL",
+        "rules": "(iptables-save; ip6tables-save) | grep -e ^-A -e ^:FLANNEL",
         "nft": "nft list tables | grep flannel",
         "filters": "for d in $(ls /sys/class/net); do for way in ingress egress; do "
         "tc filter show dev $d $way; done; done",
@@ -77,18 +77,20 @@ def changes(before: dict[str, list[str]], after: dict[str, list[str]], *ignored:
 
 
 @pytest.mark.parametrize(
-    ("backend", "arguments"),
+    ("backend", "family", "arguments"),
     [
-        ("vxlan", ("--ip-masq", "--xdp=generic", "--ip-blackhole-route")),
-        ("vxlan", ("--attach=clsact",)),
-        ("host-gw", ("--ip-masq",)),
-        ("udp", ()),
+        ("vxlan", "4", ("--ip-masq", "--xdp=generic", "--ip-blackhole-route")),
+        ("vxlan", "4", ("--attach=clsact",)),
+        ("host-gw", "4", ("--ip-masq",)),
+        ("udp", "4", ()),
+        ("vxlan", "dual", ("--ip-masq", "--ip-blackhole-route")),
+        ("host-gw", "dual", ("--ip-masq", "--ip-blackhole-route")),
     ],
 )
 def test_nothing_is_left_after_churn_and_purge(
-    make_lab: MakeLab, backend: str, arguments: tuple[str, ...]
+    make_lab: MakeLab, backend: str, family: str, arguments: tuple[str, ...]
 ) -> None:
-    lab = make_lab(backend=backend, datapath="ebpf", pods_per_node=0, start_daemons=False)
+    lab = make_lab(backend=backend, family=family, datapath="ebpf", pods_per_node=0, start_daemons=False)
     node = lab.node("n1")
     node.run(
         ["iptables", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"]
