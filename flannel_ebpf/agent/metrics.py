@@ -36,6 +36,8 @@ _TALLIES = {
     "etcd_requests": ("Requests to etcd by their end: ok, unavailable, refused.", ("result",)),
     "etcd_request_seconds": ("Seconds that answered requests to etcd took.", ()),
     "etcd_watches": ("Streams of changes that etcd began; each after the first is a restart.", ()),
+    "kube_requests": ("Requests to the API server by their end: ok, unavailable, refused.", ("result",)),
+    "kube_watches": ("Watches of the API server that began.", ()),
     "lease_renewals": ("Times that this node's lease was written, or could not be.", ("result",)),
 }
 """Total in base/tally.py -> its help and labels."""
@@ -96,10 +98,12 @@ def _tallies() -> Iterator[Metric]:
 
 def _marks() -> Iterator[Metric]:
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
-    answer, expiry = tally.MARKS.get("etcd_answer"), tally.MARKS.get("lease_expiry")
-    if answer is not None:
-        text = "Seconds since etcd last answered."
-        yield GaugeMetricFamily("flannel_ebpf_etcd_last_answer_age_seconds", text, value=now - answer)
+    expiry = tally.MARKS.get("lease_expiry")
+    for who, whose in (("etcd", "etcd"), ("kube", "the API server")):
+        answer = tally.MARKS.get(f"{who}_answer")
+        if answer is not None:
+            text = f"Seconds since {whose} last answered."
+            yield GaugeMetricFamily(f"flannel_ebpf_{who}_last_answer_age_seconds", text, value=now - answer)
     if expiry is not None:
         text = "Seconds until this node's lease expires unless it is renewed."
         yield GaugeMetricFamily("flannel_ebpf_lease_expires_in_seconds", text, value=expiry - now)

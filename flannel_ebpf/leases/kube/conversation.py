@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from http import HTTPStatus
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlencode, urlsplit
 
+from flannel_ebpf.base import tally
 from flannel_ebpf.base.errors import KubeError, KubeGone, KubeRefused, KubeUnavailable
 from flannel_ebpf.leases.kube.credentials import Credentials
 from flannel_ebpf.leases.kube.json_stream import JsonStream
@@ -109,6 +111,7 @@ class Conversation:
                 raise KubeUnavailable(f"{self._server}: the watch of {path} broke off") from None
             if event is None:
                 return
+            _answered()
             if event["type"] == "ERROR":
                 status = event["object"]
                 raise self._error(status.get("code", 0), f"watch {path}: {status.get('message')}")
@@ -156,9 +159,14 @@ class Conversation:
             if self._http.sock is None:
                 self._http.sock = self._connect()
             self._http.request(method, target, body, headers)
-            return self._http.getresponse()
+            response = self._http.getresponse()
         except (OSError, HTTPException) as error:
+            tally.count("kube_requests", "unavailable")
             raise self._unavailable(error) from None
+        refused = response.status >= HTTPStatus.BAD_REQUEST
+        tally.count("kube_requests", "refused" if refused else "ok")
+        _answered()
+        return response
 
     def _connect(self) -> socket.socket:
         """Return a socket to the server, TLS done; the address that answers first in the resolver's order."""
@@ -228,3 +236,7 @@ class Conversation:
             case _:
                 reason = f"the connection broke off ({type(error).__name__})"
         return KubeUnavailable(f"{self._server}: {reason}")
+
+
+def _answered() -> None:
+    tally.mark("kube_answer", time.clock_gettime(time.CLOCK_BOOTTIME))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Generic, TypeVar
 
+from flannel_ebpf.base import tally
 from flannel_ebpf.base.errors import KubeError, KubeGone, SourceClosed
 from flannel_ebpf.leases.kube.client import KubeClient
 from flannel_ebpf.leases.kube.conversation import Conversation
@@ -127,6 +128,7 @@ class NodeMirror(Generic[T]):
         if nodes is None:
             return
         seconds = random.randint(*WATCH_SECONDS)  # noqa: S311 - likewise
+        tally.count("kube_watches")
         for event in talk.watch(NODES, {"resourceVersion": self._place, "timeoutSeconds": seconds}):
             metadata = event["object"]["metadata"]
             name = metadata.get("name", "")
