@@ -10,7 +10,7 @@ from typing import Any
 from flannel_ebpf.agent.reconcile import Outcome
 from flannel_ebpf.base import tally
 from flannel_ebpf.base.model import Lease
-from flannel_ebpf.base.options import Options
+from flannel_ebpf.base.options import EtcdOptions, KubeOptions, Options
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Stack
 from flannel_ebpf.host import report
@@ -39,14 +39,15 @@ class Report:
         """Replace the report by one of this pass."""
         families = [_of_a_family(stack) for stack in node.stacks]
         errors = [*outcome.errors("own"), *outcome.errors("part")]
+        kube = _kube(self._options.kube, lease)
         content = {
             "pid": os.getpid(),
-            "etcd_prefix": self._options.etcd.prefix,
+            "etcd_prefix": "" if kube["node"] else self._options.etcd.prefix,
             "backend": node.config.backend_type,
             "uplink": node.uplink.name,
             **families[0],
             "families": families,
-            "reservation": lease.etcd_lease == 0,
+            "reservation": lease.etcd_lease == 0 and not kube["node"],
             "datapath": {
                 "asked": self._options.datapath,
                 "accelerated": outcome.accelerated,
@@ -60,7 +61,8 @@ class Report:
             "warnings": list(outcome.warnings),
             "failures": _first([str(error) for error in errors]),
             "handed_over": False,
-            "etcd": _etcd(self._options),
+            "etcd": _etcd(EtcdOptions(endpoints=()) if kube["node"] else self._options.etcd),
+            "kube": kube,
             "options": {"fastpath": self._options.fastpath, "ip_masq": self._options.ip_masq},
         }
         if content == self._written:
@@ -84,9 +86,20 @@ def _of_a_family(stack: Stack) -> dict[str, str]:
     }
 
 
-def _etcd(options: Options) -> dict[str, Any]:
+def _kube(kube: KubeOptions, lease: Lease) -> dict[str, Any]:
+    """Return how the API server is reached, as whose node, and when it last said something, to the minute."""
+    on = kube.kube_subnet_mgr
+    return {
+        "node": lease.key.removeprefix("node ") if on else "",
+        "api_url": kube.kube_api_url,
+        "kubeconfig_file": kube.kubeconfig_file,
+        "annotation_prefix": kube.kube_annotation_prefix if on else "",
+        "answered_at": int(tally.MARKS.get("kube_answer", 0)) // MINUTE * MINUTE,
+    }
+
+
+def _etcd(etcd: EtcdOptions) -> dict[str, Any]:
     """Return how etcd is reached, without the password, and when it last answered, to the minute."""
-    etcd = options.etcd
     return {
         "endpoints": list(etcd.endpoints),
         "prefix": etcd.prefix,

@@ -29,6 +29,7 @@ from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.base.model import Claim, Endpoint, Lease
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.teardown import Teardown, own_subnet
+from flannel_ebpf.commands.told import source_of
 from flannel_ebpf.commands.which import Asked, chosen
 from flannel_ebpf.desired.backends import udp
 from flannel_ebpf.host import report
@@ -85,7 +86,10 @@ def _take_down(
         teardown = Teardown(options, network, told)
         if told and told["etcd_prefix"]:
             options = replace(options, etcd=replace(options.etcd, prefix=told["etcd_prefix"]))
-        if release:
+        if options.kube.kube_subnet_mgr or (told and told["kube"]["node"]):
+            if release:
+                _forget_node(options, told)
+        elif release:
             _release(options, network, told)
         elif told and told["backend"] == "udp":
             _withdraw(options, network, told)
@@ -136,6 +140,16 @@ def _lock(held: ExitStack, state_dir: Path, network: Network) -> bool:
     except ConfigError as error:
         log.warning("%s; going on without a lock", error)
     return True
+
+
+def _forget_node(options: Options, told: report.Content | None) -> None:
+    """Take our annotations off this node's object; its podCIDR is Kubernetes' own."""
+    from flannel_ebpf.leases.kube.source import KubeSource  # noqa: PLC0415 - only where Kubernetes is
+
+    with closing(source_of(options, told)) as source:
+        if isinstance(source, KubeSource):
+            source.release()
+            log.info("node object: annotations are gone, and other nodes forget this one")
 
 
 def _release(options: Options, network: Network, told: report.Content | None) -> None:

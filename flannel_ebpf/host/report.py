@@ -43,6 +43,13 @@ _SHAPE: Mapping[str, Any] = {
         "username": str,
         "answered_at": int,
     },
+    "kube": {
+        "node": str,
+        "api_url": str,
+        "kubeconfig_file": str,
+        "annotation_prefix": str,
+        "answered_at": int,
+    },
     "options": {"fastpath": str, "ip_masq": bool},
 }
 """Keys and what their values are; addresses and networks are texts.
@@ -65,6 +72,7 @@ _LATER: Content = {
         "username": "",
         "answered_at": 0,
     },
+    "kube": {"node": "", "api_url": "", "kubeconfig_file": "", "annotation_prefix": "", "answered_at": 0},
     "options": {"fastpath": "", "ip_masq": False},
 }
 """What a report of an older version lacks."""
@@ -79,7 +87,7 @@ def read(state_dir: Path, network: Network) -> Content | None:
     """Return the report of one network, None when there is none, or none that can be used.
 
     `handed_over`: a `down` has given the kernel path to whoever comes next. `etcd_prefix` is "" when an older
-    version wrote it.
+    version wrote it, or where Kubernetes holds the leases: `kube` has a `node` then.
     """
     try:
         found = json.loads(path_of(state_dir, network).read_text())

@@ -15,11 +15,11 @@ from flannel_ebpf.base.errors import LeaseLost
 from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.base.model import Claim, Lease, LeasePart
 from flannel_ebpf.base.options import Options
-from flannel_ebpf.leases.snapshot import View
+from flannel_ebpf.leases.snapshot import Snapshot, View
 
 
 class LeaseSource(Protocol):
-    """One node's side of a network. All but `interrupt` are called on one thread, in this order.
+    """One node's side of a network. All but `interrupt` are called on one thread, a daemon's in this order.
 
     Every method that asks the source raises SourceError when that does not answer or refuses.
     """
@@ -39,6 +39,12 @@ class LeaseSource(Protocol):
 
     def former(self, addresses: Collection[Address]) -> tuple[LeasePart, ...]:
         """Return what is published already of the node with these public addresses."""
+
+    def snapshot(self) -> Snapshot:
+        """Read all leases now; for commands, a daemon has `view`."""
+
+    def seconds_left(self, lease: Lease) -> float | None:
+        """Return how long a lease still lives if nobody renews it, None for one that never ends."""
 
     def acquire(self, config: NetworkConfig, claim: Claim, previous: Collection[Network]) -> Lease:
         """Take a lease that says `claim`; `previous` are the subnets that this node last had.
@@ -78,16 +84,19 @@ class LeaseSource(Protocol):
         """End all threads; the lease stays."""
 
 
-def open_source(options: Options, on_lost: Callable[[LeaseLost], None]) -> LeaseSource:
+def open_source(
+    options: Options, on_lost: Callable[[LeaseLost], None], environment: Mapping[str, str] = os.environ
+) -> LeaseSource:
     """Return the source that the options name; raises ConfigError.
 
-    `on_lost` is called once, on another thread, when our subnet belongs to another node. The clients are
-    imported here, because each costs memory that only its own users should pay.
+    `on_lost` is called once, on another thread, when our subnet belongs to another node. `environment` says
+    which of Kubernetes' nodes we are. The clients are imported here, because each costs memory that only its
+    own users should pay.
     """
     if options.kube.kube_subnet_mgr:
         from flannel_ebpf.leases.kube.source import KubeSource  # noqa: PLC0415 - see above
 
-        return KubeSource(options.kube, os.environ, options.wipe_grace, on_lost)
+        return KubeSource(options.kube, environment, options.wipe_grace, on_lost)
     from flannel_ebpf.leases.etcd.source import EtcdSource  # noqa: PLC0415 - see above
 
     return EtcdSource(options, on_lost)

@@ -1,4 +1,4 @@
-"""Checks of the host itself: kernel, rights, daemon, etcd, clock, sysctls."""
+"""Checks of the host itself: kernel, rights, daemon, leases, clock, sysctls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from flannel_ebpf.commands.diagnose.facts import Facts
 from flannel_ebpf.commands.diagnose.finding import Check, Finding
 
-_SLOW_ETCD = 1.0
+_SLOW_ANSWER = 1.0
 _OLD_ANSWER = 120.0
 
 
@@ -49,39 +49,39 @@ def daemon(facts: Facts) -> Iterator[Finding]:
         )
     for skipped in facts.report.get("skipped", ()):
         effect = "this node does not reach that subnet"
-        yield Finding(f"a lease is skipped: {skipped}", effect, "mend or delete that key in etcd", "note")
+        yield Finding(
+            f"a lease is skipped: {skipped}", effect, "mend or delete it where leases stand", "note"
+        )
     if facts.report.get("peers", {}).get("held"):
-        what = f"peers are kept although etcd has lost them: {facts.report['peers']['held']}"
-        yield Finding(what, "they go after --wipe-grace", "see what happened to etcd", "note")
+        what = f"peers are kept although their leases were suddenly lost: {facts.report['peers']['held']}"
+        yield Finding(what, "they go after --wipe-grace", "see what happened there", "note")
     if "flanneld" in facts.processes:
         effect = "two daemons write the same routes, rules and lease"
         yield Finding("flanneld runs here too", effect, "systemctl disable --now flanneld")
 
 
-def etcd(facts: Facts) -> Iterator[Finding]:
-    """Etcd answers, quickly, and has this node's lease."""
-    found = facts.etcd
+def leases(facts: Facts) -> Iterator[Finding]:
+    """Etcd, or the API server, answers, quickly, and has this node's lease."""
+    found = facts.source
     if not found.asked:
         if found.error:
             yield Finding(f"etcd is not asked: {found.error}", "", "give --etcd-password", "note")
         return
     if found.error:
         effect = "packets go on; new nodes, and leases that expire, are not seen"
-        yield Finding(
-            f"etcd: {found.error}", effect, "see --etcd-endpoints, its certificates and its own log"
-        )
-    elif found.seconds > _SLOW_ETCD:
-        yield Finding(
-            f"etcd took {found.seconds:.1f} s to answer", "changes come late", "see its disk and load"
-        )
+        do = "see where the daemon's flags say it is, its certificates and its own log"
+        yield Finding(f"{found.who}: {found.error}", effect, do)
+    elif found.seconds > _SLOW_ANSWER:
+        what = f"{found.who} took {found.seconds:.1f} s to answer"
+        yield Finding(what, "changes come late", "see its disk and load")
     if not found.error and facts.report and not found.lease:
         effect = "other nodes do not know this one"
-        yield Finding(f"etcd has no lease of {facts.report['subnet']}", effect, "restart the daemon")
-    age = facts.etcd_age
+        what = f"{found.who} has no lease of {facts.report['subnet']}"
+        yield Finding(what, effect, "restart the daemon")
+    age = facts.answer_age
     if age > _OLD_ANSWER and facts.here and facts.here.pid and not found.error:
-        yield Finding(
-            f"the daemon's last answer of etcd is {age:.0f} s old", "it works on old leases", "restart it"
-        )
+        what = f"the daemon's last answer of {found.who} is {age:.0f} s old"
+        yield Finding(what, "it works on old leases", "restart it")
 
 
 def clock(facts: Facts) -> Iterator[Finding]:
@@ -146,7 +146,7 @@ CHECKS: dict[str, Check] = {
     "rights": rights,
     "kernel": kernel,
     "daemon": daemon,
-    "etcd": etcd,
+    "leases": leases,
     "clock": clock,
     "sysctls": sysctls,
 }

@@ -37,12 +37,12 @@ def device(facts: Facts) -> Iterator[Finding]:
         return
     if "UP" not in link.get("flags", ()):
         yield Finding(f"{overlay} is down", "nothing goes to other nodes", f"ip link set {overlay} up")
-    told = (facts.etcd.lease.get("data") or {}).get("VtepMAC")
+    told = (facts.source.lease.get("data") or {}).get("VtepMAC")
     if told and told.lower() != link["address"]:
         what = f"{overlay} has the address {link['address']}, our lease tells others {told}"
         effect = "nothing that other nodes send arrives; udev or NetworkManager changed it (flannel#1155)"
         yield Finding(what, effect, f"start the daemon; MACAddressPolicy=none for {overlay} in a .link file")
-    place = facts.etcd.lease.get("public_ip")
+    place = facts.source.lease.get("public_ip")
     if place and place != report.get("public_ip"):
         yield Finding(f"our lease tells others {place}, this node is {report['public_ip']}",
                       "other nodes send to the wrong host", "two nodes with one address? restart the daemon")  # fmt: skip

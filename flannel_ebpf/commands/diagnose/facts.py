@@ -10,17 +10,18 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 from typing import Any
 
-from flannel_ebpf.base.errors import BpfError, EtcdError, FlannelError, KernelError
-from flannel_ebpf.base.options import EtcdOptions, Options
+from flannel_ebpf.base.errors import BpfError, ConfigError, FlannelError, KernelError, SourceError
+from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.diagnose.networks import Here
 from flannel_ebpf.commands.diagnose.paths import ip
 from flannel_ebpf.commands.diagnose.tables import pods_of
-from flannel_ebpf.commands.told import as_told
+from flannel_ebpf.commands.told import source_of
 from flannel_ebpf.host import subnet_env
 from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.hooks.standing import Hook, standing
@@ -44,10 +45,11 @@ _TIMEX_STATUS = 40  # offset of timex.status on 64-bit machines (linux/timex.h)
 
 
 @dataclass(frozen=True, slots=True)
-class Etcd:
-    """What etcd answered: `error` is "" when it did, `seconds` how long that took."""
+class Source:
+    """What etcd or the API server answered: `error` is "" when it did, `seconds` how long that took."""
 
     asked: bool
+    who: str = "etcd"
     error: str = ""
     seconds: float = 0.0
     lease: Json = field(default_factory=dict)
@@ -74,9 +76,9 @@ class Facts:
     reasons: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     pods: Sequence[Json] = ()
     peers: Sequence[Json] = ()
-    etcd: Etcd = Etcd(asked=False)
-    etcd_age: float = 0.0
-    """Seconds since the daemon last had an answer of etcd, 0 when it has not told."""
+    source: Source = Source(asked=False)
+    answer_age: float = 0.0
+    """Seconds since the daemon last had an answer of it, 0 when it has not told."""
     clock_synchronised: bool = True
     subnet_file: Json = field(default_factory=dict)
     driver: str = ""
@@ -131,8 +133,8 @@ def gather(options: Options, here: Here | None) -> Facts:
         hooks=read("hooks", standing, here.network, otherwise=()) if here else (),
         reasons=read("reasons", reasons, maps, otherwise={}) if maps else {},
         pods=read("pods", pods_of, here, otherwise=()) if here and maps else (),
-        etcd=_etcd(options, here),
-        etcd_age=_etcd_age(here),
+        source=_source(options, here),
+        answer_age=_answer_age(here),
         clock_synchronised=_clock(),
         subnet_file=read("subnet file", _subnet_file, options.subnet_file, otherwise={}),
         driver=_driver(uplink),
@@ -182,31 +184,27 @@ def _processes() -> list[str]:
     return found
 
 
-def _etcd(options: Options, here: Here | None) -> Etcd:
-    """Ask etcd for our own lease, within some seconds."""
-    from flannel_ebpf.leases.etcd import EtcdClient, Registry  # noqa: PLC0415 - gRPC is slow to import
-
-    told = here.report.get("etcd", {}) if here else {}
-    given = options.etcd.endpoints != EtcdOptions().endpoints or not told.get("endpoints")
-    asked = options.etcd if given else as_told(told, options.etcd.password)
-    if asked.username and not asked.password:
-        return Etcd(asked=False, error="it wants a password, which only the daemon has")
+def _source(options: Options, here: Here | None) -> Source:
+    """Ask for our own lease where leases stand, within some seconds."""
+    told = here.report if here else None
+    if told and told["etcd"]["username"] and not options.etcd.password:
+        return Source(asked=False, error="it wants a password, which only the daemon has")
     begun = time.monotonic()
-    client = EtcdClient(asked)
+    who = "etcd"
     try:
-        leases = Registry(client, asked.prefix).snapshot().leases
-    except EtcdError as error:
-        return Etcd(asked=True, error=str(error), seconds=time.monotonic() - begun)
-    finally:
-        client.close()
-    subnet = here.report.get("subnet") if here else None
-    own = next((part for one in leases for part in one.parts if str(part.subnet) == subnet), None)
+        with closing(source_of(options, told)) as source:
+            who = source.where
+            parts = source.former({ip_address(told["public_ip"])} if told else ())
+    except (SourceError, ConfigError) as error:
+        return Source(asked=True, who=who, error=str(error), seconds=time.monotonic() - begun)
+    own = next((part for part in parts if told and str(part.subnet) == told["subnet"]), None)
     lease = {"public_ip": str(own.public_ip), "data": own.backend_data} if own else {}
-    return Etcd(asked=True, seconds=time.monotonic() - begun, lease=lease)
+    return Source(asked=True, who=who, seconds=time.monotonic() - begun, lease=lease)
 
 
-def _etcd_age(here: Here | None) -> float:
-    answered = here.report.get("etcd", {}).get("answered_at", 0) if here else 0
+def _answer_age(here: Here | None) -> float:
+    told = here.report if here else {}
+    answered = max((told.get(who, {}).get("answered_at", 0) for who in ("etcd", "kube")), default=0)
     return time.clock_gettime(time.CLOCK_BOOTTIME) - answered if answered else 0.0
 
 

@@ -28,8 +28,9 @@ from flannel_ebpf.commands.diagnose.console import (
 from flannel_ebpf.commands.diagnose.networks import Here, maps_of, network_flag, networks
 from flannel_ebpf.commands.diagnose.paths import targets, this_node
 from flannel_ebpf.commands.flags import node_flags, options_from
-from flannel_ebpf.commands.told import etcd_options
+from flannel_ebpf.commands.told import source_of
 from flannel_ebpf.commands.values import OptionalAddress
+from flannel_ebpf.host import report
 from flannel_ebpf.kernel.hooks.standing import standing
 from flannel_ebpf.kernel.netlink.links import read_addresses, read_links
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
@@ -186,18 +187,15 @@ def _wanted(
     )
 
 
-@click.command(short_help="Show every node's subnet as etcd has it.")
+@click.command(short_help="Show every node's subnet as etcd or Kubernetes has it.")
 @node_flags
 @json_flag
 def leases(as_json: bool, **values: Any) -> None:
-    """Show all subnet leases, how long each still lives, and keys that are none."""
-    from flannel_ebpf.leases.etcd import EtcdClient, Registry  # noqa: PLC0415 - gRPC is slow to import
-
+    """Show all subnet leases, how long each still lives, and what is none."""
     options = options_from(values)
-    etcd = etcd_options(options)
-    with closing(EtcdClient(etcd)) as client, RouteSocket() as netlink:
-        registry = Registry(client, etcd.prefix)
-        snapshot = registry.snapshot()
+    told = next((one for _, one in report.read_all(options.state_dir) if one and one["kube"]["node"]), None)
+    with closing(source_of(options, told)) as source, RouteSocket() as netlink:
+        snapshot = source.snapshot()
         own = _own_addresses(netlink)
         rows = [
             {
@@ -209,7 +207,7 @@ def leases(as_json: bool, **values: Any) -> None:
                 "data": part.backend_data,
             }
             for lease in snapshot.leases
-            for seconds in [registry.seconds_left(lease)]
+            for seconds in [source.seconds_left(lease)]
             for part in lease.parts
         ]
     skipped = [{"key": one.key, "why": one.why} for one in snapshot.skipped]

@@ -17,7 +17,7 @@ from flannel_ebpf.leases.etcd.registry import Registry
 from flannel_ebpf.leases.etcd.watch import Watch
 from flannel_ebpf.leases.lease_format import config_key
 from flannel_ebpf.leases.lease_keeper import LeaseKeeper
-from flannel_ebpf.leases.snapshot import View
+from flannel_ebpf.leases.snapshot import Snapshot, View
 from flannel_ebpf.leases.snapshot_guard import SnapshotGuard
 
 EXAMPLE = '{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}'
@@ -73,6 +73,14 @@ class EtcdSource:
         """Return what leases say that carry one of `addresses`."""
         leases = self._registry.snapshot().leases
         return tuple(part for lease in leases for part in lease.parts if part.public_ip in addresses)
+
+    def snapshot(self) -> Snapshot:
+        """Read all leases now."""
+        return self._registry.snapshot()
+
+    def seconds_left(self, lease: Lease) -> float | None:
+        """Return how long a lease still lives, None for a reservation."""
+        return self._registry.seconds_left(lease)
 
     def acquire(self, config: NetworkConfig, claim: Claim, previous: Collection[Network]) -> Lease:
         """Take a lease by flannel's rules."""

@@ -16,7 +16,17 @@ from flannel_ebpf.base.config import Pool
 from flannel_ebpf.base.errors import ConfigError, KubeError, LeaseError, LeaseLost, SourceClosed
 from flannel_ebpf.base.model import Claim, Lease, named
 from flannel_ebpf.leases.kube.client import KubeClient
-from flannel_ebpf.leases.kube.nodes import MANAGED, KubeNode, lease_of, notes_of, own_subnets, read_node
+from flannel_ebpf.leases.kube.nodes import (
+    BACKEND_DATA,
+    BACKEND_TYPE,
+    MANAGED,
+    PUBLIC_IP,
+    KubeNode,
+    lease_of,
+    notes_of,
+    own_subnets,
+    read_node,
+)
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +92,13 @@ class NodeKeeper:
         self.reused = node.notes.get(MANAGED) == "true"
         self._write(node, claim)
         return self.lease
+
+    def withdraw(self, node: KubeNode) -> None:
+        """Delete the annotations that our lease consists of; an operator's stay. Raises KubeError."""
+        own = (MANAGED, BACKEND_TYPE, *PUBLIC_IP.values(), *BACKEND_DATA.values())
+        gone = {self._prefix + key: None for key in own if key in node.notes}
+        if gone:
+            self._client.patch(f"/api/v1/nodes/{node.name}/status", {"metadata": {"annotations": gone}})
 
     def start(self) -> None:
         """Start keeping the lease."""

@@ -20,7 +20,7 @@ from flannel_ebpf.leases.cluster import Cluster
 from flannel_ebpf.leases.kube.access import find_access
 from flannel_ebpf.leases.kube.client import KubeClient
 from flannel_ebpf.leases.kube.keeper import NodeKeeper
-from flannel_ebpf.leases.kube.mirror import NodeMirror
+from flannel_ebpf.leases.kube.mirror import NODES, PAGE, NodeMirror
 from flannel_ebpf.leases.kube.nodes import KubeNode, annotation_prefix, lease_of, node_addresses, read_node
 from flannel_ebpf.leases.snapshot import Snapshot, View
 from flannel_ebpf.leases.snapshot_guard import SnapshotGuard
@@ -59,7 +59,7 @@ class KubeSource:
         self._keeper = NodeKeeper(self._client, self._prefix, on_lost)
         self._name = ""
         self._node: KubeNode | None = None
-        self._families: tuple[Family, ...] = ()
+        self._families = tuple(Family)
         self._mirror: NodeMirror[_Entry] | None = None
         self._cluster: Cluster | None = None
         self._followed_at = 0.0
@@ -93,7 +93,6 @@ class KubeSource:
 
     def network_config(self) -> NetworkConfig:
         """Read the network config from its file."""
-        self._name = self._name or self._find_name()
         path = self._options.net_config_path
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -115,6 +114,23 @@ class KubeSource:
         except InvalidLease:
             return ()  # acquire says what is wrong
         return lease.parts if lease else ()
+
+    def snapshot(self) -> Snapshot:
+        """List all nodes now."""
+        entries: dict[str, _Entry] = {}
+        with self._client.converse() as talk:
+            talk.list(
+                NODES, {"limit": PAGE}, lambda it: entries.update({it["metadata"]["name"]: self._entry(it)})
+            )
+        return self._leases_of(entries)
+
+    def seconds_left(self, lease: Lease) -> float | None:
+        """Return None: a lease lives as long as its node object."""
+        return None
+
+    def release(self) -> None:
+        """Take our annotations off our node: the others forget it. Raises KubeError."""
+        self._keeper.withdraw(self._look())
 
     def acquire(self, config: NetworkConfig, claim: Claim, previous: Collection[Network]) -> Lease:
         """Publish `claim` on our node; its podCIDRs are the lease's subnets, whatever there was before."""
@@ -171,6 +187,7 @@ class KubeSource:
         return str(name)
 
     def _look(self) -> KubeNode:
+        self._name = self._name or self._find_name()
         return self._keeper.look(self._name)
 
     def _entry(self, found: Mapping[str, Any]) -> _Entry:
@@ -193,10 +210,14 @@ class KubeSource:
         entries = self._mirror.nodes() if self._mirror else None
         if entries is None:
             raise KubeUnavailable(f"{self.where} has not told all nodes yet")
+        return self._leases_of(entries)
+
+    def _leases_of(self, entries: Mapping[str, _Entry]) -> Snapshot:
+        """Return the nodes' leases; of two nodes that have one subnet, ours or else the first by name."""
         leases: list[Lease] = []
         holders: dict[Network, Lease] = {}
         skipped = []
-        for name in sorted(entries, key=lambda it: (it != self._name, it)):  # a subnet of ours stays ours
+        for name in sorted(entries, key=lambda it: (it != self._name, it)):
             entry = entries[name]
             if entry.why:
                 skipped.append(Skipped(f"node {name}", entry.why))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 
@@ -269,6 +270,45 @@ def test_a_bad_net_conf_waits_and_says_so(lab: Lab, text: str | None, says_what:
     says(node, "ready:", since=mark)
     assert "Traceback" not in node.daemon_log()
     assert talk(lab)
+
+
+def test_what_an_operators_commands_say(lab: Lab) -> None:
+    """They find the API server by the daemon's report, as the node that it serves."""
+    node = first(lab)
+    told = json.loads(flannel_ebpf(node, "status", "--json"))
+    assert told[0]["kube"]["node"] == "n1"
+    assert told[0]["etcd"]["endpoints"] == []
+    assert not told[0]["reservation"]
+    rows = {
+        row["subnet"]: row for row in json.loads(flannel_ebpf(node, "leases", "--json"))["leases"]["leases"]
+    }
+    assert {subnet: (row["own"], row["expires_in"]) for subnet, row in rows.items()} == {
+        "10.1.1.0/24": (True, None),
+        "10.1.2.0/24": (False, None),
+    }
+    assert "etcd" not in flannel_ebpf(node, "doctor")
+
+
+def flannel_ebpf(node: Node, *words: str) -> str:
+    """Run a command with no flag but that of the state's folder, as in a shell of the daemon's pod."""
+    places = (
+        f"--state-dir={node.state_dir}",
+        f"--bpf-pin-root={node.pin_root}",
+        f"--subnet-file={node.subnet_file}",
+    )
+    line = ["env", "-u", "NODE_NAME", sys.executable, "-m", "flannel_ebpf", words[0], *places, *words[1:]]
+    return node.run(line, check=False).stdout
+
+
+def test_down_makes_the_others_forget_a_node(lab: Lab) -> None:
+    one, two = lab.node("n1"), lab.node("n2")
+    flannel_ebpf(two, "down", "--release", "--purge")
+    assert notes(lab, "n2") == {}
+    eventually(lambda: not has_route(one, "10.1.2.0/24"), "n1 has no route any more")
+    mark = len(two.daemon_log())
+    two.start_daemon()
+    says(two, "ready:", since=mark)
+    eventually(lambda: talk(lab), "pods talk")
 
 
 def test_a_node_without_podcidr_waits_for_it(lab: Lab) -> None:

@@ -107,6 +107,7 @@ def content(network: IPv4Network = NETWORK, **changes: Any) -> report.Content:
             "username": "",
             "answered_at": 60,
         },
+        "kube": {"node": "", "api_url": "", "kubeconfig_file": "", "annotation_prefix": "", "answered_at": 0},
         "options": {"fastpath": "flows", "ip_masq": True},
         **changes,
     }

@@ -22,12 +22,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_an_older_versions_report_lacks_what_came_later(tmp_path: Path) -> None:
-    later = ("etcd_prefix", "families", "handed_over", "ready", "warnings", "etcd", "options")
+    later = ("etcd_prefix", "families", "handed_over", "ready", "warnings", "etcd", "kube", "options")
     report.write(tmp_path, {key: value for key, value in content().items() if key not in later})
     read = report.read(tmp_path, NETWORK)
     assert read
     assert read["etcd"]["endpoints"] == []
-    kept = {key: read[key] for key in ("etcd", "options")}
+    kept = {key: read[key] for key in ("etcd", "kube", "options")}
     assert read == content(etcd_prefix="", ready=False, **kept)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flannel_ebpf.commands.diagnose.doctor import examine
-from flannel_ebpf.commands.diagnose.facts import Etcd, Facts
+from flannel_ebpf.commands.diagnose.facts import Facts, Source
 from flannel_ebpf.commands.diagnose.networks import Here
 from flannel_ebpf.kernel.hooks.standing import Hook
 
@@ -35,7 +35,7 @@ GOOD = Facts(
     routes=({"dst": "10.1.6.0/24", "dev": "flannel.1", "protocol": "251"},),
     iptables=":FORWARD DROP [0:0]\n-A FORWARD -m comment --comment flanneld -j FLANNEL-FWD\n",
     hooks=(Hook("eth0", "ingress", "tcx", "fl_from_peer", 1),),
-    etcd=Etcd(asked=True, lease={"public_ip": "192.0.2.1", "data": {"VtepMAC": "02:00:00:00:00:01"}}),
+    source=Source(asked=True, lease={"public_ip": "192.0.2.1", "data": {"VtepMAC": "02:00:00:00:00:01"}}),
     subnet_file={"FLANNEL_SUBNET": "10.1.5.1/24", "FLANNEL_MTU": "1450"},
 )
 
@@ -132,8 +132,8 @@ def link(**changes: Any) -> dict[str, Any]:
          "sysctls", "95 of 100"),
         ({"here": replace(GOOD.here, pid=0)}, "daemon", "does not run"),  # type: ignore[type-var]  # GOOD has one
         ({"processes": ["flanneld"]}, "daemon", "flanneld runs here too"),
-        ({"etcd": Etcd(asked=True, error="connection refused")}, "etcd", "connection refused"),
-        ({"etcd": Etcd(asked=True)}, "etcd", "etcd has no lease of 10.1.5.0/24"),
+        ({"source": Source(asked=True, error="connection refused")}, "leases", "connection refused"),
+        ({"source": Source(asked=True)}, "leases", "etcd has no lease of 10.1.5.0/24"),
         ({"links": (GOOD.links[0],)}, "device", "flannel.1 is not there"),
         ({"links": (GOOD.links[0], link(address="aa:00:00:00:00:01"))}, "device", "has the address aa:"),
         ({"links": (GOOD.links[0], link(mtu=1500))}, "mtu", "has MTU 1500, eth0 carries 1450"),
