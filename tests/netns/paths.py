@@ -45,10 +45,13 @@ class Seen:
 
     @property
     def path(self) -> str:
-        """`BPF` when the kernel had next to nothing, `kernel` when BPF had nothing at all."""
+        """`BPF` when it carried most, `kernel` when it carried nothing at all.
+
+        How much the kernel has to see of a flow before depends on how fast packets come and go.
+        """
         if self.fast == 0:
             return "kernel"
-        return "BPF" if self.share >= 0.8 else f"mixed: {self.share:.0%} BPF"
+        return "BPF" if self.share >= 0.6 else f"mixed: {self.share:.0%} BPF"
 
 
 def read(node: Node) -> Reasons:

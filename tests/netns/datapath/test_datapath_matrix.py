@@ -81,10 +81,7 @@ def labs(make_shared_lab: MakeLab) -> Callable[[str], Lab]:
             spec = NETWORKS[network][0]
             made[network] = make_shared_lab(nodes=4, pods_per_node=1, datapaths=DATAPATHS, **spec)
             if network == "udp":
-                # A wire carries datagrams with finished checksums; veth would hand the relay, which is a
-                # process, whole batches and packets whose inner checksum is still to come.
-                for node in made[network].nodes:
-                    node.run(["ethtool", "-K", "eth0", "tx", "off", "tx-udp-segmentation", "off"])
+                kinds.as_on_a_wire(made[network])
         return made[network]
 
     return lab

@@ -147,23 +147,22 @@ def labs(make_shared_lab: MakeLab) -> Callable[[str], Lab]:
     def lab(link: str) -> Lab:
         if link not in made:
             made[link] = make_shared_lab(backend="udp", nodes=4, pods_per_node=1, datapaths=DATAPATHS)
-            if link == "wire":
-                for node in made[link].nodes:
-                    node.run(["ethtool", "-K", "eth0", "tx", "off", "tx-udp-segmentation", "off"])
             for name, datapath in DATAPATHS.items():
                 if datapath == "ebpf":
-                    node = made[link].node(name)
-                    eventually(partial(settled, node, link), f"programs as {link} wants them", 30)
+                    eventually(
+                        partial(settled, made[link].node(name)), f"{name} knows whose programs run", 30
+                    )
+            if link == "wire":
+                kinds.as_on_a_wire(made[link])
         return made[link]
 
     return lab
 
 
-def settled(node: Node, link: str) -> bool:
-    """Whether the node's programs know the peers that run programs, and the newest of them the uplink."""
+def settled(node: Node) -> bool:
+    """Whether the node runs programs, and all leases say who else does."""
     announced = [lease for lease in node_leases(node) if lease.get("BackendData")]
-    fresh = node.daemon_log().count("are in use, on the maps of") > (link == "wire")
-    return len(announced) == 2 and fresh
+    return len(announced) == 2 and "are in use, on the maps of" in node.daemon_log()
 
 
 def node_leases(node: Node) -> list[dict[str, object]]:
@@ -221,7 +220,7 @@ def test_what_programs_leave_to_the_kernel_is_as_good_as_what_they_carry(make_la
     """Unfinished packets for a shaped pod, and at each revalidation: no relay gets to see them."""
     lab = make_lab(backend="udp", datapath="ebpf", pods_per_node=1, extra_up_args=("--revalidate=1",))
     pair = Pair(lab, lab.node("n1"), lab.node("n2"))
-    eventually(lambda: settled(pair.sender, "veth"), "the programs stand", 30)
+    eventually(lambda: settled(pair.sender), "the programs stand", 30)
     relay = relayed(pair.receiver)
     with chat(pair.client, pair.server):
         deadline = time.monotonic() + 3
