@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from flannel_ebpf.agent.side import Round, scope_of
 from flannel_ebpf.base.errors import FlannelError, KernelError
-from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.family import Family, Network
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Peer
 from flannel_ebpf.desired.objects import (
@@ -23,7 +23,7 @@ from flannel_ebpf.desired.objects import (
     VxlanLink,
 )
 from flannel_ebpf.desired.plan import Failure, Op, Put
-from flannel_ebpf.kernel import sysctl
+from flannel_ebpf.kernel import advertised, sysctl
 from flannel_ebpf.kernel.network import KernelNetwork
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class KernelSide:
         self._remember = remember
         self._blackhole = blackhole
         self._borrowed: set[str] = set()
-        self.warnings: Sequence[str] = ()
+        self.warnings: list[str] = []
         """What about this host keeps a family from its packets, in the last round."""
         self._node: Node | None = None
         self._peers: Sequence[Peer] = ()
@@ -60,13 +60,15 @@ class KernelSide:
         """
         if now.node != self._node or now.peers is not self._peers:
             self._remake(now.node, now.peers)
+        obstacles = backends.obstacles(now.node)
+        self.warnings = [f"{family} has no way: {why}" for family, why in obstacles.items()]
+        v6 = now.node.stack(Family.V6)
+        self.warnings += advertised.warnings(now.seen, v6.uplink) if v6 else ()
         missing = {obj for obj in self._objects if isinstance(obj, Sysctl) and sysctl.read(obj.path) is None}
         return [obj for obj in self._objects if obj not in missing] if missing else self._objects
 
     def _remake(self, node: Node, peers: Sequence[Peer]) -> None:
         """Make the backend's objects anew; those that stay as they are stay the same objects."""
-        obstacles = backends.obstacles(node)
-        self.warnings = [f"{family} has no way: {why}" for family, why in obstacles.items()]
         objects = backends.objects(node, peers)
         if self._blackhole:
             for subnet in node.subnets:
