@@ -142,7 +142,7 @@ class Daemon:
         options, stack = self._options, self._stack
         kernel = stack.enter_context(KernelNetwork())
         sides = self._sides(node, kernel)
-        reconciler = Reconciler(kernel, sides)
+        reconciler = Reconciler(kernel, sides, lambda: source.servers)
         report = Report(options)
         source.follow(sides.kernel.programmed(node), self._wake.for_leases)
         overlays = {it.family: backends.overlay_of(it) for it in node.stacks}

@@ -11,12 +11,13 @@ from typing import TypeVar
 
 from flannel_ebpf.agent import supervisor
 from flannel_ebpf.agent.wake import Stop
-from flannel_ebpf.base.config import NetworkConfig, UdpConfig, VxlanConfig
+from flannel_ebpf.base.config import NetworkConfig, Pool, UdpConfig, VxlanConfig
 from flannel_ebpf.base.errors import ConfigError, FlannelError, UnknownBackend
 from flannel_ebpf.base.family import Address, Family, family_of, ipv4, ipv6
 from flannel_ebpf.base.model import Claim, Endpoint, LeasePart, Mac, Uplink, named
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.backends import Node, Stack, backend_of, udp, vxlan
+from flannel_ebpf.desired.objects import ROUTE_PROTOCOL
 from flannel_ebpf.host import subnet_env
 from flannel_ebpf.kernel.netlink.links import find_link, vxlan_link
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
@@ -88,7 +89,26 @@ def choose_uplinks(seen: Seen, options: Options, config: NetworkConfig) -> list[
                 str(public_ip),
                 f"{uplink.name}'s own address {uplink.ip}: host-gw cannot cross NAT",
             )
+    for pool, (uplink, _) in zip(config.pools, ways, strict=True):
+        _hold_apart(pool, uplink, seen)
     return ways
+
+
+def _hold_apart(pool: Pool, uplink: Uplink, seen: Seen) -> None:
+    """Refuse a network of which a subnet could hold this node's address or gateway; flannel does not mind."""
+    gateways = (
+        (pool.family.address(route.gateway), "its gateway")
+        for route in seen.routes(pool.family)
+        if route.oif == uplink.ifindex and route.gateway and route.protocol != ROUTE_PROTOCOL
+    )
+    for address, what in ((uplink.ip, "its address"), *gateways):
+        if address.version == pool.family and int(address) in pool.leasable:
+            raise ConfigError(
+                "the network config's Network",
+                str(pool.network),
+                f"a network apart from {uplink.name}'s, or one whose SubnetMin and SubnetMax leave out "
+                f"{address}, {what}: else a lease takes this node off its own network",
+            )
 
 
 def vtep_mac(config: NetworkConfig, public_ip: Address, former: Iterable[LeasePart]) -> Mac | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from flannel_ebpf.agent.side import Round, scope_of
 from flannel_ebpf.base.errors import FlannelError, KernelError
-from flannel_ebpf.base.family import Family, Network
+from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Peer
 from flannel_ebpf.desired.objects import (
@@ -50,7 +50,7 @@ class KernelSide:
         self._peers: Sequence[Peer] = ()
         self._objects: list[Object] = []
         self._known: dict[Object, Object] = {}
-        self._routes: frozenset[Network] = frozenset()
+        self._routes: Mapping[Network, Address | None] = {}
 
     def wanted(self, now: Round) -> list[Object]:
         """Return the backend's objects for this node and its peers.
@@ -75,7 +75,10 @@ class KernelSide:
                 objects.append(Route(subnet, None, "", blackhole=True, metric=LAST_METRIC))
         self._objects = [self._known.get(obj, obj) for obj in objects]
         self._known = {obj: obj for obj in self._objects}
-        self._routes = frozenset(obj.dst for obj in self._objects if isinstance(obj, Route))
+        nodes = {peer.subnet: peer.public_ip for peer in peers}
+        nodes |= {stack.subnet: stack.public_ip for stack in node.stacks}
+        dsts = (obj.dst for obj in self._objects if isinstance(obj, Route))
+        self._routes = {dst: nodes[dst] for dst in dsts if dst in nodes}
         self._node, self._peers = node, peers
 
     def read(self, now: Round, wanted: Sequence[Object]) -> Iterable[Object]:

@@ -6,9 +6,9 @@ A short pass goes the same way with the leases that changed, and knows from the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import ip_interface
 from itertools import groupby
@@ -24,7 +24,7 @@ from flannel_ebpf.base.family import Address, Family, family_of
 from flannel_ebpf.base.kept import same_objects
 from flannel_ebpf.base.model import Lease, LeasePart, PathFacts, Skipped
 from flannel_ebpf.desired import backends
-from flannel_ebpf.desired.backends import Node, Peer
+from flannel_ebpf.desired.backends import Node, Peer, Surroundings
 from flannel_ebpf.desired.objects import DEVICES, Scope, Sysctl, device_of
 from flannel_ebpf.desired.plan import Failure, Op, Weight, plan, spare
 from flannel_ebpf.desired.short_pass import Settled, change, follow
@@ -32,6 +32,7 @@ from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.paths import Paths, ask_paths, path_facts
 from flannel_ebpf.kernel.pods import pod_ports
 from flannel_ebpf.kernel.seen import Seen
+from flannel_ebpf.kernel.surroundings import surroundings
 
 ROUNDS = 3
 """A device change is planned alone: one round makes it, the next does the rest, one is spare."""
@@ -85,6 +86,7 @@ class _Found:
     """What a pass made of leases and of the ways to them, as long as neither changes."""
 
     node: Node | None = None
+    around: Mapping[Family, Surroundings] = field(default_factory=dict)
     leases: Sequence[Lease] = ()
     usable: Sequence[LeasePart] = ()
     strange: Sequence[Skipped] = ()
@@ -110,10 +112,16 @@ class _Done(NamedTuple):
 
 
 class Reconciler:
-    """Brings this node in line with the leases, however far off it is."""
+    """Brings this node in line with the leases, however far off it is.
 
-    def __init__(self, kernel: KernelNetwork, sides: Sides) -> None:
+    `servers` tells the addresses of those that the leases come from.
+    """
+
+    def __init__(
+        self, kernel: KernelNetwork, sides: Sides, servers: Callable[[], Collection[Address]]
+    ) -> None:
         self._kernel = kernel
+        self._servers = servers
         self._sides = sides
         self._side_of: dict[type, Side] = {kind: side for side in sides for kind in side.kinds}
         self._found = _Found()
@@ -141,7 +149,8 @@ class Reconciler:
         bpf = self._sides.bpf
         if done.last and may_delete and not any(_of_a_device(one) or one.weight == "own" for one in failures):
             by_subnet = {peer.subnet: peer for peer in now.peers}
-            self._settled = Settled(node, leases, by_subnet, skipped, bpf.slots, bpf.slot_count)
+            around = self._found.around
+            self._settled = Settled(node, around, leases, by_subnet, skipped, bpf.slots, bpf.slot_count)
         self._last = Outcome(
             now.peers,
             skipped,
@@ -179,15 +188,16 @@ class Reconciler:
         Where nothing has changed since the last pass it is all the very same objects as then.
         """
         found = self._found
-        if node != found.node or not same_objects(leases, found.leases):
-            usable, strange = backends.usable(node, leases)
-            found = _Found(node, leases, usable, strange)
         uplinks = [stack.uplink for stack in node.stacks]
         links = (ip_interface((int(uplink.ip), uplink.prefix_len)).network for uplink in uplinks)
         networks = (*node.config.networks, *links)
         if seen.within and seen.within != networks:  # the uplink is another: its neighbourhood was not read
             self._kernel.interest.tell(networks, (), ())
             seen = self._kernel.look()
+        around = {stack.family: surroundings(seen, stack, self._servers()) for stack in node.stacks}
+        if (node, around) != (found.node, found.around) or not same_objects(leases, found.leases):
+            usable, strange = backends.usable(node, leases, around)
+            found = _Found(node, around, leases, usable, strange)
         ways = [path_facts(seen, found.addresses[family_of(uplink.ip)], uplink) for uplink in uplinks]
         asked = [address for way in ways for address in way.asked]
         self._kernel.interest.tell(networks, asked, frozenset[int]().union(*(way.tables for way in ways)))

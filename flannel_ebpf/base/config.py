@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from flannel_ebpf.base.errors import UnknownBackend
-from flannel_ebpf.base.family import Address, Family, Network, family_of
+from flannel_ebpf.base.family import NO_NODES, Address, Family, Network, family_of
 from flannel_ebpf.base.json_keys import Keys, read_object
 
 BackendType = Literal["vxlan", "host-gw", "udp"]
@@ -77,6 +77,11 @@ class Pool:
     def family(self) -> Family:
         """Which family it is."""
         return family_of(self.network)
+
+    @property
+    def leasable(self) -> range:
+        """The numbers of all addresses in subnets that may be leased."""
+        return range(int(self.subnet_min), int(self.subnet_max) + 2 ** (self.family.bits - self.subnet_len))
 
     def offers(self, subnet: Network) -> bool:
         """Say whether `subnet` is one of those that may be leased."""
@@ -166,6 +171,9 @@ def _network(keys: Keys, rules: _Rules) -> Network:
         raise keys.error(key, expected) from error
     if network.prefixlen == 0:
         raise keys.error(key, f"{expected}, not the whole of {rules.family}")
+    for nobodys in NO_NODES[rules.family]:
+        if network.overlaps(nobodys):
+            raise keys.error(key, f"{expected}, not {nobodys}, whose addresses no pod can have")
     return network
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from ipaddress import (
     IPv4Address,
@@ -10,6 +11,7 @@ from ipaddress import (
     IPv6Address,
     IPv6Interface,
     IPv6Network,
+    ip_network,
 )
 
 Address = IPv4Address | IPv6Address
@@ -50,6 +52,14 @@ class Family(IntEnum):
         if self is Family.V4:
             return IPv4Network((address, length), strict)
         return IPv6Network((address, length), strict)
+
+
+NO_NODES: Mapping[Family, tuple[Network, ...]] = {
+    Family.V4: tuple(map(ip_network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32"))),
+    Family.V6: tuple(map(ip_network, ("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8"))),
+}
+"""Addresses that no node or pod can have: unspecified, loopback, multicast, broadcast, mapped IPv4 and
+link-local IPv6. The reserved 240.0.0.0/4 works on Linux and is used."""
 
 
 def family_of(what: Address | Network | Interface) -> Family:

@@ -147,10 +147,14 @@ def named(places: Iterable[Network | Address]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A key under `subnets` that is no usable lease: counted, logged once, and otherwise without effect."""
+    """A key under `subnets` that is no usable lease: counted, logged once, and otherwise without effect.
+
+    `contest`: only another lease speaks against it, so it counts when that one goes.
+    """
 
     key: str
     why: str
+    contest: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flannel_ebpf.agent.relay_side import folder as relay_folder
 from flannel_ebpf.base.errors import AlreadyRunning, FlannelError, KernelError
-from flannel_ebpf.base.family import Network, family_of, in_order
+from flannel_ebpf.base.family import Address, Network, family_of, in_order
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands import flanneld
 from flannel_ebpf.desired.backends import udp
@@ -93,7 +93,7 @@ class Teardown:
         with KernelNetwork() as kernel:
             seen = kernel.look()
             scope, *others = self._scopes(seen)
-            found = self._read(kernel, seen, frozenset(self._before.routes))
+            found = self._read(kernel, seen, dict.fromkeys(self._before.routes))
             programs = self._programs(kernel, seen, scope)
             rules = [rule for one in (scope, *others) for rule in Rules().read(one.network)]
             gone = [*found, *programs, *rules]
@@ -110,7 +110,7 @@ class Teardown:
         return kernel.hooks.read(seen, scope, partial(name_in, self._network))
 
     def _read(
-        self, kernel: KernelNetwork, seen: Seen, wanted: frozenset[Network] = frozenset()
+        self, kernel: KernelNetwork, seen: Seen, wanted: Mapping[Network, Address | None] | None = None
     ) -> set[Object]:
         """Return what the kernel path is made of, in every family that anything tells of."""
         return {obj for scope in self._scopes(seen) for obj in kernel.read(seen, scope, wanted=wanted)}

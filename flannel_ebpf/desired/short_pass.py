@@ -3,7 +3,7 @@
 After a pass without failure the kernel holds what that pass wanted, until somebody changes it. Where nobody
 did, the next pass's operations are `plan(wanted after, wanted before)`, and a peer whose lease is the same
 adds nothing to either side. All but the peers that share an object with a changed one can be left out of
-both: several leases with one VTEP MAC share an FDB entry, those with one public address an entry of fl_vteps.
+both: several leases of one node share its FDB entry and its entry of fl_vteps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from flannel_ebpf.base.family import Family, Network, in_order
 from flannel_ebpf.base.model import Lease, Skipped
 from flannel_ebpf.desired import backends
-from flannel_ebpf.desired.backends import Node, Paths, Peer
+from flannel_ebpf.desired.backends import Node, Paths, Peer, Surroundings
 from flannel_ebpf.desired.bpf import contents
 from flannel_ebpf.desired.objects import Object
 from flannel_ebpf.desired.plan import Op, plan
@@ -25,10 +25,12 @@ from flannel_ebpf.desired.plan import Op, plan
 class Settled:
     """What a pass without failure or doubt left: every object of these peers stands, and no other peer's.
 
-    `slots` are the peers' indexes below `size` in fl_peer_stats, None without programs.
+    `around` is what of each family must not be taken away. `slots` are the peers' indexes below `size` in
+    fl_peer_stats, None without programs.
     """
 
     node: Node
+    around: Mapping[Family, Surroundings]
     leases: Sequence[Lease]
     peers: Mapping[Network, Peer]
     skipped: Sequence[Skipped]
@@ -56,17 +58,20 @@ def follow(
     """Return the state with `leases`, and the operations that lead there from `settled`.
 
     `changed` is how they differ from settled.leases, `paths` the ways to the leases that have come. None when
-    that takes a whole pass: a lease is or was skipped, or other constants or hooks are needed.
+    that takes a whole pass: a lease is or was skipped, two contest, or other constants or hooks are needed.
     """
     node = settled.node
-    usable, strange = backends.usable(node, changed.come)
+    usable, strange = backends.usable(node, changed.come, settled.around)
     new, unusable = backends.peers(node, usable, paths)
     touched = {subnet for lease in (*changed.gone, *changed.come) for subnet in lease.subnets}
-    if strange or unusable or any(one.key in map(str, touched) for one in settled.skipped):
+    names = set(map(str, touched))
+    if strange or unusable or any(one.contest or one.key in names for one in settled.skipped):
         return None
     peers = dict(settled.peers)
     old = [peers.pop(subnet) for subnet in touched if subnet in peers]
     sharing = _sharing(peers.values(), [*old, *new])
+    if _contested(new, sharing) or not _of_one_length(peers, new):
+        return None
     peers.update((peer.subnet, peer) for peer in new)
     if _together(node, peers.values()) != _together(node, settled.peers.values()):
         return None
@@ -77,6 +82,18 @@ def follow(
 def _together(node: Node, peers: Iterable[Peer]) -> object:
     stack = node.stack(Family.V4)
     return stack and contents.together([*contents.carried(peers)], stack.pool.subnet_len)
+
+
+def _contested(new: Iterable[Peer], others: Iterable[Peer]) -> bool:
+    """Say whether a new peer has the VTEP MAC of another node."""
+    stations = {peer.vtep_mac: peer.public_ip for peer in others if peer.vtep_mac}
+    return any(stations.get(peer.vtep_mac, peer.public_ip) != peer.public_ip for peer in new if peer.vtep_mac)
+
+
+def _of_one_length(peers: Iterable[Network], new: Iterable[Peer]) -> bool:
+    """Say whether no subnet can overlap another: in each family all have one length."""
+    lengths = {(subnet.version, subnet.prefixlen) for subnet in (*peers, *(peer.subnet for peer in new))}
+    return len(lengths) == len({version for version, _ in lengths})
 
 
 def _sharing(peers: Collection[Peer], with_these: Sequence[Peer]) -> list[Peer]:

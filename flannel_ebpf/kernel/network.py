@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from functools import partial
 from types import TracebackType
 from typing import TypeVar, cast
 
 from flannel_ebpf.base.errors import DeviceMissing, KernelError, edge
-from flannel_ebpf.base.family import Family, Interface, Network, family_of
+from flannel_ebpf.base.family import Address, Family, Interface, Network, family_of
 from flannel_ebpf.desired.objects import (
+    ROUTE_PROTOCOL,
     FdbEntry,
     LinkAddress,
     Neighbour,
@@ -55,6 +55,7 @@ class KernelNetwork:
         self._neighbours = {family: Recognised[Neighbour](bulk.TOLD[family]) for family in Family}
         self._fdb = {family: Recognised[FdbEntry](bulk.TOLD[family]) for family in Family}
         self._own: dict[Family, dict[tuple[routes.KernelRoute, str], Route]] = {}
+        self._laid: set[Network] = set()
 
     def __enter__(self) -> KernelNetwork:
         return self
@@ -84,18 +85,18 @@ class KernelNetwork:
         seen: Seen,
         scope: Scope,
         *,
-        wanted: AbstractSet[Network] = frozenset(),
+        wanted: Mapping[Network, Address | None] | None = None,
         known: Mapping[Object, Object] | None = None,
     ) -> list[Object]:
         """Return every object of one family's kernel path, and nothing of anybody else's.
 
-        `wanted` are the destinations at which a route that is not ours may be returned, to be adopted. An
-        object that `known` has is returned as the one that stands there, so that it need not be compared by
-        value. Raises KernelError.
+        `wanted` are the destinations at which a route that is not ours may be returned, to be adopted, and by
+        way of which address (None: any). An object that `known` has is returned as the one that stands there,
+        so that it need not be compared by value. Raises KernelError.
         """
         known = known or {}
         names = {index: link.name for index, link in seen.links.items()}
-        found: list[Object] = [*self._read_routes(seen, scope, names, wanted, known)]
+        found: list[Object] = [*self._read_routes(seen, scope, names, wanted or {}, known)]
         overlay = seen.named.get(scope.overlay)
         if overlay:
             found += self._read_overlay(seen, scope, overlay, known)
@@ -111,7 +112,7 @@ class KernelNetwork:
         seen: Seen,
         scope: Scope,
         names: Mapping[int, str],
-        wanted: AbstractSet[Network],
+        wanted: Mapping[Network, Address | None],
         known: Mapping[Object, Object],
     ) -> list[Route]:
         family = family_of(scope.network)
@@ -119,10 +120,14 @@ class KernelNetwork:
 
         def make(route: routes.KernelRoute, ifname: str) -> Route:
             made = before.get((route, ifname))
-            now[route, ifname] = made = made or _known(known, routes.as_route(family, route, ifname))
+            if made is None:
+                made = _known(known, routes.as_route(family, route, ifname))
+                if made.protocol == ROUTE_PROTOCOL:
+                    self._laid.add(made.dst)
+            now[route, ifname] = made
             return made
 
-        found = routes.own_routes(seen.routes(family), scope, names, wanted, make)
+        found = routes.own_routes(seen.routes(family), scope, names, wanted, self._laid, make)
         self._own[family] = now
         return found
 
@@ -176,7 +181,7 @@ class KernelNetwork:
             return [bulk.delete_request(obj, self._index(obj.ifname, indexes))]
         first = bulk.in_the_way(op.old, obj)
         before = [bulk.delete_request(first, self._index(first.ifname, indexes))] if first else []
-        return [*before, bulk.put_request(obj, self._index(obj.ifname, indexes))]
+        return [*before, bulk.put_request(obj, op.old, self._index(obj.ifname, indexes))]
 
     def _index(self, ifname: str, known: dict[str, int]) -> int:
         if ifname not in known:
@@ -193,6 +198,8 @@ class KernelNetwork:
             if answer.code and echo:
                 self.echoes.discard(echo)
             failures += judge(op, answer)
+            if isinstance(op.obj, Route) and not answer.code:
+                (self._laid.add if isinstance(op, Put) else self._laid.discard)(op.obj.dst)
         waiting.clear()
         return failures
 

@@ -49,6 +49,8 @@ def judge(op: Op, answer: Answer) -> list[Failure]:
         return []
     verb = "put" if isinstance(op, Put) else "delete"
     said = f" ({answer.text})" if answer.text else ""
+    if isinstance(op.obj, Route) and answer.code == errno.EEXIST:
+        said = " (a route that is not ours has its place)"
     kind = DeviceMissing if answer.code in _NO_DEVICE else KernelError
     if isinstance(op.obj, VxlanLink) and answer.code == errno.EOPNOTSUPP:
         kind = DeviceUnsupported

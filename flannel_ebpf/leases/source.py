@@ -28,6 +28,10 @@ class LeaseSource(Protocol):
     def where(self) -> str:
         """What is asked, for people: "etcd at http://127.0.0.1:2379"."""
 
+    @property
+    def servers(self) -> Collection[Address]:
+        """The addresses of what is asked, as far as they are known by now."""
+
     def network_config(self) -> NetworkConfig:
         """Return the network config; raises ConfigError, also when there is none yet."""
 

@@ -83,6 +83,7 @@ STRICTER = {
     "not above": "flanneld starts with SubnetMin above SubnetMax, and no node ever gets a subnet",
     "udp carries IPv4 alone": "flanneld's udp ignores IPv6",
     "not the whole of": "a network of all addresses would take every route of the host",
+    "no pod can have": "loopback, multicast and the like: flanneld starts, and no packet comes through",
     "such as fc00::/48": "Go reads an IPv4 network where an IPv6 one belongs",
     "an IPv6 address is needed": "likewise an address",
     "host bits set": "a subnet with host bits is nobody's whole subnet",

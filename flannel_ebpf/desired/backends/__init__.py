@@ -7,14 +7,14 @@ peers, and which kernel objects carry packets to them. The kernel path it descri
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from ipaddress import ip_network
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from flannel_ebpf.base.config import NetworkConfig
-from flannel_ebpf.base.family import Address, Family
+from flannel_ebpf.base.family import NO_NODES, Address, Family, in_order
 from flannel_ebpf.base.model import Lease, LeasePart, Mac, PathFacts, Skipped, Uplink
 from flannel_ebpf.desired.backends import hostgw, udp, vxlan
+from flannel_ebpf.desired.backends.harm import Judge, Surroundings, uncontested
 from flannel_ebpf.desired.backends.peer import Node, Peer, Stack
 from flannel_ebpf.desired.objects import Object
 
@@ -24,6 +24,7 @@ __all__ = [
     "Paths",
     "Peer",
     "Stack",
+    "Surroundings",
     "backend_of",
     "mtu",
     "objects",
@@ -35,21 +36,14 @@ __all__ = [
 
 Paths = Mapping[Address, PathFacts]
 
-_NOBODY = {
-    Family.V4: tuple(map(ip_network, ("0.0.0.0/32", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32"))),
-    Family.V6: tuple(map(ip_network, ("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8"))),
-}
-"""Addresses of no node that another one could reach: unspecified, loopback, multicast, broadcast, mapped IPv4
-and, as its lease does not say on which link, link-local IPv6."""
-
 _NO_NODE = {
     family: tuple(
         (family.bits - net.prefixlen, int(net.network_address) >> (family.bits - net.prefixlen))
         for net in nets
     )
-    for family, nets in _NOBODY.items()
+    for family, nets in NO_NODES.items()
 }
-"""The same as numbers of bits to leave out and what the rest then is: ipaddress takes ten times as long, and
+"""NO_NODES as numbers of bits to leave out and what the rest then is: ipaddress takes ten times as long, and
 there are thousands of leases."""
 
 
@@ -108,16 +102,21 @@ def mtu(node: Node) -> int:
     return min(backend_of(node.config).mtu(node.config, stack.uplink) for stack in stacks)
 
 
-def usable(node: Node, leases: Sequence[Lease]) -> tuple[list[LeasePart], list[Skipped]]:
+def usable(
+    node: Node, leases: Iterable[Lease], around: Mapping[Family, Surroundings]
+) -> tuple[list[LeasePart], list[Skipped]]:
     """Part what leases say of this network's families from what no backend could follow, with the reason.
 
-    A family that a lease lacks, or that cannot be followed, leaves its other one alone.
+    A family that a lease lacks, or that cannot be followed, leaves its other one alone. Older leases come
+    first.
     """
     found: list[LeasePart] = []
     skipped: list[Skipped] = []
+    leases = sorted(leases, key=lambda lease: lease.create_revision)
     for stack in _carried(node):
         network, no_node = stack.network, _NO_NODE[stack.family]
         base, mask, length = int(network.network_address), int(network.netmask), network.prefixlen
+        judge = Judge(stack, around.get(stack.family, Surroundings()))
         for lease in leases:
             part = lease.part(stack.family)
             if part is None:
@@ -129,6 +128,7 @@ def usable(node: Node, leases: Sequence[Lease]) -> tuple[list[LeasePart], list[S
                 why = f"outside the network {network}"  # left from before the network's config was changed
             elif not why and any(ip >> shift == value for shift, value in no_node):
                 why = f"public address {part.public_ip} is the address of no node"
+            why = why or judge.against(part)
             if why:
                 skipped.append(Skipped(str(subnet), why))
             else:
@@ -137,7 +137,10 @@ def usable(node: Node, leases: Sequence[Lease]) -> tuple[list[LeasePart], list[S
 
 
 def peers(node: Node, parts: Sequence[LeasePart], paths: Paths) -> tuple[list[Peer], list[Skipped]]:
-    """Return the peers of every family, and the parts of leases that are none with the reason."""
+    """Return the peers of every family in order, and the parts of leases that are none with the reason.
+
+    `parts` are in the order of their age: of two that cannot both be followed, the older one is.
+    """
     backend = backend_of(node.config)
     found: list[Peer] = []
     skipped: list[Skipped] = []
@@ -145,8 +148,9 @@ def peers(node: Node, parts: Sequence[LeasePart], paths: Paths) -> tuple[list[Pe
         reached, unusable = backend.peers(
             stack, [it for it in parts if it.subnet.version == stack.family], paths
         )
-        found += reached
-        skipped += unusable
+        alone, contested = uncontested(stack, reached)
+        found += sorted(alone, key=lambda peer: in_order(peer.subnet))
+        skipped += [*unusable, *contested]
     return found, skipped
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flannel_ebpf.base.config import NetworkConfig, Pool
-from flannel_ebpf.base.family import Address, Family, Network, in_order
+from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.base.model import LeasePart, Mac, PathFacts, Uplink
 from flannel_ebpf.contract.abi import Mode
 
@@ -91,10 +91,9 @@ def path_to(stack: Stack, part: LeasePart, paths: Mapping[Address, PathFacts]) -
 
 
 def remote(stack: Stack, parts: Iterable[LeasePart]) -> list[LeasePart]:
-    """Return what other nodes' leases say, sorted, so that of two that claim one MAC the same always wins.
+    """Return what other nodes' leases say.
 
     A second lease under our own public address (left from an earlier subnet) is not remote either: the
     tunnel to it would end on this host.
     """
-    others = (part for part in parts if part.subnet != stack.subnet and part.public_ip != stack.public_ip)
-    return sorted(others, key=lambda part: in_order(part.subnet))
+    return [part for part in parts if part.subnet != stack.subnet and part.public_ip != stack.public_ip]

@@ -137,7 +137,7 @@ def objects(stack: Stack, peers: Sequence[Peer]) -> list[Object]:
     ]
     if stack.family is Family.V6:  # hosts switch it off for devices to come, and there are no addresses then
         found.append(Sysctl(f"net/ipv6/conf/{name}/disable_ipv6", "0"))
-    stations: dict[Mac, FdbEntry] = {}  # two leases may claim one MAC; the kernel holds one entry, the last
+    stations: dict[Mac, FdbEntry] = {}  # a node may have two leases, and one entry serves both
     for peer in peers:
         if peer.vtep_mac is None:
             found.append(Route(peer.subnet, peer.public_ip, stack.uplink.name))

@@ -16,6 +16,7 @@ from flannel_ebpf.desired.objects import FdbEntry, Neighbour, Route
 from flannel_ebpf.kernel.netlink.route_socket import (
     NLM_F_ACK,
     NLM_F_CREATE,
+    NLM_F_EXCL,
     NLM_F_REPLACE,
     U32,
     Request,
@@ -41,14 +42,20 @@ _AF_BRIDGE = 7
 _NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 _NUD_PERMANENT, _NUD_FAILED, _NUD_INCOMPLETE, _NTF_SELF = 0x80, 0x20, 0x01, 0x02
 
-_PUT = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
+_MAKE = NLM_F_ACK | NLM_F_CREATE
+_REPLACE = _MAKE | NLM_F_REPLACE
 
 
-def put_request(obj: Bulk, ifindex: int) -> Request:
-    """Return the request that makes `obj` so, whatever was under its key before; `ifindex` 0: no device."""
+def put_request(obj: Bulk, old: object, ifindex: int) -> Request:
+    """Return the request that makes `obj`, in the place of `old` if that is not None; `ifindex` 0: no device.
+
+    A route in whose place one stands that is not ours is refused (EEXIST): it may be the uplink's network,
+    which nobody would make again. Neighbours and FDB entries stand on our device.
+    """
     if isinstance(obj, Route):
-        return Request(RTM_NEWROUTE, _PUT, route_body(obj, ifindex, RT_SCOPE_UNIVERSE))
-    return Request(_RTM_NEWNEIGH, _PUT, _neighbour_body(obj, ifindex))
+        flags = _MAKE | NLM_F_EXCL if old is None else _REPLACE
+        return Request(RTM_NEWROUTE, flags, route_body(obj, ifindex, RT_SCOPE_UNIVERSE))
+    return Request(_RTM_NEWNEIGH, _REPLACE, _neighbour_body(obj, ifindex))
 
 
 def delete_request(obj: Bulk, ifindex: int) -> Request:

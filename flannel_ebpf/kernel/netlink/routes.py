@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable, Iterable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
 from flannel_ebpf.base.errors import KernelError
-from flannel_ebpf.base.family import Family, Network, family_of
+from flannel_ebpf.base.family import Address, Family, Network, family_of
 from flannel_ebpf.desired.objects import LAST_METRIC, ROUTE_PROTOCOL, Route, Scope
 from flannel_ebpf.kernel.netlink.recognised import Recognised
 from flannel_ebpf.kernel.netlink.route_socket import U32, RouteSocket, attribute, attributes
@@ -22,7 +21,7 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 RTA_DST, RTA_SRC, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS = 1, 2, 4, 5, 6, 8
 RTA_MULTIPATH, RTA_TABLE, RTA_VIA, RTA_ENCAP = 9, 15, 18, 22
-RTPROT_KERNEL, RTN_UNICAST, RTN_BLACKHOLE = 2, 1, 6
+RTPROT_KERNEL, RTPROT_BOOT, RTN_UNICAST, RTN_BLACKHOLE = 2, 3, 1, 6
 RT_TABLE_MAIN = 254
 _RTNH_F_ONLINK = 4
 RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
@@ -132,33 +131,49 @@ def own_routes(
     routes: Iterable[KernelRoute],
     scope: Scope,
     names: Mapping[int, str],
-    wanted: AbstractSet[Network],
+    wanted: Mapping[Network, Address | None],
+    laid: Container[Network],
     make: Callable[[KernelRoute, str], Route],
 ) -> list[Route]:
     """Return those of one family's routes that are ours, and those at a `wanted` destination to be adopted.
 
-    Ours: inside Network, with our protocol number or on the overlay device. To adopt (flanneld's): the
-    same destination as a wanted one, on the uplink or a blackhole. The kernel's own routes never count.
+    Ours: inside Network, with our protocol number or on the overlay device. To adopt: the same destination
+    as a wanted one and RTPROT_BOOT, as of everybody who says nothing. And it is flanneld's as far as can be
+    seen: a blackhole, on a device of flannel's (another backend's, say), or by way of the node's address,
+    which `wanted` names (None: any); or it took the place of ours: `laid` has the destination.
     `make` is as_route, or remembers what it made.
     """
     network, bits = int(scope.network.network_address), scope.network.prefixlen
     mask = int(scope.network.netmask)
     family = family_of(scope.network)
-    want = {(int(dst.network_address), dst.prefixlen) for dst in wanted if dst.version == family}
+    want = {(int(dst.network_address), dst.prefixlen): dst for dst in wanted if dst.version == family}
+
+    def flannelds(route: KernelRoute, ifname: str, dst: Network) -> bool:
+        by = wanted[dst]
+        through = by is None or route.gateway == by.packed
+        return through or ifname.startswith("flannel") or route.kind == RTN_BLACKHOLE or dst in laid
+
     found: dict[tuple[tuple[int, int], int], Route] = {}
     for route in routes:
         address, length = route.dst
         if length < bits or address & mask != network or route.protocol == RTPROT_KERNEL:
             continue
-        if not route.plain or route.kind not in (RTN_UNICAST, RTN_BLACKHOLE):
+        if route.kind not in (RTN_UNICAST, RTN_BLACKHOLE):
+            continue
+        if not route.plain and route.protocol != ROUTE_PROTOCOL:  # else somebody added a next hop to ours
             continue
         if route.priority and (route.priority, route.protocol) != (LAST_METRIC, ROUTE_PROTOCOL):
             continue
         blackhole = route.kind == RTN_BLACKHOLE
         ifname = "" if blackhole else names.get(route.oif, "")  # IPv6's are on lo
         ours = route.protocol == ROUTE_PROTOCOL or (scope.overlay != "" and ifname == scope.overlay)
-        adoptable = length > bits and (route.oif == scope.uplink or blackhole)
-        if (ours or (adoptable and route.dst in want)) and (route.dst, route.priority) not in found:
+        adoptable = (
+            route.protocol == RTPROT_BOOT
+            and length > bits
+            and route.dst in want
+            and flannelds(route, ifname, want[route.dst])
+        )
+        if (ours or adoptable) and (route.dst, route.priority) not in found:
             found[route.dst, route.priority] = make(route, ifname)
     return list(found.values())
 

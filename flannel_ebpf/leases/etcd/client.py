@@ -87,6 +87,11 @@ class EtcdClient:
         """Whether `close` was called."""
         return self._closed
 
+    @property
+    def hosts(self) -> list[str]:
+        """The endpoints' names or addresses."""
+        return [target.rpartition(":")[0] for _, target in self._targets]
+
     def reconnect(self) -> None:
         """Leave the connection in use: our end of it may be an address that is gone, which nothing tells."""
         with self._lock:

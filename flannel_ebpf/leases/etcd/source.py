@@ -17,6 +17,7 @@ from flannel_ebpf.leases.etcd.registry import Registry
 from flannel_ebpf.leases.etcd.watch import Watch
 from flannel_ebpf.leases.lease_format import config_key
 from flannel_ebpf.leases.lease_keeper import LeaseKeeper
+from flannel_ebpf.leases.servers import Servers
 from flannel_ebpf.leases.snapshot import Snapshot, View
 from flannel_ebpf.leases.snapshot_guard import SnapshotGuard
 
@@ -30,6 +31,7 @@ class EtcdSource:
         self._endpoints = options.etcd.endpoints
         self._grace = options.wipe_grace
         self._client = EtcdClient(options.etcd)
+        self._servers = Servers(self._client.hosts)
         self._registry = Registry(self._client, options.etcd.prefix)
         self._keeper = LeaseKeeper(
             self._registry, on_lost, ttl=options.lease_ttl, margin=int(options.renew_margin)
@@ -41,6 +43,11 @@ class EtcdSource:
     def where(self) -> str:
         """What is asked, for people."""
         return f"etcd at {', '.join(self._endpoints)}"
+
+    @property
+    def servers(self) -> Collection[Address]:
+        """The addresses of what is asked."""
+        return self._servers.addresses
 
     @property
     def lease(self) -> Lease:
@@ -92,6 +99,7 @@ class EtcdSource:
 
     def follow(self, programmed: Iterable[Network], on_change: Callable[[], None]) -> None:
         """Renew our lease and follow etcd."""
+        self._servers.resolve()
         keeper = self._keeper
         reader = SnapshotReader(self._registry, keeper.observe)
         guard = SnapshotGuard(self._grace, programmed, keeper.lease.create_revision, continuous=keeper.reused)

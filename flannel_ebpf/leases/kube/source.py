@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from flannel_ebpf.base.config import NetworkConfig, parse_network_config
 from flannel_ebpf.base.errors import ConfigError, InvalidLease, KubeUnavailable, LeaseLost
@@ -22,6 +23,7 @@ from flannel_ebpf.leases.kube.client import KubeClient
 from flannel_ebpf.leases.kube.keeper import NodeKeeper
 from flannel_ebpf.leases.kube.mirror import NODES, PAGE, NodeMirror
 from flannel_ebpf.leases.kube.nodes import KubeNode, annotation_prefix, lease_of, node_addresses, read_node
+from flannel_ebpf.leases.servers import Servers
 from flannel_ebpf.leases.snapshot import Snapshot, View
 from flannel_ebpf.leases.snapshot_guard import SnapshotGuard
 
@@ -56,6 +58,7 @@ class KubeSource:
         self._grace = grace
         self._prefix = annotation_prefix(options.kube_annotation_prefix)
         self._client = KubeClient(find_access(options, environment))
+        self._servers = Servers([urlsplit(self._client.server).hostname or ""])
         self._keeper = NodeKeeper(self._client, self._prefix, on_lost)
         self._name = ""
         self._node: KubeNode | None = None
@@ -70,6 +73,11 @@ class KubeSource:
     def where(self) -> str:
         """What is asked, for people."""
         return f"the API server at {self._client.server}"
+
+    @property
+    def servers(self) -> Collection[Address]:
+        """The addresses of what is asked."""
+        return self._servers.addresses
 
     @property
     def lease(self) -> Lease:
@@ -145,6 +153,7 @@ class KubeSource:
     def follow(self, programmed: Iterable[Network], on_change: Callable[[], None]) -> None:
         """Follow the nodes."""
         self._followed_at = time.monotonic()
+        self._servers.resolve()
         guard = SnapshotGuard(
             self._grace, programmed, self.lease.create_revision, continuous=self._keeper.reused
         )

@@ -6,8 +6,7 @@ import ctypes
 import os
 import struct
 import subprocess
-from collections.abc import Callable
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
 
@@ -110,7 +109,9 @@ def named(*programs: Program) -> Callable[[int], str]:
     return lambda number: names.get(number, "")
 
 
-def there(kernel: KernelNetwork, where: Scope, *, wanted: AbstractSet[Network] = frozenset()) -> set[Object]:
+def there(
+    kernel: KernelNetwork, where: Scope, *, wanted: Mapping[Network, Address | None] | None = None
+) -> set[Object]:
     """Return this network's kernel path as it is now, with the sysctl of its device."""
     named_so = where.overlay in (IPV4.overlay, IPV6.overlay)
     sysctls = [f"net/ipv6/conf/{where.overlay}/accept_ra"] if named_so else []

@@ -8,7 +8,7 @@ from ipaddress import IPv6Address, IPv6Network
 
 import pytest
 
-from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.family import Address, Network
 from flannel_ebpf.desired.objects import LAST_METRIC, Object, Route, VxlanLink
 from flannel_ebpf.desired.plan import Delete, Failure, Put, plan
 from flannel_ebpf.kernel.network import KernelNetwork
@@ -36,7 +36,9 @@ def settle(kernel: KernelNetwork, uplink: int, desired: set[Object]) -> list[Fai
 
 
 def now(kernel: KernelNetwork, uplink: int, desired: set[Object]) -> set[Object]:
-    wanted: set[Network] = {obj.dst for obj in desired if isinstance(obj, Route)}
+    wanted: dict[Network, Address | None] = {
+        obj.dst: obj.gateway for obj in desired if isinstance(obj, Route)
+    }
     return there(kernel, IPV6.scope(uplink), wanted=wanted)
 
 

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from flannel_ebpf.base.errors import DeviceMissing
+from flannel_ebpf.base.family import Address, Network
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.desired.objects import (
     LinkAddress,
@@ -43,8 +44,13 @@ log = logging.getLogger("figures")
 OTHER = IPv4Network("10.1.9.0/24")
 
 
-def wanted(desired: set[Object]) -> set[IPv4Network]:
-    return {obj.dst for obj in desired if isinstance(obj, Route)}
+def wanted(desired: set[Object]) -> dict[Network, Address | None]:
+    """Return the destinations and their nodes: of 10.1.N.0/24 it is 192.168.64.N."""
+    return {
+        obj.dst: IPv4Address("192.168.64.0") + int(obj.dst.network_address.packed[2])
+        for obj in desired
+        if isinstance(obj, Route)
+    }
 
 
 def settle(kernel: KernelNetwork, where: Scope, desired: set[Object]) -> tuple[int, list[Failure]]:
@@ -253,6 +259,41 @@ def test_flanneld_routes_are_adopted_not_duplicated(kernel: KernelNetwork, uplin
     assert kernel.apply(ops) == []
     assert run("ip route show 10.1.7.0/24") == "10.1.7.0/24 via 10.1.7.0 dev flannel.1 proto 251 onlink \n"
     assert run("ip route show 10.1.9.0/24") == "10.1.9.0/24 via 192.168.64.9 dev up0 proto 251 \n"
+
+
+OTHERS = {
+    "a static route": ["ip route add 10.1.7.0/24 via 192.168.64.99"],
+    "a routing daemon's": ["ip route add 10.1.7.0/24 via 192.168.64.7 proto bird"],
+    "a bridge's network": [
+        "ip link add foreign type bridge",
+        "ip address add 10.1.7.1/24 dev foreign",
+        "ip link set foreign up",
+    ],
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_route_that_is_not_ours_keeps_its_place(kernel: KernelNetwork, uplink: int, other: str) -> None:
+    run(*OTHERS[other])
+    before = run("ip route show 10.1.7.0/24")
+    [failure] = settle(kernel, scope(uplink), node(uplink) | peer(7))[1]
+    assert str(failure.error).endswith("dev flannel.1: File exists (a route that is not ours has its place)")
+    assert run("ip route show 10.1.7.0/24") == before
+    settle(kernel, scope(uplink), node(uplink))
+    assert run("ip route show 10.1.7.0/24") == before
+
+
+def test_what_flanneld_left_of_another_backend_is_replaced(kernel: KernelNetwork, uplink: int) -> None:
+    """Its device stays, as flanneld lets it stay."""
+    run(
+        "ip link add flannel.7 type vxlan id 7 dev up0 local 192.168.64.1 dstport 8472 nolearning",
+        "ip link set flannel.7 up",
+        "ip route add 10.1.7.0/24 via 10.1.7.0 dev flannel.7 onlink",
+        "ip route add 10.1.9.0/24 via 192.168.64.9",
+    )
+    desired = node(uplink) | peer(7) | {Route(OTHER, IPv4Address("192.168.64.9"), "up0")}
+    assert settle(kernel, scope(uplink), desired)[1] == []
+    assert "dev flannel.1 proto 251" in run("ip route show 10.1.7.0/24")
 
 
 def test_peers_that_change_owner_keep_one_entry(kernel: KernelNetwork, uplink: int) -> None:

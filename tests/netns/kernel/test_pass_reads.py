@@ -17,12 +17,13 @@ from flannel_ebpf.agent.kernel_side import KernelSide
 from flannel_ebpf.agent.reconcile import Outcome, Reconciler, Sides
 from flannel_ebpf.agent.relay_side import RelaySide
 from flannel_ebpf.base.config import parse_network_config
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.backends import Node
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.kernel.network import KernelNetwork
-from flannel_ebpf.kernel.uplink import find_uplink
+from flannel_ebpf.kernel.uplink import find_uplinks
 from tests.netns.kernel.space import OWN_MAC, SUBNET, run
 from tests.samples import lease, stack
 
@@ -86,7 +87,8 @@ def bench(
         run(f"ip link add v{number} type veth peer p{number}", f"ip link set v{number} master cni0 up")
     options = Options(datapath=request.param, bpf_pin_root=bpffs, state_dir=tmp_path, iface=("up0",))
     config = parse_network_config('{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}', "test")
-    node = Node((stack(config, find_uplink(kernel.look(), ("up0",)), SUBNET, OWN_MAC),))
+    [uplink] = find_uplinks(kernel.look(), [Family.V4], ("up0",))
+    node = Node((stack(config, uplink, SUBNET, OWN_MAC),))
     bpf, caps, why_not = open_datapath(options, config)
     settings = datapath_settings(options, caps, choose_attach(options))
     sides = Sides(
@@ -103,7 +105,7 @@ def bench(
         return dump(self, kind, body)
 
     monkeypatch.setattr(RouteSocket, "dump", counted)
-    yield Bench(Reconciler(kernel, sides), kernel, node, asked)
+    yield Bench(Reconciler(kernel, sides, tuple), kernel, node, asked)
     if bpf:
         bpf.close()
 

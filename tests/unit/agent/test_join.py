@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,6 +20,8 @@ from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.base.model import Claim, Lease, LeasePart, Mac, Uplink
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired.backends import Stack
+from flannel_ebpf.kernel.netlink.routes import KernelRoute
+from flannel_ebpf.kernel.seen import Seen
 
 PUBLIC = IPv4Address("192.168.64.7")
 UPLINK = Uplink(2, "eth0", PUBLIC, 24, 1500, Mac(bytes(6)))
@@ -155,18 +157,46 @@ def test_the_public_address_is_the_flag_s_or_the_uplink_s_and_host_gw_crosses_no
         with pytest.raises(
             ConfigError, match=r"--public-ip.*203\.0\.113\.7.*eth0's own address 192\.168\.64\.7"
         ):
-            join.choose_uplinks(cast(Any, None), options, config(backend))
+            join.choose_uplinks(seen(), options, config(backend))
     else:
-        assert join.choose_uplinks(cast(Any, None), options, config(backend)) == [(UPLINK, chosen)]
+        assert join.choose_uplinks(seen(), options, config(backend)) == [(UPLINK, chosen)]
 
 
 def test_each_family_has_its_own_public_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(join, "find_uplinks", lambda *_: (UPLINK, UPLINK_V6))
     nat = IPv6Address("2001:db8::99")
-    options, seen = Options(public_ipv6=nat), cast(Any, None)
-    assert join.choose_uplinks(seen, options, config(more=DUAL)) == [(UPLINK, PUBLIC), (UPLINK_V6, nat)]
+    options = Options(public_ipv6=nat)
+    assert join.choose_uplinks(seen(), options, config(more=DUAL)) == [(UPLINK, PUBLIC), (UPLINK_V6, nat)]
     with pytest.raises(ConfigError, match=r"--public-ipv6.*2001:db8::99.*own address 2001:db8::7"):
-        join.choose_uplinks(seen, options, config("host-gw", DUAL))
+        join.choose_uplinks(seen(), options, config("host-gw", DUAL))
+
+
+def seen(*routes: KernelRoute) -> Seen:
+    return cast(Seen, SimpleNamespace(routes=lambda _family: routes))
+
+
+@pytest.mark.parametrize(
+    ("network", "gateway", "refused"),
+    [
+        ('"Network": "10.1.0.0/16"', "192.168.64.254", ""),
+        ('"Network": "192.168.0.0/16"', "10.9.0.1", "192.168.64.7, its address"),
+        ('"Network": "192.168.64.128/25", "SubnetLen": 28', "192.168.64.254", "192.168.64.254, its gateway"),
+        ('"Network": "192.168.0.0/16", "SubnetMin": "192.168.65.0"', "192.168.64.254", ""),
+        ('"Network": "192.168.0.0/16", "SubnetMax": "192.168.63.0"', "192.168.64.254", ""),
+        ('"Network": "192.168.64.0/18"', "192.168.64.254", ""),  # the first subnet is nobody's
+    ],
+)
+def test_a_network_that_could_take_the_uplinks_place_is_refused(
+    monkeypatch: pytest.MonkeyPatch, network: str, gateway: str, refused: str
+) -> None:
+    monkeypatch.setattr(join, "find_uplinks", lambda *_: (UPLINK,))
+    given = parse_network_config(f'{{{network}, "Backend": {{"Type": "vxlan"}}}}', "test")
+    default = KernelRoute((0, 0), ip_address(gateway).packed, 2, 3, 0, 1, onlink=False, plain=True)
+    if refused:
+        with pytest.raises(ConfigError, match=f"apart from eth0's, or .* leave out {refused}"):
+            join.choose_uplinks(seen(default), Options(), given)
+    else:
+        assert join.choose_uplinks(seen(default), Options(), given) == [(UPLINK, PUBLIC)]
 
 
 @pytest.fixture

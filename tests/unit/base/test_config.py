@@ -38,13 +38,13 @@ def parse(**keys: Any) -> NetworkConfig:
         ("10.1.0.0/22", 24, "10.1.1.0", "10.1.3.0"),
         ("10.1.0.0/23", 25, "10.1.0.128", "10.1.1.128"),
         ("10.1.0.0/28", 30, "10.1.0.4", "10.1.0.12"),
-        ("255.255.0.0/16", 24, "255.255.1.0", "255.255.255.0"),  # the end of IPv4 does not wrap
+        ("255.254.0.0/16", 24, "255.254.1.0", "255.254.255.0"),
         ("10.1.77.5/16", 24, "10.1.1.0", "10.1.255.0"),  # host bits are masked
         ("fc00::/48", 64, "fc00:0:0:1::", "fc00:0:0:ffff::"),
         ("fc00::/62", 64, "fc00:0:0:1::", "fc00:0:0:3::"),
         ("fc00::/63", 65, "fc00::8000:0:0:0", "fc00:0:0:1:8000::"),
         ("2001:db8::/124", 126, "2001:db8::4", "2001:db8::c"),
-        ("ffff::/16", 64, "ffff:0:0:1::", "ffff:ffff:ffff:ffff::"),
+        ("fdff::/16", 64, "fdff:0:0:1::", "fdff:ffff:ffff:ffff::"),
         ("fc00::77/48", 64, "fc00:0:0:1::", "fc00:0:0:ffff::"),
     ],
 )
@@ -133,6 +133,11 @@ def v6(rest: str) -> str:
         ('{"Network": "10.1.0.0/33"}', "Network", "/33", "10.1.0.0/16"),
         ('{"Network": "10.1.0/16"}', "Network", "10.1.0/16", "10.1.0.0/16"),
         ('{"Network": "0.0.0.0/0"}', "Network", "0.0.0.0/0", "not the whole"),
+        ('{"Network": "0.0.0.0/8"}', "Network", "0.0.0.0/8", "not 0.0.0.0/8"),
+        ('{"Network": "127.1.0.0/16"}', "Network", "127.1.0.0/16", "not 127.0.0.0/8"),
+        ('{"Network": "96.0.0.0/3"}', "Network", "96.0.0.0/3", "not 127.0.0.0/8"),
+        ('{"Network": "239.0.0.0/16"}', "Network", "239.0.0.0/16", "no pod can have"),
+        ('{"Network": "255.255.0.0/16"}', "Network", "255.255.0.0/16", "not 255.255.255.255/32"),
         ('{"Network": "fd00::/48"}', "Network", "fd00::/48", "IPv4"),
         ('{"Network": 10}', "Network", "10", "in quotes"),
         ('{"Network": "10.1.0.0/29"}', "Network", "10.1.0.0/29", "/28"),
@@ -158,6 +163,9 @@ def v6(rest: str) -> str:
         (v6('"fc00::"'), "IPv6Network", "fc00::", "an IPv6 network"),
         (v6('"fc00::%eth0/48"'), "IPv6Network", "%eth0", "an IPv6 network"),
         (v6('"10.1.0.0/16"'), "IPv6Network", "10.1.0.0/16", "an IPv6 network"),
+        (v6('"fe80::/64"'), "IPv6Network", "fe80::/64", "not fe80::/10"),
+        (v6('"ff02::/64"'), "IPv6Network", "ff02::/64", "not ff00::/8"),
+        (v6('"::/64"'), "IPv6Network", "::/64", "no pod can have"),
         (v6('"::/0"'), "IPv6Network", "::/0", "not the whole of IPv6"),
         (v6('"fc00::/129"'), "IPv6Network", "/129", "an IPv6 network"),
         (v6('"fc00::/125"'), "IPv6Network", "/125", "/124"),
@@ -231,17 +239,21 @@ BACKENDS = (
 )
 
 
+UNICAST = {
+    Family.V4: st.integers(0x01000000, 0x7EFFFFFF) | st.integers(0x80000000, 0xDFFFFFFF),
+    Family.V6: st.integers(0x20 << 120, (0x40 << 120) - 1),
+}
+
+
 @st.composite
 def pools(draw: st.DrawFn, family: Family) -> Pool:
     bits = family.bits
-    prefix = draw(st.integers(1, bits - 4))
-    network = family.network(draw(st.integers(0, 2**bits - 1)), prefix, strict=False)
+    prefix = draw(st.integers(8, bits - 4))
+    network = family.network(draw(UNICAST[family]), prefix, strict=False)
     subnet_len = draw(st.integers(prefix + 2, bits - 2))
     size = 2 ** (bits - subnet_len)
     indexes = st.integers(0, 2 ** (subnet_len - prefix) - 1)
     first, last = sorted((draw(indexes), draw(indexes)))
-    if int(network.network_address) == 0 and first == 0:  # "0.0.0.0" says absent
-        first, last = 1, max(last, 1)
     lowest, highest = (network.network_address + index * size for index in (first, last))
     return Pool(network, subnet_len, lowest, highest)
 

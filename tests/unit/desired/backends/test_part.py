@@ -10,12 +10,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flannel_ebpf.base.config import parse_network_config
-from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.family import NO_NODES, Family, Network
 from flannel_ebpf.base.model import Lease, LeasePart, Mac, Uplink
 from flannel_ebpf.desired.backends import Node, usable
 from tests.samples import lease, stack
 
-NETWORK = IPv4Network("10.1.0.0/16")
+NETWORK, OWN = IPv4Network("10.1.0.0/16"), IPv4Network("10.1.5.0/24")
 CONFIG = parse_network_config('{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}', "test")
 DUAL_CONFIG = parse_network_config(
     '{"Network":"10.1.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}', "test"
@@ -42,9 +42,10 @@ subnets = st.tuples(near, st.integers(1, 31)).map(lambda it: IPv4Network(it, str
 @example(IPv4Network("10.1.7.0/24"), IPv4Address(0))
 @example(IPv4Network("10.1.7.0/24"), IPv4Address("240.0.0.1"))
 def test_a_lease_is_usable_or_skipped_with_the_reason(subnet: IPv4Network, ip: IPv4Address) -> None:
-    found, skipped = usable(IPV4, [lease(subnet, ip)])
-    nobody = ip.is_unspecified or ip.is_loopback or ip.is_multicast or ip == IPv4Address("255.255.255.255")
-    assert bool(found) == (subnet.subnet_of(NETWORK) and not nobody)
+    found, skipped = usable(IPV4, [lease(subnet, ip)], {})
+    nobody = any(ip in nobodys for nobodys in NO_NODES[Family.V4])
+    harmful = subnet.overlaps(OWN) or IPv4Address("10.1.1.0") <= ip <= NETWORK.broadcast_address
+    assert bool(found) == (subnet.subnet_of(NETWORK) and not nobody and (subnet == OWN or not harmful))
     assert [one.key for one in skipped] == ([] if found else [str(subnet)])
 
 
@@ -73,14 +74,14 @@ def test_a_family_that_cannot_be_followed_leaves_the_other_alone(
     subnet: Network, ip: str, flaw: str, why: str
 ) -> None:
     bad = LeasePart(subnet, ip_address(ip), "vxlan", flaw=flaw)
-    found, skipped = usable(DUAL, [Lease((GOOD, bad))])
+    found, skipped = usable(DUAL, [Lease((GOOD, bad))], {})
     assert found == ([GOOD] if why else [GOOD, bad])
     assert [one.key for one in skipped] == [str(subnet)] * bool(why)
     assert all(why in one.why for one in skipped)
 
 
 def test_a_family_that_a_lease_lacks_is_named() -> None:
-    found, skipped = usable(DUAL, [Lease((GOOD,))])
+    found, skipped = usable(DUAL, [Lease((GOOD,))], {})
     assert (found, [(one.key, one.why) for one in skipped]) == (
         [GOOD],
         [("10.1.7.0/24", "has no IPv6 subnet")],
@@ -89,4 +90,4 @@ def test_a_family_that_a_lease_lacks_is_named() -> None:
 
 def test_ipv6_of_the_others_is_no_matter_to_a_node_without_it() -> None:
     bad = LeasePart(SUBNET6, ip_address("::"), "vxlan")
-    assert usable(IPV4, [Lease((GOOD, bad))]) == ([GOOD], [])
+    assert usable(IPV4, [Lease((GOOD, bad))], {}) == ([GOOD], [])
