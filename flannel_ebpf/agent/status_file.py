@@ -10,6 +10,7 @@ from typing import Any
 from flannel_ebpf.agent.reconcile import Outcome
 from flannel_ebpf.base import tally
 from flannel_ebpf.base.model import Lease
+from flannel_ebpf.base.one_line import one_line
 from flannel_ebpf.base.options import EtcdOptions, KubeOptions, Options
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Stack
@@ -113,5 +114,5 @@ def _etcd(etcd: EtcdOptions) -> dict[str, Any]:
 
 def _first(texts: Sequence[str]) -> list[str]:
     """Return the texts, of many the first, and each not longer than a line."""
-    shown = [text if len(text) <= LONGEST else f"{text[:LONGEST]}..." for text in texts[:SHOWN]]
+    shown = [one_line(text, LONGEST) for text in texts[:SHOWN]]
     return [*shown, f"and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else shown

@@ -9,6 +9,7 @@
         EtcdError
           EtcdUnavailable     no endpoint answers; trying again may help
           EtcdRefused         etcd answered and said no (permission, auth, bad request)
+            EtcdTooMuch       the answer is larger than a message may be
         KubeError
           KubeUnavailable     the API server does not answer; trying again may help
           KubeRefused         it answered and said no (permission, credentials, bad request)
@@ -34,6 +35,8 @@ A message names the value, where it came from, and what would be right.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from flannel_ebpf.base.one_line import one_line
+
 
 class FlannelError(Exception):
     """Base of all errors raised on purpose; its text is one line fit for an operator."""
@@ -47,7 +50,7 @@ class ConfigError(FlannelError):
     """
 
     def __init__(self, source: str, value: object, expected: str) -> None:
-        given = "nothing is there" if value is None else f"{value!r} cannot be used"
+        given = "nothing is there" if value is None else f"{one_line(repr(value), 200)} cannot be used"
         super().__init__(f"{source}: {given}: {expected}")
         self.source = source
         self.value = value
@@ -85,6 +88,10 @@ class EtcdRefused(EtcdError):
     """
 
     after_silence = False
+
+
+class EtcdTooMuch(EtcdRefused):
+    """The answer is larger than a message may be; asking for less helps."""
 
 
 class KubeError(SourceError):

@@ -10,7 +10,11 @@ import stat
 import time
 from typing import TextIO
 
+from flannel_ebpf.base.one_line import one_line
 from flannel_ebpf.base.options import LogFormat
+
+LONGEST = 2000
+"""Characters of a line, or of a message in JSON: more is what a stranger wrote into etcd."""
 
 _LETTERS = {"DEBUG": "I", "CRITICAL": "F"}
 
@@ -20,7 +24,7 @@ class KlogFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line without its end."""
-        return super().format(record).replace("\n", "\\n")
+        return one_line(super().format(record), 1 << 14)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Put klog's header before the message."""
@@ -28,7 +32,7 @@ class KlogFormatter(logging.Formatter):
         stamp = time.strftime("%m%d %H:%M:%S", time.localtime(record.created))
         micros = int(record.created % 1 * 1_000_000)
         place = f"{record.process:7d} {record.filename}:{record.lineno}"
-        return f"{letter}{stamp}.{micros:06d} {place}] {record.message}"
+        return f"{letter}{stamp}.{micros:06d} {place}] {one_line(record.message, LONGEST)}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -40,7 +44,7 @@ class JsonFormatter(logging.Formatter):
         line = {
             "ts": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{micros:06d}Z",
             "level": record.levelname.lower(),
-            "msg": record.getMessage(),
+            "msg": one_line(record.getMessage(), LONGEST),
             "caller": f"{record.filename}:{record.lineno}",
             "pid": record.process,
         }

@@ -13,6 +13,7 @@ import click
 
 from flannel_ebpf.agent.relay_side import folder as relay_folder
 from flannel_ebpf.base.family import Family, ipv4
+from flannel_ebpf.base.one_line import one_line
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.diagnose import readings
 from flannel_ebpf.commands.diagnose.console import (
@@ -216,7 +217,7 @@ def leases(as_json: bool, **values: Any) -> None:
         return
     console().print(table(_LEASES, rows))
     for one in snapshot.skipped:
-        click.echo(f"skipped: {one.key}: {one.why}")
+        click.echo(f"skipped: {one_line(f'{one.key}: {one.why}', 500)}")
 
 
 @click.command("maps", short_help="Show what is in a BPF map.")
