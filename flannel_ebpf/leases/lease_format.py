@@ -20,6 +20,9 @@ from flannel_ebpf.base.errors import InvalidLease
 from flannel_ebpf.base.family import Address, Family, Network, family_of, in_order
 from flannel_ebpf.base.model import Lease, LeasePart, Skipped
 
+MAX_VALUE = 64 << 10
+"""Octets of a lease's value; flanneld's have 150, and etcd takes 1.5 MiB."""
+
 MAX_LENGTH = {Family.V4: 31, Family.V6: 127}
 """flannel reads lengths as numbers of 5 and of 7 bits."""
 
@@ -37,7 +40,7 @@ _FIELDS = {name.casefold(): name for name in (*_PUBLIC_IP.values(), _BACKEND_TYP
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One key as etcd returned it."""
+    """One key as etcd returned it; of a value that is too large for a lease, the beginning is enough."""
 
     key: str
     value: bytes
@@ -58,8 +61,8 @@ def config_key(prefix: str) -> str:
 
 
 def subnets_prefix(prefix: str) -> str:
-    """Return what every lease key starts with; no slash at the end, as flannel lists it."""
-    return join(prefix, "subnets")
+    """Return what every lease key starts with; flannel lists it without the slash, and finds more."""
+    return join(prefix, "subnets") + "/"
 
 
 def subnet_key(prefix: str, subnets: Iterable[Network]) -> str:
@@ -270,6 +273,8 @@ def _subnet(network: Network) -> Network:
 
 
 def _parse_object(key: str, value: bytes) -> Mapping[str, Any]:
+    if len(value) > MAX_VALUE:
+        raise InvalidLease(f"{key}: the value has more than {MAX_VALUE} octets")
     try:
         parsed = json.loads(value.decode(errors="replace"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flannel_ebpf.base.errors import EtcdRefused, LeaseConflict, SourceError
+from flannel_ebpf.base.errors import EtcdRefused, EtcdTooMuch, LeaseConflict, SourceError
 from flannel_ebpf.base.model import Lease
 from flannel_ebpf.leases import lease_format
 from flannel_ebpf.leases.allocate import rival
 from flannel_ebpf.leases.etcd import messages
 from flannel_ebpf.leases.etcd.client import EtcdClient
+from flannel_ebpf.leases.etcd.session import MAX_MESSAGE
 from flannel_ebpf.leases.snapshot import Snapshot
+
+PAGE = 1 << 13
+"""Keys that one answer has; those of leases take 2 MiB."""
 
 
 def prefix_end(prefix: bytes) -> bytes:
     """Return etcd's range_end for all keys that start with `prefix`, whose last byte is not 0xff."""
     return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+@dataclass(slots=True)
+class _Read:
+    """Keys as of one revision. `count` is how many there are in all, `size` how long their values were."""
+
+    revision: int
+    cluster_id: int
+    count: int
+    items: list[lease_format.Item] = field(default_factory=list)
+    size: int = 0
 
 
 class Registry:
@@ -31,6 +46,7 @@ class Registry:
         self._client = client
         self._parser = lease_format.Parser()
         self._indexed: tuple[tuple[Lease, ...], lease_format.Index | None] = (), None
+        self._page = PAGE
         self.prefix = prefix
 
     @property
@@ -53,14 +69,10 @@ class Registry:
 
     def snapshot(self) -> Snapshot:
         """Return all leases, in one linearizable read."""
-        prefix = self.watched.encode()
-        response = self._client.ask(
-            "KV/Range", messages.RangeRequest(key=prefix, range_end=prefix_end(prefix))
-        )
-        items = [_item(kv) for kv in response.kvs]
-        leases, skipped = lease_format.parse_snapshot(items, self._parser.lease)
-        self._parser.keep(items)
-        return Snapshot(response.header.revision, response.header.cluster_id, leases, skipped)
+        read = self._read()
+        leases, skipped = lease_format.parse_snapshot(read.items, self._parser.lease)
+        self._parser.keep(read.items)
+        return Snapshot(read.revision, read.cluster_id, leases, skipped)
 
     def snapshot_since(self, before: Snapshot) -> Snapshot:
         """Return all leases, in one linearizable read of those keys that were written after `before`.
@@ -69,27 +81,55 @@ class Registry:
         answer does not continue `before`, everything is read. A restored etcd may continue it by chance: the
         caller takes a whole `snapshot` after every interruption and now and then.
         """
-        prefix = self.watched.encode()
-        request = messages.RangeRequest(
-            key=prefix, range_end=prefix_end(prefix), min_mod_revision=before.revision + 1
-        )
-        response = self._client.ask("KV/Range", request)
-        header = response.header
-        continues = header.cluster_id == before.cluster_id and header.revision >= before.revision
-        if continues and not response.kvs and response.count == len(before.leases) + len(before.skipped):
-            return replace(before, revision=header.revision)
+        read = self._read(before.revision + 1)
+        continues = read.cluster_id == before.cluster_id and read.revision >= before.revision
+        if continues and not read.items and read.count == len(before.leases) + len(before.skipped):
+            return replace(before, revision=read.revision)
         index = self._index(before)
-        merged = index.merged(map(_item, response.kvs), self._parser.lease) if index else None
-        if not continues or merged is None or response.count != len(merged.leases) + len(before.skipped):
+        merged = index.merged(read.items, self._parser.lease) if index else None
+        if not continues or merged is None or read.count != len(merged.leases) + len(before.skipped):
             return self.snapshot()
         leases = tuple(merged.leases.values())
         self._indexed = leases, merged
         subnets = None if before.skipped else frozenset(merged.holders)
-        return Snapshot(header.revision, header.cluster_id, leases, before.skipped, subnets)
+        return Snapshot(read.revision, read.cluster_id, leases, before.skipped, subnets)
 
     def _index(self, before: Snapshot) -> lease_format.Index | None:
         leases, index = self._indexed
         return index if leases is before.leases else lease_format.Index.of(before.leases, before.skipped)
+
+    def _read(self, since: int = 0) -> _Read:
+        """Return every lease key written at revision `since` or later, as of one revision.
+
+        Page by page, and by smaller pages as long as there are values that make one too large for a message.
+        """
+        while True:
+            try:
+                read = self._pages(since)
+            except EtcdTooMuch:
+                if self._page == 1:
+                    raise
+                self._page = max(1, self._page // 16)
+                continue
+            if not since and read.size < MAX_MESSAGE // 2:
+                self._page = PAGE
+            return read
+
+    def _pages(self, since: int) -> _Read:
+        key, end = self.watched.encode(), prefix_end(self.watched.encode())
+        read: _Read | None = None
+        while True:
+            request = messages.RangeRequest(key=key, range_end=end, limit=self._page, min_mod_revision=since)
+            if read:
+                request.revision = read.revision
+            answer = self._client.ask("KV/Range", request)
+            if read is None:
+                read = _Read(answer.header.revision, answer.header.cluster_id, answer.count)
+            read.items += map(_item, answer.kvs)
+            read.size += sum(len(kv.value) for kv in answer.kvs)
+            if not answer.more:
+                return read
+            key = answer.kvs[-1].key + b"\0"
 
     def seconds_left(self, lease: Lease) -> float | None:
         """Return how long a lease still lives if nobody renews it, None for a reservation."""
@@ -151,9 +191,10 @@ class Registry:
         put.key, put.value, put.lease = key, value, grant
         try:
             response = self._client.ask("KV/Txn", request)
-        except EtcdRefused:
-            self._revoke(grant)
-            raise  # after EtcdUnavailable the grant may hold the key already: revoking would delete it
+        except EtcdRefused as error:
+            if not error.after_silence:  # else, as after EtcdUnavailable, the grant may hold the key already,
+                self._revoke(grant)  # and revoking would delete it
+            raise
         if response.succeeded:
             revision = response.header.revision
             created = lease.create_revision or revision
@@ -177,9 +218,9 @@ class Registry:
 
 
 def _item(kv: Any) -> lease_format.Item:
-    return lease_format.Item(
-        kv.key.decode(errors="replace"), kv.value, kv.lease, kv.mod_revision, kv.create_revision
-    )
+    value = kv.value if len(kv.value) <= lease_format.MAX_VALUE else kv.value[: lease_format.MAX_VALUE + 1]
+    key = kv.key.decode(errors="replace")
+    return lease_format.Item(key, value, kv.lease, kv.mod_revision, kv.create_revision)
 
 
 def _get(key: bytes) -> Any:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from flannel_ebpf.base.errors import EtcdError, EtcdRefused, EtcdUnavailable
+from flannel_ebpf.base.errors import EtcdError, EtcdRefused, EtcdTooMuch, EtcdUnavailable
 from flannel_ebpf.leases.etcd import messages
 from flannel_ebpf.leases.etcd.rpc import grpc
 
 RPC_TIMEOUT = 5.0
 """Seconds that one endpoint may take over one request."""
+
+MAX_MESSAGE = 64 << 20
+"""Octets of the largest answer that is taken."""
 
 _CHANNEL_OPTIONS = [
     # A frozen server answers no ping. Without http2.ping_timeout_ms, gRPC waits 70 s whatever the
@@ -20,7 +23,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
     # etcd stands in the cluster; a web proxy in the environment is not the way to it.
     ("grpc.enable_http_proxy", 0),
 ]
@@ -44,6 +47,9 @@ _STALE_TOKEN = (
     "user name not found",
 )
 """What etcd answers when the token expired, or when the server or its auth settings were replaced."""
+
+_TOO_LARGE = "Received message larger than max"
+"""gRPC's words; etcd has the same code for a full database and for too many requests."""
 
 _HINTS = (
     ("CERTIFICATE_VERIFY_FAILED", "--etcd-cafile does not vouch for the server's certificate"),
@@ -146,4 +152,6 @@ def translate(target: str, error: Any) -> EtcdError:
         return EtcdUnavailable(text + hint)
     if any(phrase in details for phrase in _STALE_TOKEN):
         return StaleToken(text)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
+        return EtcdTooMuch(text)
     return EtcdRefused(text)

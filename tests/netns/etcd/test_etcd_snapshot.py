@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from flannel_ebpf.leases.etcd import Registry
+from flannel_ebpf.base.errors import EtcdTooMuch
+from flannel_ebpf.leases.etcd import EtcdClient, Registry, messages
+from flannel_ebpf.leases.etcd.registry import PAGE
 from flannel_ebpf.leases.snapshot import Snapshot
 from tests.netns.etcd_cluster import EtcdCluster
 
@@ -69,3 +71,55 @@ def test_a_restored_etcd_takes_a_whole_read(one: EtcdCluster, tmp_path: Path) ->
     after = registry.snapshot_since(before)
     assert [lease.claim.backend_type for lease in after.leases] == [""]
     assert essence(after) == essence(registry.snapshot())
+
+
+def test_more_octets_than_a_message_holds_hide_no_lease(one: EtcdCluster) -> None:
+    """70 MiB of what is no lease, before, between and behind what is one."""
+    registry, client = one.registry(), EtcdClient(one.options())
+    junk = [f"{PREFIX}/subnets/{place}-{n}" for place in ("1", "10.1.6.0-24/x", "z") for n in range(24)]
+    junk.append(f"{PREFIX}/subnets/10.1.99.0-24")
+    for key in KEYS[:2]:
+        one.ctl("put", key, VALUES[0])
+    for key in junk:
+        client.ask("KV/Put", messages.PutRequest(key=key.encode(), value=bytes(1 << 20)))
+    with pytest.raises(EtcdTooMuch):
+        client.ask("KV/Range", messages.RangeRequest(key=b"/", range_end=b"0"))
+    first = registry.snapshot()
+    assert [lease.key for lease in first.leases] == KEYS[:2]
+    assert sorted(skipped.key for skipped in first.skipped) == sorted(junk)
+    [large] = [skipped.why for skipped in first.skipped if skipped.key == junk[-1]]
+    assert large.endswith("the value has more than 65536 octets")
+    one.ctl("put", KEYS[2], VALUES[1])
+    second = registry.snapshot_since(first)
+    assert essence(second) == essence(registry.snapshot())
+    assert [lease.key for lease in second.leases] == KEYS[:3]
+    one.ctl("del", "--prefix", f"{PREFIX}/subnets/z")
+    one.ctl("del", "--prefix", f"{PREFIX}/subnets/1-")
+    third = registry.snapshot_since(second)
+    assert len(third.skipped) == 25
+    assert registry._page == PAGE, "a small answer is asked for in one piece again"
+    client.close()
+
+
+def test_pages_are_of_one_revision(one: EtcdCluster) -> None:
+    """A key moves while the pages are read: it is in just one of them."""
+    registry, client = one.registry(), EtcdClient(one.options())
+    registry._page = 1
+    for key in KEYS[:3]:
+        one.ctl("put", key, VALUES[0])
+    asked = registry._client.ask
+
+    def ask(name: str, request: Any) -> Any:
+        answer = asked(name, request)
+        if request.key == registry.watched.encode():  # after the first page
+            client.ask("KV/DeleteRange", messages.message("DeleteRangeRequest")(key=KEYS[2].encode()))
+            client.ask("KV/Put", messages.PutRequest(key=KEYS[3].encode(), value=VALUES[0].encode()))
+        return answer
+
+    registry._client.ask = ask  # type: ignore[method-assign]
+    snapshot = registry.snapshot()
+    assert [lease.key for lease in snapshot.leases] == KEYS[:3]
+    registry._client.ask = asked  # type: ignore[method-assign]
+    after = registry.snapshot_since(snapshot)
+    assert [lease.key for lease in after.leases] == [*KEYS[:2], KEYS[3]]
+    client.close()

@@ -38,7 +38,7 @@ def test_keys_join_as_in_go(prefix: str, key: str) -> None:
 
 def test_subnet_key_and_watched_prefix() -> None:
     assert lease_format.subnet_key(PREFIX + "/", [SUBNET]) == KEY
-    assert lease_format.subnets_prefix(PREFIX) == f"{PREFIX}/subnets"
+    assert lease_format.subnets_prefix(PREFIX) == f"{PREFIX}/subnets/"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,8 @@ def test_a_key_that_is_no_lease_key_says_why(why: str, key: str) -> None:
         (b"\xff\xfe\x00", "not JSON"),
         (b'{"PublicIP":"1.2.3.4"', "not JSON"),
         (b'{"PublicIP":"1.2.3.4","x":NaN}', "NaN"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 60_000, "not JSON"),
+        (b'{"PublicIP":"10.0.0.1","x":"' + b"x" * 100_000 + b'"}', "more than 65536 octets"),
         (b'{"x":' + b"9" * 10_000 + b"}", "not JSON"),
         (b"null", "not a JSON object"),
         (b"[]", "not a JSON object"),
