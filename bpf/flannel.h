@@ -25,6 +25,7 @@ enum fl_fastpath {
 	FL_FASTPATH_OFF = 0,
 	FL_FASTPATH_SUBNETS = 1, /* every packet between pods */
 	FL_FASTPATH_FLOWS = 2,	 /* flows that the kernel has just carried unchanged */
+	FL_FASTPATH_AUTO = 3,	 /* every packet of FL_POD_STATELESS, and flows of all other pods */
 };
 
 /* What to do with packets whose source is not who may send it. */
@@ -56,9 +57,8 @@ struct fl_config {
 	__u16 sport_min; /* net.ipv4.ip_local_port_range, inclusive, for vxlan's source port */
 	__u16 sport_max;
 	__u32 vni;
-	__u32 uplink;	  /* ifindex */
-	__u32 learn_mark; /* the one skb->mark bit that is ours; never leaves the host */
-	__u32 peer_len;	  /* prefix length shared by every lease: fl_peers is a hash; 0: it is an LPM trie */
+	__u32 uplink;	/* ifindex */
+	__u32 peer_len; /* prefix length shared by every lease: fl_peers is a hash; 0: it is an LPM trie */
 	__u32 revalidate_ms;
 	enum fl_cap caps; /* bits */
 	enum fl_mode backend;
@@ -67,9 +67,16 @@ struct fl_config {
 	__u8 direct_routing;  /* 1: some peers of a vxlan network are FL_MODE_DIRECT */
 	__u8 ttl;	      /* of outer headers: net.ipv4.ip_default_ttl */
 	__u8 uplink_finishes; /* 1: what leaves the uplink is cut to size and has its checksums */
-	__u8 pad;
-	__u32 tun;     /* ifindex of the udp backend's device, 0: not there */
-	__u32 monitor; /* n: tell of one packet in n (fl_events); 0: nobody watches */
+	__u8 learning;	      /* 1: the vxlan device learns from what it receives itself */
+	__u32 monitor;	      /* n: tell of one packet in n (fl_events); 0: nobody watches */
+};
+
+/* fl_node, one entry, written by the daemon. */
+struct fl_node {
+	__u64 hash_key; /* keeps pods from choosing whom they share a cell of the sketch with */
+	__u64 until;   /* ns, CLOCK_MONOTONIC: with no sign of the daemon until then, every packet is left alone */
+	__u32 overlay; /* ifindex of flannel.<VNI> or of the udp backend's TUN, 0: none */
+	__u8 pad[4];
 };
 
 /* fl_peers: remote subnet -> how to get there. The same key serves a hash and an LPM trie. */
@@ -90,6 +97,11 @@ struct fl_peer_v4 {
 	__u8 flags;	  /* enum fl_peer_flag bits */
 	__u16 mtu;	  /* largest outer IPv4 packet on the way to public_ip */
 	__u16 slot;	  /* index of this peer's counters in fl_peer_stats */
+	/* What follows is the programs': the outer leg as the kernel takes it, see outer.h. */
+	__u64 tx_until; /* ns, CLOCK_MONOTONIC */
+	__u64 rx_until;
+	__u8 next_mac[6]; /* FL_MODE_DIRECT: the station that the kernel sends to */
+	__u8 pad[2];
 };
 
 /* fl_vteps: public address of a member -> its subnet (a member with several subnets: any of them). */
@@ -97,23 +109,36 @@ struct fl_addr_v4 {
 	__u8 addr[4];
 };
 
-/* fl_pods: local pod address -> where it lives. Learned by fl_to_pod, removed by the daemon. */
 enum fl_pod_flag {
-	FL_POD_SHAPED = 1 << 0, /* a qdisc on the veth shapes it: a redirect would skip it */
+	FL_POD_SHAPED = 1 << 0,	   /* a qdisc on the veth shapes it: a redirect would skip it */
+	FL_POD_GUARDED = 1 << 1,   /* rules that judge single packets concern it: the kernel carries everything */
+	FL_POD_STATELESS = 1 << 2, /* no rule can concern it: FL_FASTPATH_AUTO carries everything */
+	FL_POD_NODE = 1 << 3,	   /* the node's own address, not a pod's. Written by the daemon */
 };
 
+/* fl_levels: local prefix -> flags that pods in it have beside their port's. Written by the daemon. */
+struct fl_level {
+	enum fl_pod_flag flags;
+};
+
+/* fl_proof, one entry: until when FL_POD_STATELESS counts. Written by the daemon. */
+struct fl_proof {
+	__u64 until; /* ns, CLOCK_MONOTONIC */
+};
+
+/* fl_pods: local address -> where it lives. Learned by fl_to_pod, removed by the daemon. */
 struct fl_pod_v4 {
-	__u32 ifindex; /* host side of the veth; 0: a bridge flooded the packet that taught it, so unknown */
-	__u32 lesson;  /* id and checksum of the packet that taught it */
+	__u32 ifindex; /* host side of the veth */
 	__u8 mac[6];
 	__u8 gateway_mac[6]; /* source of frames that the kernel delivers to the pod */
-	__u8 flags;	     /* enum fl_pod_flag bits */
-	__u8 pad[3];
+	enum fl_pod_flag flags;
 };
 
-/* fl_ports: host side of a pod's veth -> flags (enum fl_pod_flag). Written by the daemon. */
+/* fl_ports: host side of a pod's veth -> what the daemon knows of it, and the MAC that its pod spoke from last. */
 struct fl_port {
 	enum fl_pod_flag flags;
+	__u8 mac[6]; /* the programs' */
+	__u8 pad[2];
 };
 
 /* fl_flows: one entry per connection, seen from the pod. */
@@ -126,24 +151,50 @@ struct fl_flow_key_v4 {
 	__u8 pad[3];
 };
 
-enum fl_flow_bit {
-	FL_TX_ENTERED = 1 << 0,
-	FL_TX_LEFT = 1 << 1,
-	FL_RX_ARRIVED = 1 << 2,
-	FL_RX_DELIVERED = 1 << 3,
+/*
+ * A word says that the kernel carried a packet of this direction unchanged: bits 41-63 are of the key's hash, bit
+ * 40 is set once a TCP connection is established, bits 0-39 are the time (2^20 ns, CLOCK_MONOTONIC). It is written
+ * whole, so that a CPU that was late, and meets another flow's entry in this place by now, leaves nothing that
+ * counts.
+ */
+struct fl_flow {
+	__u64 tx;      /* from the pod, 0: never */
+	__u64 rx;      /* to the pod */
+	__u32 ifindex; /* pod's veth */
+	__u32 born;    /* 2^20 ns */
 };
 
-struct fl_flow {
-	__u64 tx_since; /* ns, CLOCK_MONOTONIC: when the kernel last carried a packet of this direction */
-	__u64 rx_since;
-	__u32 ifindex; /* pod's veth; 0 until known */
-	enum fl_flow_bit bits;
+/*
+ * fl_lessons, per CPU: packets that began their way through the kernel here, as they looked then. skb->tc_index
+ * carries the number, and the program at the far end compares.
+ */
+struct fl_lesson {
+	struct fl_flow_key_v4 key;
+	__u32 seq; /* TCP's; both wire order */
+	__u32 ack;
+	__u16 id;  /* wire order */
+	__u16 len; /* IPv4 length of the largest segment */
+	__u8 tos;
+	__u8 ttl; /* at the far end */
+	__u8 way;
+	__u8 pad;
+	__u32 number;  /* 0: taken */
+	__u32 ifindex; /* pod's veth, 0: not known here */
+	__u32 hash;
+	__u32 time; /* 2^20 ns */
+};
+
+#define FL_LESSONS 64 /* several batches of a device's NAPI, before the first of it reaches the far end */
+
+struct fl_book {
+	struct fl_lesson lessons[FL_LESSONS];
+	__u32 last; /* number */
 };
 
 /*
  * fl_sketch: hash of a flow's key and direction -> what flows with this hash did lately, 16 to a line. Epochs
- * are 2^33 ns (8.6 s), and wrap; a cell shared by two flows, or one that wrapped, only costs a look into
- * fl_flows too many or too few.
+ * are 2^31 ns (2.1 s), and wrap. A cell shared by two flows, or one that wrapped, costs looks into fl_flows that
+ * find nothing.
  */
 struct fl_cell {
 	__u8 epoch;   /* of the last packet */
@@ -162,10 +213,8 @@ struct fl_line {
 struct fl_open {
 	struct fl_flow_key_v4 key;
 	__u32 hash;    /* of the key */
-	__u32 until;   /* 2^FL_OPEN_SHIFT ns; wraps */
 	__u32 ifindex; /* pod's veth */
-	__u8 ended;    /* fl_cell.ended when fl_flows was looked at */
-	__u8 pad[3];
+	__u64 until;   /* bits 0-39: 2^20 ns, CLOCK_MONOTONIC; 40-47: fl_cell.ended when fl_flows was looked at */
 };
 
 #define FL_OPEN_WAYS 2 /* in a cache line */
@@ -228,13 +277,19 @@ enum fl_reason {
 	FL_FAST_VXLAN,
 	FL_FAST_DIRECT,
 	FL_FAST_UDP,
-	FL_LEARN_NEW,	     /* flow without both bits yet */
-	FL_LEARN_REVALIDATE, /* admitted, but too long ago */
+	FL_LEARN_SYN,	     /* a connection begins */
+	FL_LEARN_NEW,	     /* flow that the kernel has not been seen to carry in the directions needed */
+	FL_LEARN_REVALIDATE, /* it has, but too long ago */
+	FL_LEARN_PEER,	     /* the kernel has not been seen to exchange packets with this peer lately */
+	FL_LEARN_YOUNG,	     /* too few packets yet to be worth a flow entry */
 	FL_LEARN_LEFT,	     /* fl_to_peer: the kernel let it out unchanged */
 	FL_LEARN_DELIVERED,  /* fl_to_pod: the kernel delivered it unchanged */
-	FL_LEARN_YOUNG,	     /* too few packets yet to be worth a flow entry */
-	FL_LEARN_CHANGED,    /* fl_to_*: no flow entered with this tuple: NAT, or evicted */
-	FL_TCP_STATE,	     /* SYN, FIN or RST: conntrack must see it */
+	FL_LEARN_CHANGED,    /* fl_to_*: the kernel changed it on its way */
+	FL_LEARN_LATE,	     /* fl_to_*: it was queued on its way, or came to another CPU */
+	FL_WRAPPED,	     /* fl_to_peer: the kernel's packet, sent through the tunnel by BPF */
+	FL_UNWRAPPED,	     /* fl_from_peer: a tunnel's packet, opened by BPF for the kernel */
+	FL_TCP_STATE,	     /* FIN, RST or odd flags: conntrack must see it */
+	FL_STAND_ASIDE,	     /* the daemon is silent */
 	FL_MEMBER,	     /* fl_xdp: a member's tunnel packet, passed on */
 	FL_NOT_OVERLAY,	     /* no peer's subnet and not our tunnel, or a peer that is the kernel's */
 	FL_NOT_IPV4,	     /* ARP, IPv6 and other EtherTypes, VLAN tags */
@@ -255,12 +310,15 @@ enum fl_reason {
 	FL_INNER_MAC,	     /* inner destination is not our VTEP */
 	FL_NO_POD,	     /* no known pod has this address */
 	FL_SHAPED,	     /* pod's veth has a shaping qdisc */
+	FL_GUARDED,	     /* rules that judge single packets concern this pod */
 	FL_NOT_GATEWAY,	     /* pod's frame is for another machine on its bridge, which then routes it */
-	FL_POD_SOURCE,	     /* pod sends from outside this node's subnet: it routes; never accelerated */
+	FL_POD_SOURCE,	     /* pod sends from an address that is not its own: it routes, or is one of several */
+	FL_PEER_SOURCE,	     /* peer sends from an address that is nobody's here: it routes */
 	FL_HELPER,	     /* a BPF helper refused; packet still whole */
 	FL_DROP_NOT_MEMBER,  /* tunnel packet whose outer source holds no lease */
-	FL_DROP_PEER_SOURCE, /* inner source outside the sender's subnet */
-	FL_DROP_POD_SOURCE,  /* pod sends from an address that is another pod's */
+	FL_DROP_PEER_SOURCE, /* inner source is another node's, or of another node's pods */
+	FL_DROP_POD_SOURCE,  /* pod sends from an address of its node */
+	FL_DROP_POD_TUNNEL,  /* pod sends a tunnel packet itself */
 	FL_DROP_BROKEN,	     /* a helper failed after the packet was changed; should stay 0 */
 	FL_REASONS,
 };

@@ -1,35 +1,54 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Which flows may leave the kernel's path: those that the kernel has just carried unchanged.
+ * Flows: one connection each, seen from the pod, and what the kernel was seen to carry of it.
  *
- * A direction is open when its packet was seen with the same tuple on both sides of the kernel: then no NAT
- * applied and policy let it through. TCP needs both directions, so that conntrack holds an established
- * connection. Each opening ends after fl_cfg.revalidate_ms; the next packet goes through the kernel again.
+ * A direction is open for fl_cfg.revalidate_ms after the kernel carried one of its packets unchanged: then no NAT
+ * applies, and policy lets it through. TCP needs both directions, and an ACK after the SYN-ACK, so that conntrack
+ * holds an established connection. After that the next packet goes through the kernel again.
  */
 #ifndef FLANNEL_FLOWS_H
 #define FLANNEL_FLOWS_H
 
+#include "node.h"
 #include "parse.h"
 
-#define FL_BY_FLOW (fl_cfg.fastpath == FL_FASTPATH_FLOWS)
+#define FL_BY_FLOW (fl_cfg.fastpath >= FL_FASTPATH_FLOWS)
 
-#define FL_TX (FL_TX_ENTERED | FL_TX_LEFT)
-#define FL_RX (FL_RX_ARRIVED | FL_RX_DELIVERED)
+#define FL_WAY_OUT 0 /* from pods */
+#define FL_WAY_IN 1
 
-/* Packets of one direction before it may touch fl_flows: most short connections end earlier. */
+/* Packets of one direction before it may touch fl_flows, where no handshake taught it. */
 #define FL_YOUNG 12
 #define FL_CELL_FULL 255
 
-#define FL_EPOCH_SHIFT 33
+#define FL_EPOCH_SHIFT 31
+#define FL_TIME_SHIFT 20 /* of a word in fl_flow */
+#define FL_TICK 16	 /* in such units: more than a tick of the coarse clock */
+#define FL_ESTABLISHED (1ULL << 40)
+#define FL_TIME_MASK (FL_ESTABLISHED - 1)
+
 #define FL_REVALIDATE_NS (fl_cfg.revalidate_ms * 1000000LL)
 
-/* Epochs, rounded up, for which an entry of fl_flows may still open a direction: see is_open(). */
-#define FL_LEARNED_EPOCHS (2 * FL_REVALIDATE_NS / (1LL << FL_EPOCH_SHIFT) + 1)
+/* Epochs, rounded up, for which an entry of fl_flows may still open a direction: see opening_end(). */
+#define FL_LEARNED_EPOCHS (2 * FL_REVALIDATE_NS / (1LL << FL_EPOCH_SHIFT) + 2)
 
-static __always_inline __u64 clock_ns(void)
-{
-	return fl_cfg.caps & FL_CAP_COARSE_CLOCK ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns();
-}
+/*
+ * conntrack takes UDP for a stream, which lives longer, when it sees a packet 2 s after the first: so the first
+ * opening of a flow ends then.
+ */
+#define FL_STREAM_NS 2200000000ULL
+
+/* One direction of a flow, as a packet in hand meets it. */
+struct fl_direction {
+	struct fl_flow_key_v4 key;
+	struct fl_cell *cell;
+	__u64 now; /* ns */
+	__u32 hash;
+	__u32 place;   /* of its cell in the sketch */
+	__u32 ifindex; /* pod's veth, 0: not known here */
+	__u8 way;
+	__u8 ended; /* fl_cell.ended before fl_flows was looked at */
+};
 
 static __always_inline struct fl_flow_key_v4 flow_key(__u32 pod, __u32 remote, __u16 pod_port, __u16 remote_port,
 						      __u8 proto)
@@ -45,28 +64,27 @@ static __always_inline struct fl_flow_key_v4 flow_key(__u32 pod, __u32 remote, _
 	return key;
 }
 
-/* Key of a packet that a pod sends. */
-static __always_inline struct fl_flow_key_v4 key_of_tx(const struct fl_packet *p)
+/* Key of a packet on its way from or to a pod. */
+static __always_inline struct fl_flow_key_v4 key_of(const struct fl_packet *p, __u8 way)
 {
-	return flow_key(p->src, p->dst, p->sport, p->dport, p->proto);
-}
-
-/* Key of a packet that a pod gets. */
-static __always_inline struct fl_flow_key_v4 key_of_rx(const struct fl_packet *p)
-{
+	if (way == FL_WAY_OUT)
+		return flow_key(p->src, p->dst, p->sport, p->dport, p->proto);
 	return flow_key(p->dst, p->src, p->dport, p->sport, p->proto);
 }
 
-static __always_inline bool changes_tcp_state(const struct fl_packet *p)
+static __always_inline bool same_key(const struct fl_flow_key_v4 *a, const struct fl_flow_key_v4 *b)
 {
-	return p->proto == IPPROTO_TCP && p->tcp_flags & (FL_TCP_SYN | FL_TCP_FIN | FL_TCP_RST);
+	const __u64 *left = (const __u64 *)a, *right = (const __u64 *)b;
+
+	return left[0] == right[0] && left[1] == right[1];
 }
 
 static __always_inline __u32 flow_hash(const struct fl_flow_key_v4 *key)
 {
 	const __u64 *word = (const __u64 *)key;
-	__u64 hash = (word[0] ^ (word[0] >> 29)) * 0x9e3779b97f4a7c15ULL;
+	__u64 hash = word[0] ^ hash_key();
 
+	hash = (hash ^ (hash >> 29)) * 0x9e3779b97f4a7c15ULL;
 	return (hash ^ (hash >> 32) ^ word[1]) * 0xbf58476d1ce4e5b9ULL >> 32; /* low bits mix badly */
 }
 
@@ -88,19 +106,29 @@ static __always_inline struct fl_cell *cell_at(__u32 place)
 	return line ? &line->cells[place % FL_LINE] : NULL;
 }
 
-/* A cell, aged. Races lose a count, which only makes a flow look younger. */
-static __always_inline struct fl_cell *sketch_cell(__u32 place, __u64 now)
+/* Fill in all but the veth; false never happens. */
+static __always_inline bool find_direction(struct fl_direction *d, const struct fl_packet *p, __u8 way, __u64 now)
 {
-	struct fl_cell *cell = cell_at(place);
 	__u8 epoch = now >> FL_EPOCH_SHIFT;
 
-	if (cell && cell->epoch != epoch) {
-		__u8 age = epoch - cell->epoch;
+	d->key = key_of(p, way);
+	d->hash = flow_hash(&d->key);
+	d->place = sketch_place(d->hash, way);
+	d->cell = cell_at(d->place);
+	d->now = now;
+	d->ifindex = 0;
+	d->way = way;
+	if (!d->cell)
+		return false;
+	/* Races lose a count, which only makes a flow look younger. */
+	if (d->cell->epoch != epoch) {
+		__u8 age = epoch - d->cell->epoch;
 
-		cell->packets = age < 8 ? cell->packets >> age : 0;
-		cell->epoch = epoch;
+		d->cell->packets = age < 8 ? d->cell->packets >> age : 0;
+		d->cell->epoch = epoch;
 	}
-	return cell;
+	d->ended = d->cell->ended;
+	return true;
 }
 
 /* Count a packet; true while its flow is not worth an entry in fl_flows. */
@@ -113,105 +141,121 @@ static __always_inline bool is_young(struct fl_cell *cell)
 	return packets < FL_YOUNG;
 }
 
-/*
- * A connection begins or ends: forget its flow, what fl_open knows of it, and on SYN its age. fl_flows is only
- * looked at where a flow with this hash was learned within FL_LEARNED_EPOCHS: an older entry is stale in any case.
- * Looked up first, because deleting from an LRU takes the bucket's lock even on a miss.
- */
-static __always_inline void end_flow(struct fl_cell *cell, const struct fl_flow_key_v4 *key, __u32 place,
-				     __u8 tcp_flags)
+/* May fl_flows hold anything that counts of a flow with this hash? */
+static __always_inline bool was_learned(const struct fl_cell *cell)
 {
-	struct fl_cell *other = cell_at(place ^ FL_LINE);
-
-	if ((__u8)(cell->epoch - cell->learned) <= FL_LEARNED_EPOCHS && other) {
-		if (bpf_map_lookup_elem(&fl_flows, key))
-			bpf_map_delete_elem(&fl_flows, key);
-		cell->ended++;
-		other->ended++;
-	}
-	if (tcp_flags & FL_TCP_SYN)
-		cell->packets = 0;
-}
-
-/* What one direction of a flow is made of. */
-struct fl_direction {
-	__u32 first; /* bit that this side sets */
-	__u32 both;
-	__u64 since; /* when the kernel last carried this direction */
-	__u64 other_since;
-};
-
-static __always_inline struct fl_direction direction_tx(const struct fl_flow *flow)
-{
-	return (struct fl_direction){ FL_TX_ENTERED, FL_TX, flow ? flow->tx_since : 0, flow ? flow->rx_since : 0 };
-}
-
-static __always_inline struct fl_direction direction_rx(const struct fl_flow *flow)
-{
-	return (struct fl_direction){ FL_RX_ARRIVED, FL_RX, flow ? flow->rx_since : 0, flow ? flow->tx_since : 0 };
-}
-
-/* Signed: another CPU may have written `since` after this one read its clock. */
-static __always_inline bool is_older(__u64 since, __u64 now, __s64 age)
-{
-	return (__s64)(now - since) >= age;
-}
-
-/* When the present opening of a direction ends, ns. TCP's other direction must have been seen lately, too. */
-static __always_inline __u64 opening_end(const struct fl_direction *direction, __u8 proto)
-{
-	__u64 end = direction->since + FL_REVALIDATE_NS;
-	__u64 other = direction->other_since + 2 * FL_REVALIDATE_NS;
-
-	return proto == IPPROTO_TCP && (__s64)(other - end) < 0 ? other : end;
-}
-
-static __always_inline bool is_open(const struct fl_flow *flow, const struct fl_direction *direction, __u8 proto,
-				    __u64 now)
-{
-	__u32 needed = proto == IPPROTO_TCP ? FL_TX | FL_RX : direction->both;
-
-	return (flow->bits & needed) == needed && !is_older(opening_end(direction, proto), now, 0);
+	return (__u8)(cell->epoch - cell->learned) <= FL_LEARNED_EPOCHS;
 }
 
 /* Both directions must know, for either may end the flow. */
-static __always_inline void note_learned(__u32 place, __u8 epoch)
+static __always_inline void note_learned(__u32 place, __u64 now)
 {
 	struct fl_cell *this = cell_at(place), *other = cell_at(place ^ FL_LINE);
 
 	if (this && other)
-		this->learned = other->learned = epoch;
+		this->learned = other->learned = now >> FL_EPOCH_SHIFT;
 }
 
 /*
- * Note that a packet starts its way through the kernel and mark it, so that the program at the other end looks
- * at it. `ifindex` is the pod's veth, 0 when not known here.
+ * Forget a flow, and void what fl_open knows of it. Looked up first, because deleting from an LRU takes the
+ * bucket's lock even on a miss.
  */
-static __always_inline enum fl_reason learn_start(struct __sk_buff *skb, const struct fl_flow_key_v4 *key,
-						  struct fl_flow *flow, const struct fl_direction *direction,
-						  __u32 ifindex, __u32 place, __u64 now)
+static __always_inline void end_flow(const struct fl_flow_key_v4 *key, __u32 place)
 {
-	bool expired;
+	struct fl_cell *this = cell_at(place), *other = cell_at(place ^ FL_LINE);
 
-	skb->mark |= fl_cfg.learn_mark;
-	note_learned(place, now >> FL_EPOCH_SHIFT);
-	if (!flow) {
-		struct fl_flow new = { .ifindex = ifindex, .bits = direction->first };
+	if (!this || !other)
+		return;
+	if (bpf_map_lookup_elem(&fl_flows, key))
+		bpf_map_delete_elem(&fl_flows, key);
+	this->ended++;
+	other->ended++;
+}
 
-		bpf_map_update_elem(&fl_flows, key, &new, BPF_ANY);
-		return FL_LEARN_NEW;
+/* A word of fl_flow: now, and whose. */
+static __always_inline __u64 flow_word(__u32 hash, __u64 now)
+{
+	return (__u64)(hash >> 9) << 41 | (now >> FL_TIME_SHIFT & FL_TIME_MASK);
+}
+
+static __always_inline bool is_of(__u64 word, __u32 hash)
+{
+	return word >> 41 == hash >> 9;
+}
+
+static __always_inline __u64 time_of(__u64 word)
+{
+	return (word & FL_TIME_MASK) << FL_TIME_SHIFT;
+}
+
+static __always_inline __u64 *word_of(struct fl_flow *flow, __u8 way)
+{
+	return way == FL_WAY_OUT ? &flow->tx : &flow->rx;
+}
+
+/* Signed: another CPU may have written the time after this one read its clock. */
+static __always_inline bool is_past(__u64 time, __u64 now)
+{
+	return (__s64)(now - time) >= 0;
+}
+
+/*
+ * Does this word say that the kernel carried something of its direction within two openings? Its time may be ahead
+ * of `now` by a tick, when another CPU wrote it; times that wrap count as long ago.
+ */
+static __always_inline bool is_fresh(__u64 word, const struct fl_direction *d)
+{
+	__u64 age = ((d->now >> FL_TIME_SHIFT) - word + FL_TICK) & FL_TIME_MASK;
+
+	return is_of(word, d->hash) && age < (2 * FL_REVALIDATE_NS >> FL_TIME_SHIFT) + FL_TICK;
+}
+
+/* When the present opening of this direction ended or ends, ns; 0: there is none. */
+static __always_inline __u64 opening_end(struct fl_flow *flow, const struct fl_direction *d)
+{
+	__u64 own = *word_of(flow, d->way), other = *word_of(flow, !d->way);
+	__u64 end = time_of(own) + FL_REVALIDATE_NS;
+
+	if (!is_fresh(own, d))
+		return 0;
+	if (d->key.proto == IPPROTO_TCP) {
+		__u64 other_end = time_of(other) + 2 * FL_REVALIDATE_NS;
+
+		if (!is_fresh(other, d) || !((own | other) & FL_ESTABLISHED))
+			return 0;
+		return other_end < end ? other_end : end;
 	}
-	if (ifindex && flow->ifindex != ifindex) {
-		flow->ifindex = ifindex;
-		flow->bits = direction->first;
-		return FL_LEARN_NEW;
+	if (d->key.proto == IPPROTO_UDP) {
+		__u32 age = (__u32)(own & FL_TIME_MASK) - flow->born;
+		__u64 stream = FL_STREAM_NS >> FL_TIME_SHIFT;
+
+		if (age < stream && ((stream - age) << FL_TIME_SHIFT) < FL_REVALIDATE_NS)
+			end = time_of(own) + ((stream - age) << FL_TIME_SHIFT);
 	}
-	expired = (flow->bits & direction->both) == direction->both &&
-		  is_older(direction->since, now, FL_REVALIDATE_NS);
-	if (expired)
-		flow->bits &= ~direction->both;
-	flow->bits |= direction->first;
-	return expired ? FL_LEARN_REVALIDATE : FL_LEARN_NEW;
+	return end;
+}
+
+/*
+ * Note that the kernel carried a packet of this direction unchanged. `tcp_flags` are its: after a SYN alone, what
+ * is known of this tuple was about an earlier connection.
+ */
+static __always_inline void note_carried(const struct fl_direction *d, __u8 tcp_flags)
+{
+	struct fl_flow *flow = bpf_map_lookup_elem(&fl_flows, &d->key);
+	__u64 word = flow_word(d->hash, d->now);
+	bool known = flow && flow->ifindex == d->ifindex && (is_fresh(flow->tx, d) || is_fresh(flow->rx, d));
+
+	note_learned(d->place, d->now);
+	if (!known || (tcp_flags & (FL_TCP_SYN | FL_TCP_ACK)) == FL_TCP_SYN) {
+		struct fl_flow new = { .ifindex = d->ifindex, .born = d->now >> FL_TIME_SHIFT };
+
+		*word_of(&new, d->way) = word;
+		bpf_map_update_elem(&fl_flows, &d->key, &new, BPF_ANY);
+		return;
+	}
+	if (!(tcp_flags & FL_TCP_SYN) && is_fresh(*word_of(flow, !d->way), d))
+		word |= FL_ESTABLISHED;
+	*word_of(flow, d->way) = word;
 }
 
 #endif

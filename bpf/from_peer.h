@@ -1,170 +1,208 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* A packet from another node: match the tunnel, check who sent it, admit, deliver. Read from the bottom up. */
+/* A packet from another node: who sent it, match the tunnel, admit, deliver. Read from the bottom up. */
 #ifndef FLANNEL_FROM_PEER_H
 #define FLANNEL_FROM_PEER_H
 
 #include "admit.h"
 #include "direct.h"
-#include "udp.h"
+#include "outer.h"
+#include "sender.h"
 #include "verdict.h"
-#include "vxlan.h"
 
-/* The common end of the three ways in: `mode` is how the packet came, `peer` who sent it, NULL if not known. */
-static __always_inline enum fl_reason carry_in(struct __sk_buff *skb, enum fl_mode mode, struct iphdr *ip,
-					       const struct fl_packet *p, const struct fl_peer_v4 *peer,
-					       __u8 outer_tos)
+/* What there is to know of a packet from a peer, once its outer side was found in order. */
+struct fl_arrival {
+	struct fl_peer_v4 *peer; /* who sent it */
+	__u64 now;
+	__u8 mode;
+	__u8 tos;	 /* outer */
+	__u8 from_relay; /* udp: 1 unless programs sent it */
+	__u8 offset;	 /* of the inner IPv4 header */
+};
+
+/* Carry an admitted packet into its pod. */
+static __always_inline enum fl_reason carry_in(struct __sk_buff *skb, const struct fl_arrival *a, struct iphdr *ip,
+					       const struct fl_packet *p, const struct fl_pod_v4 *pod)
 {
-	struct fl_pod_v4 *pod;
-	enum fl_reason reason;
-	__u32 count;
+	enum fl_reason reason = FL_GO_ON;
+	__u32 count = segments(skb);
 
-	reason = admit_rx(skb, p, &pod);
+	if (a->mode == FL_MODE_VXLAN)
+		reason = vxlan_open(skb, a->tos, &ip);
+	else if (a->mode == FL_MODE_UDP)
+		reason = udp_open(skb, &ip);
 	if (reason)
 		return reason;
-	count = segments(skb);
-	if (mode == FL_MODE_VXLAN)
-		reason = vxlan_deliver(skb, p, pod, outer_tos);
-	else if (mode == FL_MODE_UDP)
-		reason = udp_deliver(skb, pod);
-	else
-		reason = direct_deliver(skb, ip, pod);
-	if (peer && is_fast(reason))
-		count_rx(peer, p, count);
+	decrement_ttl(ip, ttl_cost(a->mode));
+	reason = deliver(skb, ip, pod, FL_FAST_VXLAN + (a->mode == FL_MODE_DIRECT) + 2 * (a->mode == FL_MODE_UDP));
+	if (is_fast(reason))
+		count_rx(a->peer, p, count);
 	return reason;
+}
+
+/* The common end of the ways in: is it a packet that may leave the kernel's path, and does it? */
+static __always_inline enum fl_reason admit(struct __sk_buff *skb, const struct fl_arrival *a, bool padded)
+{
+	struct fl_packet p = {};
+	struct fl_pod_v4 *pod;
+	enum fl_reason reason;
+	struct iphdr *ip;
+	void *data, *end;
+
+	if (!readable_ipv4(skb, a->offset, &data, &end))
+		return FL_TRUNCATED;
+	ip = data + a->offset;
+	reason = parse_ipv4(ip, end, skb->len - a->offset, padded, ttl_cost(a->mode), &p);
+	if (reason)
+		return reason;
+	if (a->mode != FL_MODE_DIRECT && keeps_tunnel_state(skb, &p))
+		return FL_GSO;
+	reason = admit_rx(skb, ip, end, &p, ttl_cost(a->mode), a->now, &pod);
+	if (reason)
+		return reason;
+	if (a->mode != FL_MODE_DIRECT && !may_receive(a->peer, a->now, a->from_relay))
+		return FL_LEARN_PEER;
+	return carry_in(skb, a, ip, &p, pod);
 }
 
 /* A plain packet on the uplink, from a host-gw peer to a local pod. */
-static __always_inline enum fl_reason from_wire(struct __sk_buff *skb)
+static __always_inline enum fl_reason from_wire(struct __sk_buff *skb, __u64 now)
 {
-	struct fl_peer_v4 *peer;
-	struct fl_packet p = {};
-	enum fl_reason reason;
+	struct fl_arrival a = { .now = now, .mode = FL_MODE_DIRECT, .offset = FL_ETH_LEN };
 	struct iphdr *ip;
 	void *data, *end;
 
-	if (!readable_ipv4(skb, FL_ETH_LEN, &data, &end))
+	if (!readable(skb, FL_ETH_LEN + FL_IP_LEN, &data, &end))
 		return FL_TRUNCATED;
 	ip = data + FL_ETH_LEN;
-	peer = find_peer(ip->saddr);
-	if (!peer || peer->mode != FL_MODE_DIRECT)
+	a.peer = find_peer(ip->saddr);
+	if (!a.peer || a.peer->mode != FL_MODE_DIRECT)
 		return FL_NOT_OVERLAY;
-	reason = parse_ipv4(ip, end, skb->len - FL_ETH_LEN, true, ttl_cost(FL_MODE_DIRECT), &p);
-	if (reason)
-		return reason;
-	return carry_in(skb, FL_MODE_DIRECT, ip, &p, peer, 0);
+	return admit(skb, &a, true);
 }
 
-/*
- * Who sent a tunnel packet: *peer holds the inner source's subnet, NULL for what check_peer_source() lets pass
- * without. FL_GO_ON: it may send it, and its packets are not left to the kernel.
- */
-static __always_inline enum fl_reason find_sender(__u32 outer, __u32 inner, struct fl_peer_v4 **peer)
-{
-	enum fl_reason reason;
-
-	*peer = find_peer(inner);
-	reason = check_peer_source(*peer, outer, inner);
-	if (reason)
-		return reason;
-	return *peer && (*peer)->mode == FL_MODE_NONE ? FL_NOT_OVERLAY : FL_GO_ON;
-}
-
-static __always_inline enum fl_reason from_vxlan(struct __sk_buff *skb)
+/* Is a tunnel packet's outer side as BPF can take it off? Fills in the rest of *a. */
+static __always_inline enum fl_reason match_tunnel(struct __sk_buff *skb, struct fl_arrival *a)
 {
 	struct fl_outer *outer;
-	struct fl_peer_v4 *peer;
-	struct fl_packet p = {};
-	struct fl_vxlan *vxlan;
+	enum fl_reason reason;
 	struct ethhdr *inner;
-	enum fl_reason reason;
 	struct iphdr *ip;
 	void *data, *end;
-	__u8 outer_tos;
 
-	if (!readable_ipv4(skb, FL_VXLAN_INNER, &data, &end))
+	a->mode = fl_cfg.backend;
+	a->offset = a->mode == FL_MODE_UDP ? FL_UDP_INNER : FL_VXLAN_INNER;
+	if (!readable(skb, a->offset + FL_IP_LEN, &data, &end))
 		return FL_TRUNCATED;
 	outer = data + FL_ETH_LEN;
-	vxlan = (void *)(outer + 1);
-	inner = (void *)(vxlan + 1);
-	ip = (void *)(inner + 1);
-	reason = match_vxlan(vxlan);
+	ip = data + a->offset;
+	reason = match_outer(outer, skb->len);
 	if (reason)
 		return reason;
-	if (inner->h_proto != bpf_htons(ETH_P_IP)) {
-		reason = check_member(outer->ip.saddr);
-		return reason ? reason : FL_NOT_IPV4;
+	a->tos = outer->ip.tos;
+	a->from_relay = a->mode == FL_MODE_UDP && outer->udp.check;
+	if (a->mode == FL_MODE_UDP) {
+		if (ip->ttl <= 1)
+			return FL_TTL; /* it ends at our relay */
+		/* several datagrams of a relay in one piece: nothing has cut them on the way */
+		return skb->gso_size && bpf_ntohs(ip->tot_len) != skb->len - FL_UDP_INNER ? FL_GSO : FL_GO_ON;
 	}
-	reason = find_sender(outer->ip.saddr, ip->saddr, &peer);
+	reason = match_vxlan((void *)(outer + 1));
 	if (reason)
 		return reason;
+	inner = (struct ethhdr *)ip - 1;
+	if (inner->h_proto != bpf_htons(ETH_P_IP))
+		return FL_NOT_IPV4;
 	reason = match_inner_mac(inner);
-	if (reason)
-		return reason;
-	outer_tos = outer->ip.tos;
-	reason = parse_ipv4(ip, end, skb->len - FL_VXLAN_INNER, false, ttl_cost(FL_MODE_VXLAN), &p);
-	if (reason)
-		return reason;
-	reason = match_ecn(outer_tos, p.tos);
-	if (reason)
-		return reason;
-	if (keeps_tunnel_state(skb, &p))
-		return FL_GSO;
-	return carry_in(skb, FL_MODE_VXLAN, ip, &p, peer, outer_tos);
+	return reason ? reason : match_ecn(a->tos, ip->tos);
 }
 
-/* *taken: the packet goes on from the TUN. */
-static __always_inline enum fl_reason from_udp(struct __sk_buff *skb, bool *taken)
+/* A packet for our public address. *taken: it goes on from the overlay's device. */
+static __always_inline enum fl_reason from_tunnel(struct __sk_buff *skb, __u64 now, bool *taken)
 {
-	struct fl_outer *outer;
-	struct fl_peer_v4 *peer;
-	struct fl_packet p = {};
+	struct fl_arrival a = { .now = now };
 	enum fl_reason reason;
-	struct iphdr *ip;
 	void *data, *end;
 
-	if (!readable_ipv4(skb, FL_UDP_INNER, &data, &end))
+	if (!readable_part(skb, &data, &end))
 		return FL_TRUNCATED;
-	outer = data + FL_ETH_LEN;
-	ip = (void *)(outer + 1);
-	if (skb->gso_size && bpf_ntohs(ip->tot_len) != skb->len - FL_UDP_INNER)
-		return FL_GSO; /* several datagrams of a relay in one piece: nothing has cut them on the way */
-	reason = find_sender(outer->ip.saddr, ip->saddr, &peer);
+	reason = check_sender_of(data + FL_ETH_LEN, end, &a.peer);
 	if (reason)
 		return reason;
-	reason = parse_ipv4(ip, end, skb->len - FL_UDP_INNER, false, ttl_cost(FL_MODE_UDP), &p);
+	if (skb->pkt_type != 0) /* PACKET_HOST */
+		return FL_NOT_UNICAST;
+	if (skb->vlan_present)
+		return FL_NOT_IPV4;
+	reason = match_tunnel(skb, &a);
 	if (reason)
 		return reason;
-	if (keeps_tunnel_state(skb, &p))
-		return FL_GSO;
-	reason = carry_in(skb, FL_MODE_UDP, ip, &p, peer, 0);
-	if (!is_fast(reason) && !is_drop(reason))
-		*taken = udp_to_kernel(skb);
+	if (!a.peer || a.peer->mode != fl_cfg.backend)
+		return FL_NOT_OVERLAY;
+	reason = admit(skb, &a, false);
+	if (is_fast(reason) || is_drop(reason))
+		return reason;
+	if (may_receive(a.peer, now, a.from_relay)) {
+		enum fl_reason unwrapped = unwrap(skb, a.peer, a.tos);
+
+		*taken = !unwrapped;
+		return unwrapped == FL_DROP_BROKEN ? unwrapped : reason;
+	}
+	if (!skb->FL_TICKET)
+		skb->FL_TICKET = FL_TICKET_KERNEL;
 	return reason;
+}
+
+/* tc ingress of the overlay's device: only the tunnel's packets are looked at, by their tickets, or with udp all.
+ */
+static __always_inline enum fl_reason from_overlay(struct __sk_buff *skb)
+{
+	__u32 offset = fl_cfg.backend == FL_MODE_UDP ? 0 : FL_ETH_LEN;
+	__u32 ticket = skb->FL_TICKET;
+	void *data, *end;
+
+	if (ticket & FL_TICKET_BPF) {
+		skb->FL_TICKET = ticket & ~FL_TICKET_BPF;
+		return FL_UNWRAPPED;
+	}
+	if (!ticket && fl_cfg.backend != FL_MODE_UDP)
+		return FL_GO_ON;
+	if (ticket == FL_TICKET_KERNEL)
+		skb->FL_TICKET = 0;
+	if ((!offset || skb->protocol == bpf_htons(ETH_P_IP)) && readable(skb, offset + FL_IP_LEN, &data, &end))
+		see_received(data + offset);
+	return FL_GO_ON;
 }
 
 static __always_inline enum fl_reason from_peer(struct __sk_buff *skb, bool *taken)
 {
-	enum fl_reason reason;
 	struct ethhdr *eth;
 	struct iphdr *ip;
 	void *data, *end;
+	__u64 now;
 
-	if (skb->pkt_type != 0) /* PACKET_HOST */
+	if (fl_cfg.backend != FL_MODE_DIRECT && skb->ifindex != fl_cfg.uplink)
+		return from_overlay(skb);
+	if (skb->pkt_type == 3) /* PACKET_OTHERHOST */
 		return FL_NOT_UNICAST;
-	if (!readable(skb, FL_OUTER_LEN, &data, &end))
+	if (!readable(skb, FL_ETH_LEN + FL_IP_LEN, &data, &end))
 		return FL_TRUNCATED;
 	eth = data;
 	ip = (void *)(eth + 1);
-	if (eth->h_proto != bpf_htons(ETH_P_IP) || skb->vlan_present)
+	if (eth->h_proto != bpf_htons(ETH_P_IP))
 		return FL_NOT_IPV4;
 	if (fl_cfg.backend != FL_MODE_DIRECT && ip->daddr == FL_CFG_ADDR(public_ip)) {
-		reason = match_outer(eth, skb->len);
-		if (reason)
-			return reason;
-		return fl_cfg.backend == FL_MODE_UDP ? from_udp(skb, taken) : from_vxlan(skb);
+		if (ip->protocol != IPPROTO_UDP)
+			return FL_NOT_OVERLAY;
+		now = clock_ns();
+		return stands_aside(now) ? FL_STAND_ASIDE : from_tunnel(skb, now, taken);
 	}
-	if ((fl_cfg.backend == FL_MODE_DIRECT || fl_cfg.direct_routing) && in_own_subnet(ip->daddr))
-		return from_wire(skb);
+	if (skb->pkt_type != 0)
+		return FL_NOT_UNICAST;
+	if (skb->vlan_present)
+		return FL_NOT_IPV4;
+	if ((fl_cfg.backend == FL_MODE_DIRECT || fl_cfg.direct_routing) && in_own_subnet(ip->daddr)) {
+		now = clock_ns();
+		return stands_aside(now) ? FL_STAND_ASIDE : from_wire(skb, now);
+	}
 	return FL_NOT_OVERLAY;
 }
 

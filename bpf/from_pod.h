@@ -5,9 +5,8 @@
 
 #include "admit.h"
 #include "direct.h"
-#include "udp.h"
+#include "outer.h"
 #include "verdict.h"
-#include "vxlan.h"
 
 static __always_inline __u32 overhead(const struct fl_peer_v4 *peer)
 {
@@ -28,17 +27,40 @@ static __always_inline enum fl_reason send(struct __sk_buff *skb, struct iphdr *
 	__u32 count = segments(skb);
 	enum fl_reason reason;
 
+	if (p->tos)
+		skb->priority = priority_of(p->tos);
 	if (fl_cfg.backend == FL_MODE_VXLAN && peer->mode == FL_MODE_VXLAN)
-		reason = vxlan_send(skb, p, peer);
+		reason = vxlan_send(skb, p->len, p->tos, ttl_cost(FL_MODE_VXLAN), peer);
 	else if (fl_cfg.backend == FL_MODE_UDP && peer->mode == FL_MODE_UDP)
-		reason = udp_send(skb, ip, end, p, peer);
+		reason = udp_send(skb, ip, end, p, ttl_cost(FL_MODE_UDP), false, peer);
 	else if (peer->mode == FL_MODE_DIRECT)
-		reason = direct_send(ip, peer);
+		reason = direct_send(skb, ip, peer);
 	else
 		return FL_NOT_OVERLAY;
 	if (is_fast(reason))
 		count_tx(peer, p, count);
 	return reason;
+}
+
+/* A pod that sends tunnel packets could be any pod of any node. Fragments and options are looked at, too. */
+static __always_inline bool is_forged_tunnel(const struct iphdr *ip, const void *end)
+{
+	const struct udphdr *udp = (const void *)ip + ip->ihl * 4;
+
+	if (fl_cfg.backend == FL_MODE_DIRECT || ip->protocol != IPPROTO_UDP || ip->frag_off & bpf_htons(0x1fff))
+		return false;
+	if ((const void *)(udp + 1) > end || udp->dest != bpf_htons(fl_cfg.port))
+		return false;
+	return ip->daddr == FL_CFG_ADDR(public_ip) || is_member(ip->daddr);
+}
+
+/* Not for another node's pods: the kernel's, whatever it is. */
+static __always_inline enum fl_reason not_overlay(const struct iphdr *ip, const void *end)
+{
+	if (is_multicast_v4(ip->daddr))
+		return FL_NOT_UNICAST;
+	return fl_cfg.source_check != FL_CHECK_OFF && is_forged_tunnel(ip, end) ? FL_DROP_POD_TUNNEL
+										: FL_NOT_OVERLAY;
 }
 
 static __always_inline enum fl_reason from_pod(struct __sk_buff *skb)
@@ -49,22 +71,28 @@ static __always_inline enum fl_reason from_pod(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	struct iphdr *ip;
 	void *data, *end;
+	__u64 now;
 
+	if (skb->FL_TICKET)
+		skb->FL_TICKET = 0; /* a pod's own programs may have set it */
 	if (!readable_ipv4(skb, FL_ETH_LEN, &data, &end))
 		return FL_TRUNCATED;
 	eth = data;
 	ip = (void *)(eth + 1);
 	if (eth->h_proto == bpf_htons(ETH_P_ARP))
-		forget_moved_pod(skb, (void *)ip);
+		hear_arp(skb, eth);
 	if (eth->h_proto != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return FL_NOT_IPV4;
 	if (eth->h_dest[0] & 1)
 		return FL_NOT_UNICAST;
+	now = clock_ns();
+	if (stands_aside(now))
+		return FL_STAND_ASIDE;
 	if (!in_network(ip->daddr) || in_own_subnet(ip->daddr))
-		return is_multicast_v4(ip->daddr) ? FL_NOT_UNICAST : FL_NOT_OVERLAY;
+		return not_overlay(ip, end);
 	peer = find_peer(ip->daddr);
 	if (!peer || peer->mode == FL_MODE_NONE)
-		return FL_NOT_OVERLAY;
+		return not_overlay(ip, end);
 	if (!(fl_cfg.caps & FL_CAP_REDIRECT_NEIGH))
 		return FL_HELPER;
 	reason = parse_ipv4(ip, end, skb->len - FL_ETH_LEN, false, ttl_cost(fl_cfg.backend), &p);
@@ -72,8 +100,10 @@ static __always_inline enum fl_reason from_pod(struct __sk_buff *skb)
 		return reason;
 	if (segment_len(skb, &p) + overhead(peer) > peer->mtu || p.len + overhead(peer) > 0xffff)
 		return FL_TOO_BIG;
-	reason = FL_BY_FLOW ? admit_tx(skb, eth, &p) : check_sender(skb, eth, p.src);
-	return reason ? reason : send(skb, ip, end, &p, peer);
+	reason = admit_tx(skb, eth, end, &p, now);
+	if (reason)
+		return reason;
+	return may_send(peer, now) ? send(skb, ip, end, &p, peer) : FL_LEARN_PEER;
 }
 
 #endif

@@ -48,6 +48,13 @@ struct {
 	__type(value, struct fl_count);
 } fl_reasons SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct fl_node);
+} fl_node SEC(".maps");
+
 #ifndef FLANNEL_XDP
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -66,11 +73,33 @@ struct {
 } fl_ports SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct fl_subnet_v4);
+	__type(value, struct fl_level);
+} fl_levels SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct fl_proof);
+} fl_proof SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 262144);
 	__type(key, struct fl_flow_key_v4);
 	__type(value, struct fl_flow);
 } fl_flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct fl_book);
+} fl_lessons SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -10,67 +10,60 @@
 #ifndef FLANNEL_OPEN_H
 #define FLANNEL_OPEN_H
 
-#include "maps.h"
+#include "flows.h"
 
-#define FL_OPEN_SHIFT 20
-
-/* What a packet must match to be of an open flow. */
-struct fl_opening {
-	const struct fl_flow_key_v4 *key;
-	__u32 hash;
-	__u32 ifindex; /* pod's veth */
-	__u8 way;
-	__u8 ended;
-};
-
-static __always_inline struct fl_open_set *open_set(const struct fl_opening *want)
+static __always_inline struct fl_open_set *open_set(const struct fl_direction *d)
 {
-	__u32 index = want->way * FL_OPEN_SETS + want->hash % FL_OPEN_SETS;
+	__u32 index = d->way * FL_OPEN_SETS + d->hash % FL_OPEN_SETS;
 
 	return bpf_map_lookup_elem(&fl_open, &index);
 }
 
 /* Two CPUs that write one entry may mix its words: the hash is then not that of the key. */
-static __always_inline bool is_entry(const struct fl_open *open, const struct fl_opening *want)
+static __always_inline bool is_entry(const struct fl_open *open, const struct fl_direction *d)
 {
-	const __u64 *a = (const __u64 *)&open->key, *b = (const __u64 *)want->key;
-
-	return open->hash == want->hash && a[0] == b[0] && a[1] == b[1];
+	return open->hash == d->hash && same_key(&open->key, &d->key);
 }
 
-/* The entry of exactly this key, valid or not, or NULL. */
-static __always_inline struct fl_open *find_entry(struct fl_open_set *set, const struct fl_opening *want)
+/* The entry of exactly this direction, valid or not, or NULL. */
+static __always_inline struct fl_open *find_entry(struct fl_open_set *set, const struct fl_direction *d)
 {
-	if (is_entry(&set->ways[0], want))
+	if (is_entry(&set->ways[0], d))
 		return &set->ways[0];
-	return is_entry(&set->ways[1], want) ? &set->ways[1] : NULL;
+	return is_entry(&set->ways[1], d) ? &set->ways[1] : NULL;
 }
 
-static __always_inline bool is_known_open(const struct fl_opening *want, __u64 now)
+/* Is this entry still good? No entry lasts longer than an opening: what seems to is one of times that wrapped. */
+static __always_inline bool is_good(const struct fl_open *open, __u64 now)
 {
-	struct fl_open_set *set = open_set(want);
-	struct fl_open *open = set ? find_entry(set, want) : NULL;
+	__u64 left = (open->until - (now >> FL_TIME_SHIFT) - 1) & FL_TIME_MASK;
 
-	return open && open->ended == want->ended && open->ifindex == want->ifindex &&
-	       (__s32)(open->until - (__u32)(now >> FL_OPEN_SHIFT)) > 0;
+	return left <= FL_REVALIDATE_NS >> FL_TIME_SHIFT;
 }
 
-/* Keep in mind that this direction is open until then (ns), in place of itself or of what ends first. */
-static __always_inline void note_open(const struct fl_opening *found, __u64 until)
+static __always_inline bool is_known_open(const struct fl_direction *d)
 {
-	struct fl_open_set *set = open_set(found);
+	struct fl_open_set *set = open_set(d);
+	struct fl_open *open = set ? find_entry(set, d) : NULL;
+
+	return open && open->until >> 40 == d->ended && open->ifindex == d->ifindex && is_good(open, d->now);
+}
+
+/* Keep in mind that this direction is open until then (ns), in place of itself or of what is of no use. */
+static __always_inline void note_open(const struct fl_direction *d, __u64 until)
+{
+	struct fl_open_set *set = open_set(d);
 	struct fl_open *open;
 
 	if (!set)
 		return;
-	open = find_entry(set, found);
+	open = find_entry(set, d);
 	if (!open)
-		open = (__s32)(set->ways[0].until - set->ways[1].until) <= 0 ? &set->ways[0] : &set->ways[1];
-	open->key = *found->key;
-	open->hash = found->hash;
-	open->ifindex = found->ifindex;
-	open->ended = found->ended;
-	open->until = until >> FL_OPEN_SHIFT;
+		open = &set->ways[is_good(&set->ways[0], d->now)];
+	open->key = d->key;
+	open->hash = d->hash;
+	open->ifindex = d->ifindex;
+	open->until = (__u64)d->ended << 40 | until >> FL_TIME_SHIFT;
 }
 
 #endif

@@ -27,18 +27,23 @@ enum fl_tcp_flag {
 	FL_TCP_FIN = 1 << 0,
 	FL_TCP_SYN = 1 << 1,
 	FL_TCP_RST = 1 << 2,
+	FL_TCP_ACK = 1 << 4,
 };
+
+/* Takes the place of the answering side's port in an ICMP echo: who asks and who answers are two flows. */
+#define FL_ICMP_ECHO bpf_htons(8)
 
 /* One IPv4 packet between two pods. Addresses and ports in network byte order. */
 struct fl_packet {
 	__u32 src;
 	__u32 dst;
-	__u16 sport; /* ICMP echo: its id in both */
+	__u16 sport; /* ICMP echo: its id is the asking side's port, FL_ICMP_ECHO the other's */
 	__u16 dport;
 	__u16 len; /* IPv4 total length, host byte order */
 	__u8 proto;
 	__u8 tos;
 	__u8 tcp_flags;
+	__u8 no_flow; /* 1: ICMP that is no echo */
 	__u8 headers; /* bytes of IPv4 and L4 header: what each segment of a super-packet repeats */
 };
 
@@ -124,9 +129,9 @@ static __always_inline enum fl_reason parse_l4(const __u8 *l4, const void *end, 
 	case IPPROTO_UDP:
 		break;
 	case IPPROTO_ICMP:
-		if ((l4[0] != 8 && l4[0] != 0) || l4[1]) /* echo and echo reply, code 0 */
-			return FL_PROTOCOL;
-		p->sport = p->dport = *(const __u16 *)(l4 + 4);
+		p->no_flow = (l4[0] != 8 && l4[0] != 0) || l4[1]; /* echo and echo reply, code 0 */
+		p->sport = l4[0] ? *(const __u16 *)(l4 + 4) : FL_ICMP_ECHO;
+		p->dport = l4[0] ? FL_ICMP_ECHO : *(const __u16 *)(l4 + 4);
 		p->headers = FL_IP_LEN + FL_L4_LEN;
 		return p->len < p->headers ? FL_TRUNCATED : FL_GO_ON;
 	default:
@@ -190,6 +195,21 @@ static __always_inline bool readable_ipv4(struct __sk_buff *skb, __u32 offset, v
 {
 	return readable(skb, offset + FL_IP_LEN + FL_TCP_LEN, data, end) ||
 	       readable(skb, offset + FL_IP_LEN + FL_L4_LEN, data, end);
+}
+
+#define FL_HEADERS_LEN 144 /* outer with IPv4 options, and inner with TCP */
+
+/* Make readable what there is of the headers; the Ethernet and an IPv4 header at least. */
+static __always_inline bool readable_part(struct __sk_buff *skb, void **data, void **end)
+{
+	*data = (void *)(long)skb->data;
+	*end = (void *)(long)skb->data_end;
+	if (*data + FL_HEADERS_LEN > *end && *end - *data < skb->len &&
+	    bpf_skb_pull_data(skb, skb->len < FL_HEADERS_LEN ? skb->len : FL_HEADERS_LEN))
+		return false;
+	*data = (void *)(long)skb->data;
+	*end = (void *)(long)skb->data_end;
+	return *data + FL_ETH_LEN + FL_IP_LEN <= *end;
 }
 
 /* Length of the largest IPv4 packet that this skb becomes on the wire: a super-packet is cut there. */

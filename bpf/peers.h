@@ -15,7 +15,12 @@ static __always_inline struct fl_peer_v4 *find_peer(__u32 addr)
 	return bpf_map_lookup_elem(&fl_peers, &key);
 }
 
-static __always_inline bool is_member(__u32 addr)
+static __always_inline __u32 public_ip(const struct fl_peer_v4 *peer)
+{
+	return *(const __u32 *)peer->public_ip;
+}
+
+static __always_inline struct fl_subnet_v4 *find_member(__u32 addr)
 {
 	struct fl_addr_v4 key;
 
@@ -23,25 +28,37 @@ static __always_inline bool is_member(__u32 addr)
 	return bpf_map_lookup_elem(&fl_vteps, &key);
 }
 
-static __always_inline __u32 public_ip(const struct fl_peer_v4 *peer)
+static __always_inline bool is_member(__u32 addr)
 {
-	return *(const __u32 *)peer->public_ip;
+	return find_member(addr);
 }
 
 /*
- * May the node at `outer` send packets from `inner`? Its own subnet's, and its own address's.
- * `peer` is the holder of inner's subnet, or NULL.
+ * May the node at `outer` send packets from `inner`? Its own subnet's, and its own address's. Not from what is
+ * somebody else's; what is nobody's is the kernel's. *peer is the holder of inner's subnet, or NULL; for a node's
+ * own address, that node.
  */
-static __always_inline enum fl_reason check_peer_source(const struct fl_peer_v4 *peer, __u32 outer, __u32 inner)
+static __always_inline enum fl_reason check_peer_source(struct fl_peer_v4 **peer, __u32 outer, __u32 inner)
 {
-	if (fl_cfg.source_check == FL_CHECK_OFF || (peer && public_ip(peer) == outer))
+	struct fl_subnet_v4 *subnet;
+
+	if (*peer && public_ip(*peer) == outer)
 		return FL_GO_ON;
-	if (!is_member(outer))
+	subnet = find_member(outer);
+	if (subnet && inner == outer) {
+		*peer = find_peer(*(const __u32 *)subnet->addr);
+		return FL_GO_ON;
+	}
+	if (fl_cfg.source_check == FL_CHECK_OFF)
+		return *peer ? FL_GO_ON : FL_PEER_SOURCE;
+	if (!subnet)
 		return FL_DROP_NOT_MEMBER;
-	return inner == outer ? FL_GO_ON : FL_DROP_PEER_SOURCE;
+	if (*peer || in_own_subnet(inner) || inner == FL_CFG_ADDR(public_ip) || is_member(inner))
+		return FL_DROP_PEER_SOURCE;
+	return FL_PEER_SOURCE;
 }
 
-/* For tunnel packets that carry no IPv4. */
+/* For tunnel packets whose inner source cannot be read. */
 static __always_inline enum fl_reason check_member(__u32 outer)
 {
 	return fl_cfg.source_check == FL_CHECK_OFF || is_member(outer) ? FL_GO_ON : FL_DROP_NOT_MEMBER;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Local pods: learned from what the kernel delivers, forgotten when somebody else answers for the address.
+ * Local pods: learned where the kernel delivers to, if the pod there speaks from the MAC that it is called by;
+ * forgotten when somebody else answers for the address.
  */
 #ifndef FLANNEL_PODS_H
 #define FLANNEL_PODS_H
@@ -36,82 +37,114 @@ static __always_inline bool same_mac(const void *a, const volatile void *b)
 /* The pod at this address, or NULL while its place is not known. */
 static __always_inline struct fl_pod_v4 *find_pod(__u32 addr)
 {
-	struct fl_pod_v4 *pod;
 	struct fl_addr_v4 key;
 
 	__builtin_memcpy(key.addr, &addr, sizeof(key.addr));
-	pod = bpf_map_lookup_elem(&fl_pods, &key);
-	return pod && pod->ifindex ? pod : NULL;
+	return bpf_map_lookup_elem(&fl_pods, &key);
 }
 
-static __always_inline enum fl_pod_flag port_flags(__u32 ifindex)
+static __always_inline struct fl_port *find_port(__u32 ifindex)
 {
-	struct fl_port *port = bpf_map_lookup_elem(&fl_ports, &ifindex);
+	return bpf_map_lookup_elem(&fl_ports, &ifindex);
+}
 
-	return port ? port->flags : 0;
+/* The pod behind this veth speaks from that MAC: what a bridge would learn. */
+static __always_inline void note_speaker(struct fl_port *port, const struct ethhdr *eth)
+{
+	if (port && !same_mac(port->mac, eth->h_source))
+		copy_mac(port->mac, eth->h_source);
 }
 
 /*
  * A pod that gets a used address must ARP before it can send: then the old pod's entry goes, so that nothing
- * is delivered to the old veth and the new pod is not taken for an impostor.
+ * is delivered to the old veth.
  */
-static __always_inline void forget_moved_pod(struct __sk_buff *skb, const struct fl_arp *arp)
+static __always_inline void hear_arp(struct __sk_buff *skb, const struct ethhdr *eth)
 {
+	const struct fl_arp *arp = (const void *)(eth + 1);
 	struct fl_pod_v4 *pod;
 
 	if (arp->hardware != bpf_htons(1) || arp->protocol != bpf_htons(ETH_P_IP))
 		return;
+	note_speaker(find_port(skb->ifindex), eth);
 	pod = bpf_map_lookup_elem(&fl_pods, arp->sender_ip);
-	if (pod && (pod->ifindex != skb->ifindex || !same_mac(pod->mac, arp->sender_mac)))
+	if (pod && !(pod->flags & FL_POD_NODE) &&
+	    (pod->ifindex != skb->ifindex || !same_mac(pod->mac, arp->sender_mac)))
 		bpf_map_delete_elem(&fl_pods, arp->sender_ip);
+}
+
+/* Must all of a pod's packets take the kernel's path? */
+static __always_inline enum fl_reason check_flags(enum fl_pod_flag flags)
+{
+	if (flags & FL_POD_SHAPED)
+		return FL_SHAPED;
+	return flags & FL_POD_GUARDED ? FL_GUARDED : FL_GO_ON;
+}
+
+/* What holds for a pod at this address behind that port. */
+static __always_inline enum fl_pod_flag flags_of(const struct fl_port *port, __u32 addr)
+{
+	struct fl_subnet_v4 key = { .len = 32 };
+	struct fl_level *level;
+
+	__builtin_memcpy(key.addr, &addr, sizeof(key.addr));
+	level = bpf_map_lookup_elem(&fl_levels, &key);
+	return (port ? port->flags : 0) | (level ? level->flags : 0);
+}
+
+/* Do all of this pod's packets leave the kernel's path? */
+static __always_inline bool is_stateless(const struct fl_pod_v4 *pod, __u64 now)
+{
+	__u32 zero = 0;
+	struct fl_proof *proof;
+
+	if (fl_cfg.fastpath != FL_FASTPATH_AUTO || !pod || !(pod->flags & FL_POD_STATELESS))
+		return false;
+	proof = bpf_map_lookup_elem(&fl_proof, &zero);
+	return proof && now < proof->until;
 }
 
 /* May the pod behind this veth send packets from this address past the kernel? */
 static __always_inline enum fl_reason check_sender(struct __sk_buff *skb, const struct ethhdr *eth, __u32 src)
 {
-	enum fl_pod_flag flags;
 	struct fl_pod_v4 *pod;
+	struct fl_port *port;
 
 	if (!in_own_subnet(src))
 		return FL_POD_SOURCE;
 	pod = find_pod(src);
-	if (!pod) {
-		flags = port_flags(skb->ifindex);
-	} else {
-		if (pod->ifindex != skb->ifindex)
-			return fl_cfg.source_check == FL_CHECK_OFF ? FL_POD_SOURCE : FL_DROP_POD_SOURCE;
-		if (!same_mac(eth->h_dest, pod->gateway_mac))
-			return FL_NOT_GATEWAY;
-		flags = pod->flags;
+	if (pod && pod->flags & FL_POD_NODE)
+		return fl_cfg.source_check == FL_CHECK_OFF ? FL_POD_SOURCE : FL_DROP_POD_SOURCE;
+	if (!pod || pod->ifindex != skb->ifindex) {
+		port = find_port(skb->ifindex);
+		note_speaker(port, eth);
+		return pod ? FL_POD_SOURCE : check_flags(flags_of(port, src));
 	}
-	return flags & FL_POD_SHAPED ? FL_SHAPED : FL_GO_ON;
+	if (!same_mac(eth->h_dest, pod->gateway_mac))
+		return FL_NOT_GATEWAY;
+	return check_flags(pod->flags);
 }
 
 /*
- * The kernel delivers a packet for this address here: that is where the pod lives. A bridge that does not
- * know the MAC floods, and the same packet appears on several ports: then nobody knows.
+ * The kernel delivers a packet for this address here. That is where the pod lives, unless a bridge that does not
+ * know the MAC sends the packet to every port: so the pod must have spoken from that MAC.
  */
-static __always_inline void learn_pod(struct __sk_buff *skb, const struct ethhdr *eth, const struct iphdr *ip)
+static __always_inline void learn_pod(struct __sk_buff *skb, const struct ethhdr *eth, __u32 addr)
 {
-	__u32 lesson = (__u32)ip->id << 16 | ip->check;
-	struct fl_pod_v4 new = { .ifindex = skb->ifindex, .lesson = lesson };
-	struct fl_pod_v4 *pod;
+	struct fl_port *port = find_port(skb->ifindex);
+	struct fl_pod_v4 *pod = find_pod(addr);
+	struct fl_pod_v4 new = { .ifindex = skb->ifindex };
 	struct fl_addr_v4 key;
 
-	__builtin_memcpy(key.addr, &ip->daddr, sizeof(key.addr));
+	if (!port || !same_mac(port->mac, eth->h_dest) || (pod && pod->flags & FL_POD_NODE))
+		return;
+	if (pod && pod->ifindex == skb->ifindex && same_mac(pod->mac, eth->h_dest) &&
+	    same_mac(pod->gateway_mac, eth->h_source))
+		return;
+	__builtin_memcpy(key.addr, &addr, sizeof(key.addr));
 	__builtin_memcpy(new.mac, eth->h_dest, sizeof(new.mac));
 	__builtin_memcpy(new.gateway_mac, eth->h_source, sizeof(new.gateway_mac));
-	new.flags = port_flags(skb->ifindex);
-	pod = bpf_map_lookup_elem(&fl_pods, &key);
-	if (pod && pod->ifindex != new.ifindex && pod->lesson == lesson) {
-		pod->ifindex = 0;
-		return;
-	}
-	if (pod && pod->ifindex == new.ifindex && pod->flags == new.flags &&same_mac(pod->mac, eth->h_dest) &&
-	    same_mac(pod->gateway_mac, eth->h_source)) {
-		pod->lesson = lesson;
-		return;
-	}
+	new.flags = flags_of(port, addr);
 	bpf_map_update_elem(&fl_pods, &key, &new, BPF_ANY);
 }
 

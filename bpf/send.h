@@ -49,15 +49,23 @@ static __always_inline void count_rx(const struct fl_peer_v4 *peer, const struct
 	traffic->rx_bytes += total_len(p, segments);
 }
 
+/* What the kernel makes of a forwarded packet's TOS: rt_tos2priority(). Qdiscs and VLANs sort by it. */
+static __always_inline __u32 priority_of(__u8 tos)
+{
+	return 0x4620 >> (tos >> 1 & 12) & 15;
+}
+
 /*
  * Out of the uplink. Neighbours are always the kernel's; the route too, unless the peer is on-link and
  * therefore its own next hop, which saves the lookup.
  */
-static __always_inline enum fl_reason send_to_peer(const struct fl_peer_v4 *peer, enum fl_reason carried)
+static __always_inline enum fl_reason send_to_peer(struct __sk_buff *skb, const struct fl_peer_v4 *peer,
+						   enum fl_reason carried)
 {
 	struct bpf_redir_neigh next = { .nh_family = FL_AF_INET };
 	long verdict;
 
+	skb->queue_mapping = 0; /* veths of Linux 5.10 to 5.16 leave their own queue's number */
 	next.ipv4_nh = public_ip(peer);
 	if (peer->flags & FL_PEER_ON_LINK)
 		verdict = bpf_redirect_neigh(fl_cfg.uplink, &next, sizeof(next), 0);
@@ -75,7 +83,10 @@ static __always_inline enum fl_reason deliver(struct __sk_buff *skb, struct iphd
 
 	copy_mac(eth->h_dest, pod->mac);
 	copy_mac(eth->h_source, pod->gateway_mac);
-	skb->queue_mapping = 0; /* the uplink's queue number means nothing on a veth */
+	/* neither the uplink's queue number nor a mark means anything in there */
+	skb->queue_mapping = 0;
+	/* volatile: no store for both fields at once, which the verifier refuses */
+	*(volatile __u32 *)&skb->mark = 0;
 	if (fl_cfg.caps & FL_CAP_REDIRECT_PEER)
 		verdict = bpf_redirect_peer(pod->ifindex, 0);
 	else

@@ -21,17 +21,27 @@ struct fl_outer {
 	struct udphdr udp;
 };
 
-/*
- * Is this a tunnel packet for us, well-formed outside? FL_OUTER_LEN bytes at `eth` are readable and its IPv4
- * destination is our public address. The kernel reassembles, and handles outer options.
- */
-static __always_inline enum fl_reason match_outer(const struct ethhdr *eth, __u32 frame_len)
+struct fl_vxlan {
+	__u32 flags;
+	__u32 vni;
+};
+
+#define FL_VXLAN_LEN 8
+#define FL_VXLAN_OVERHEAD (FL_IP_LEN + FL_UDP_LEN + FL_VXLAN_LEN + FL_ETH_LEN)
+#define FL_VXLAN_INNER (FL_ETH_LEN + FL_VXLAN_OVERHEAD) /* offset of the inner IPv4 packet */
+#define FL_UDP_OVERHEAD (FL_IP_LEN + FL_UDP_LEN)
+#define FL_UDP_INNER FL_OUTER_LEN
+
+static __always_inline __u32 vxlan_vni(void)
 {
-	const struct fl_outer *outer = (const void *)(eth + 1);
+	return bpf_htonl(fl_cfg.vni << 8);
+}
+
+/* Is a UDP packet for us well-formed outside? The kernel reassembles, and handles outer options. */
+static __always_inline enum fl_reason match_outer(const struct fl_outer *outer, __u32 frame_len)
+{
 	__u32 len = bpf_ntohs(outer->ip.tot_len);
 
-	if (outer->ip.protocol != IPPROTO_UDP)
-		return FL_NOT_OVERLAY;
 	if (outer->ip.version != 4 || outer->ip.ihl != 5)
 		return FL_OUTER;
 	if (outer->udp.dest != bpf_htons(fl_cfg.port))

@@ -6,11 +6,9 @@
 #ifndef FLANNEL_UDP_H
 #define FLANNEL_UDP_H
 
+#include "lessons.h"
 #include "send.h"
 #include "tunnel.h"
-
-#define FL_UDP_OVERHEAD (FL_IP_LEN + FL_UDP_LEN)
-#define FL_UDP_INNER FL_OUTER_LEN /* offset of the inner IPv4 packet */
 
 #define FL_IP_DF bpf_htons(0x4000)
 
@@ -53,9 +51,13 @@ static __always_inline enum fl_reason check_finished(struct __sk_buff *skb, cons
 	return !bpf && lacks_checksum(ip, end, p) ? FL_CHECKSUM : FL_GO_ON;
 }
 
+/*
+ * Encapsulate and send; `hops`: what is still to be taken from the packet's TTL, `link`: the frame has no Ethernet
+ * header yet. `ip` and `packet_end` as parsed.
+ */
 static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const struct iphdr *ip,
-					       const void *packet_end, const struct fl_packet *p,
-					       const struct fl_peer_v4 *peer)
+					       const void *packet_end, const struct fl_packet *p, __u8 hops,
+					       bool link, const struct fl_peer_v4 *peer)
 {
 	__u32 len = p->len + FL_UDP_OVERHEAD;
 	enum fl_reason reason;
@@ -68,31 +70,18 @@ static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const stru
 	reason = make_room(skb, FL_UDP_OVERHEAD, 0);
 	if (reason)
 		return reason;
+	if (link && bpf_skb_change_head(skb, FL_ETH_LEN, 0))
+		return FL_DROP_BROKEN;
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
 	if (data + FL_UDP_INNER + FL_IP_LEN > end)
 		return FL_DROP_BROKEN;
 	outer = data + FL_ETH_LEN;
 	write_outer(outer, len, 0, FL_IP_DF, bpf_get_prandom_u32(), public_ip(peer), fl_cfg.port);
-	decrement_ttl((void *)(outer + 1), ttl_cost(FL_MODE_UDP));
-	return send_to_peer(peer, FL_FAST_UDP);
-}
-
-/*
- * Do the relay's part for a packet that the kernel shall carry on: what another node's programs sent may lack
- * checksum and cutting, which the kernel knows of and a relay cannot. They send outer checksum 0, relays never.
- */
-static __always_inline bool udp_to_kernel(struct __sk_buff *skb)
-{
-	const struct fl_outer *outer = (void *)(long)skb->data + FL_ETH_LEN;
-	struct iphdr *ip;
-
-	if ((void *)(outer + 1) > (void *)(long)skb->data_end)
-		return false;
-	if (outer->udp.check || !fl_cfg.tun || take_off(skb, FL_UDP_OVERHEAD) || !inner_ipv4(skb, &ip))
-		return false;
-	decrement_ttl(ip, 1);
-	return bpf_redirect(fl_cfg.tun, BPF_F_INGRESS) == TC_ACT_REDIRECT;
+	decrement_ttl((void *)(outer + 1), hops);
+	if (!link)
+		skb->FL_TICKET = FL_TICKET_DONE;
+	return send_to_peer(skb, peer, FL_FAST_UDP);
 }
 
 /*
@@ -118,22 +107,18 @@ static __always_inline bool outer_unfinished(const struct fl_outer *outer)
 	return outer->udp.check == pseudo_sum(outer->ip.saddr, outer->ip.daddr, IPPROTO_UDP, len);
 }
 
-/* Decapsulate a packet on which every check has passed, and deliver it. */
-static __always_inline enum fl_reason udp_deliver(struct __sk_buff *skb, const struct fl_pod_v4 *pod)
+/* Take the outer headers off a packet on which every check has passed; *ip is then the inner packet. */
+static __always_inline enum fl_reason udp_open(struct __sk_buff *skb, struct iphdr **ip)
 {
 	const struct fl_outer *outer = (void *)(long)skb->data + FL_ETH_LEN;
 	enum fl_reason reason;
-	struct iphdr *ip;
 
 	if ((void *)(outer + 1) > (void *)(long)skb->data_end)
 		return FL_TRUNCATED;
 	reason = outer_unfinished(outer) ? take_off_unfinished(skb) : take_off(skb, FL_UDP_OVERHEAD);
 	if (reason)
 		return reason;
-	if (!inner_ipv4(skb, &ip))
-		return FL_DROP_BROKEN;
-	decrement_ttl(ip, ttl_cost(FL_MODE_UDP));
-	return deliver(skb, ip, pod, FL_FAST_UDP);
+	return inner_ipv4(skb, ip) ? FL_GO_ON : FL_DROP_BROKEN;
 }
 
 #endif

@@ -9,23 +9,10 @@
 #include "send.h"
 #include "tunnel.h"
 
-#define FL_VXLAN_LEN 8
 #define FL_VXLAN_FLAGS bpf_htonl(0x08000000) /* I flag, everything reserved zero */
-#define FL_VXLAN_OVERHEAD (FL_IP_LEN + FL_UDP_LEN + FL_VXLAN_LEN + FL_ETH_LEN)
-#define FL_VXLAN_INNER (FL_ETH_LEN + FL_VXLAN_OVERHEAD) /* offset of the inner IPv4 packet */
 
 /* BPF_F_ADJ_ROOM_ENCAP_L2_ETH may be newer than the headers of the build host. */
 #define FL_ROOM_L2_ETH (1ULL << 6)
-
-struct fl_vxlan {
-	__u32 flags;
-	__u32 vni;
-};
-
-static __always_inline __u32 vxlan_vni(void)
-{
-	return bpf_htonl(fl_cfg.vni << 8);
-}
 
 /* udp_flow_src_port() of the kernel: flows keep their port, hence their path, when they change between us. */
 static __always_inline __u16 vxlan_source_port(__u32 hash)
@@ -42,11 +29,11 @@ static __always_inline __u8 vxlan_outer_tos(__u8 inner)
 	return ecn == FL_ECN_CE ? FL_ECN_ECT_0 : ecn;
 }
 
-static __always_inline enum fl_reason vxlan_send(struct __sk_buff *skb, const struct fl_packet *p,
+/* Encapsulate and send a packet of `len` bytes; `hops`: what is still to be taken from its TTL. */
+static __always_inline enum fl_reason vxlan_send(struct __sk_buff *skb, __u16 len, __u8 tos, __u8 hops,
 						 const struct fl_peer_v4 *peer)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_ENCAP_L2(FL_ETH_LEN);
-	__u32 len = p->len + FL_VXLAN_OVERHEAD;
 	enum fl_reason reason;
 	struct fl_outer *outer;
 	struct fl_vxlan *vxlan;
@@ -67,8 +54,8 @@ static __always_inline enum fl_reason vxlan_send(struct __sk_buff *skb, const st
 	if (data + FL_VXLAN_INNER + FL_IP_LEN > end)
 		return FL_DROP_BROKEN;
 	outer = data + FL_ETH_LEN;
-	write_outer(outer, len, vxlan_outer_tos(p->tos), 0, bpf_get_prandom_u32(), public_ip(peer),
-		    vxlan_source_port(hash));
+	write_outer(outer, len + FL_VXLAN_OVERHEAD, vxlan_outer_tos(tos), 0, bpf_get_prandom_u32(),
+		    public_ip(peer), vxlan_source_port(hash));
 	vxlan = (void *)(outer + 1);
 	vxlan->flags = FL_VXLAN_FLAGS;
 	vxlan->vni = vxlan_vni();
@@ -76,13 +63,11 @@ static __always_inline enum fl_reason vxlan_send(struct __sk_buff *skb, const st
 	copy_mac(inner->h_dest, peer->vtep_mac);
 	copy_mac(inner->h_source, fl_cfg.vtep_mac);
 	inner->h_proto = bpf_htons(ETH_P_IP);
-	decrement_ttl((void *)(inner + 1), ttl_cost(FL_MODE_VXLAN));
-	return send_to_peer(peer, FL_FAST_VXLAN);
+	if (hops)
+		decrement_ttl((void *)(inner + 1), hops);
+	return send_to_peer(skb, peer, FL_FAST_VXLAN);
 }
 
-/*
- * VXLAN header of a packet that match_outer() accepted. FL_OUTER_LEN + FL_VXLAN_LEN bytes are readable.
- */
 static __always_inline enum fl_reason match_vxlan(const struct fl_vxlan *vxlan)
 {
 	if (vxlan->flags != FL_VXLAN_FLAGS || vxlan->vni & bpf_htonl(0xff))
@@ -112,22 +97,19 @@ static __always_inline enum fl_reason match_ecn(__u8 outer, __u8 inner)
 	return inner == FL_ECN_ECT_0 && outer == FL_ECN_ECT_1 ? FL_ECN : FL_GO_ON;
 }
 
-/* Decapsulate a packet on which every check has passed, and deliver it. */
-static __always_inline enum fl_reason vxlan_deliver(struct __sk_buff *skb, const struct fl_packet *p,
-						    const struct fl_pod_v4 *pod, __u8 outer_tos)
+/* Take the outer headers off a packet on which every check has passed; *ip is then the inner packet. */
+static __always_inline enum fl_reason vxlan_open(struct __sk_buff *skb, __u8 outer_tos, struct iphdr **ip)
 {
 	enum fl_reason reason;
-	struct iphdr *ip;
 
 	reason = take_off(skb, FL_VXLAN_OVERHEAD);
 	if (reason)
 		return reason;
-	if (!inner_ipv4(skb, &ip))
+	if (!inner_ipv4(skb, ip))
 		return FL_DROP_BROKEN;
-	decrement_ttl(ip, ttl_cost(FL_MODE_VXLAN));
-	if ((outer_tos & FL_ECN_MASK) == FL_ECN_CE && (p->tos & FL_ECN_MASK) != FL_ECN_CE)
-		set_tos(ip, p->tos | FL_ECN_CE);
-	return deliver(skb, ip, pod, FL_FAST_VXLAN);
+	if ((outer_tos & FL_ECN_MASK) == FL_ECN_CE && ((*ip)->tos & FL_ECN_MASK) != FL_ECN_CE)
+		set_tos(*ip, (*ip)->tos | FL_ECN_CE);
+	return FL_GO_ON;
 }
 
 #endif

@@ -73,7 +73,6 @@ def datapath_settings(options: Options, caps: Cap, attach: Attach) -> Settings:
         fastpath=_FASTPATHS[options.fastpath],
         source_check=_CHECKS[options.source_check],
         revalidate_ms=int(options.revalidate * 1000),
-        learn_mark=options.fwmark,
         caps=caps,
         sport_min=int(ports[0]),
         sport_max=int(ports[1]),
@@ -81,4 +80,5 @@ def datapath_settings(options: Options, caps: Cap, attach: Attach) -> Settings:
         attach=attach,
         xdp_modes=_XDP_MODES[options.xdp],
         headroom=options.pod_headroom,
+        stand_aside=options.stand_aside,
     )

@@ -7,17 +7,18 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from ipaddress import IPv4Address
 from itertools import groupby
 from pathlib import Path
 
 from flannel_ebpf.agent.side import Round, scope_of
 from flannel_ebpf.base.errors import BpfError, KernelError, ProgramsRequired
-from flannel_ebpf.base.family import Family
+from flannel_ebpf.base.family import Family, ipv4
 from flannel_ebpf.base.kept import same_objects
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import Fastpath
 from flannel_ebpf.desired import backends
-from flannel_ebpf.desired.backends import Peer, Stack, udp
+from flannel_ebpf.desired.backends import Peer, Stack
 from flannel_ebpf.desired.bpf import conntrack, contents
 from flannel_ebpf.desired.bpf.optional import Extras
 from flannel_ebpf.desired.bpf.pod_grace import Newcomers
@@ -147,7 +148,6 @@ class BpfSide:
             self._entries = self.bpf.read()
         except BpfError as error:
             raise KernelError(f"reading the programs' maps: {error}", error.code) from error
-        overlay = seen.index_of(backends.overlay_of(stack))
         old = self._newcomers.settled(now.ports, time.monotonic())
         self.due = self._newcomers.due
         wanted: list[Object] = [
@@ -155,7 +155,8 @@ class BpfSide:
             *self._peer_entries(now.peers, self.bpf.slots()),
             *contents.port_entries(now.ports),
             *contents.pod_entries(self._entries, now.ports, pod_macs(seen, now.ports)),
-            *contents.filters(old, stack.uplink.ifindex, overlay, peers, programs, self.attach),
+            *contents.node_entries(_own_addresses(stack, now)),
+            *contents.filters(old, stack.uplink.ifindex, _overlay(stack, now), programs, self.attach),
             *self._extras.wanted(node, now.ports, programs),
         ]
         return [*wanted, *self._conntrack()]
@@ -200,6 +201,7 @@ class BpfSide:
             if len(peers) > self._room:
                 self.warnings = [_CROWDED.format(len(peers), self._room)]
                 loaded = self.bpf.load(self._constants(stack, peers, now))
+            self.bpf.beat(self._settings.stand_aside, _overlay(stack, now))
         except BpfError as error:
             if self._required and self._ever_loaded:
                 raise KernelError(f"loading the programs: {error}", error.code) from error
@@ -217,8 +219,7 @@ class BpfSide:
         config = replace(config, monitor=watching.sample(self._state_dir, now.node.config.network))
         if config.backend != abi.Mode.UDP:
             return config
-        finishes = ethtool.finishes(stack.uplink.name)
-        return replace(config, tun=now.seen.index_of(udp.TUN_NAME), uplink_finishes=finishes)
+        return replace(config, uplink_finishes=ethtool.finishes(stack.uplink.name))
 
     def read(self, now: Round, wanted: Sequence[Object]) -> Iterable[Object]:
         """Return what stands on hooks, what the maps in use hold, and every folder of pins."""
@@ -262,3 +263,15 @@ class BpfSide:
             failures = self._hooks.apply(now, scope, self.bpf.program_fds() if self.bpf else {})
         self.due = AT_ONCE if later else self.due
         return failures
+
+
+def _overlay(stack: Stack, now: Round) -> int:
+    """Return the ifindex of the backend's device, 0 without one."""
+    return now.seen.index_of(backends.overlay_of(stack))
+
+
+def _own_addresses(stack: Stack, now: Round) -> dict[IPv4Address, int]:
+    """Return the node's addresses inside its subnet, with their devices."""
+    subnet = stack.subnet
+    found = ((ipv4(one.interface.ip), one.ifindex) for one in now.seen.addresses(Family.V4))
+    return {address: ifindex for address, ifindex in found if address in subnet}

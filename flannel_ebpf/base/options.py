@@ -21,7 +21,7 @@ XdpChoice = Literal["off", "generic", "native", "auto"]
 AttachChoice = Literal["auto", "tcx", "clsact"]
 LogFormat = Literal["klog", "json"]
 
-Spelling = Literal["", "endpoints", "prefix", "mark", "listen", "listen-address"]
+Spelling = Literal["", "endpoints", "prefix", "listen", "listen-address"]
 """How a value is written, where its type does not say so."""
 
 BPF_PIN_ROOT = Path("/sys/fs/bpf/flannel-ebpf")
@@ -151,7 +151,12 @@ class Options:
     pod_headroom: bool = flag(True, "Add a port to the pods' bridge that gives their packets headroom.")
     source_check: SourceCheckChoice = flag("drop", "What to do with packets of a wrong source.")
     xdp: XdpChoice = flag("off", "XDP program on the uplink.")
-    fwmark: int = flag(0x2000, "Bit of the packet mark for use inside this host.", spelling="mark")
+    stand_aside: float = flag(
+        300.0,
+        "Seconds of the daemon's silence after which its programs leave all packets alone; 0: never.",
+        least=0,
+        most=86_400,
+    )
     lease_ttl: int = flag(86_400, "Seconds a lease lives without renewal.", least=5, most=9_000_000_000)
     wipe_grace: float = flag(
         300.0, "Seconds to keep peers that etcd has suddenly lost.", least=0, most=86_400

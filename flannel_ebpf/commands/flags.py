@@ -32,7 +32,6 @@ from flannel_ebpf.commands.values import (
     Endpoints,
     Listen,
     ListenAddress,
-    Mark,
     Number,
     OptionalAddress,
     Prefix,
@@ -75,7 +74,6 @@ _PATH = click.Path(path_type=Path)
 _SPELLINGS: Mapping[Spelling, click.ParamType[Any]] = {
     "endpoints": Endpoints(),
     "prefix": Prefix(),
-    "mark": Mark(),
     "listen": Listen(),
     "listen-address": ListenAddress(),
 }

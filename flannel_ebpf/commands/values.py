@@ -12,9 +12,6 @@ import click
 from flannel_ebpf.base import family
 from flannel_ebpf.base.family import Family
 
-KUBE_PROXY_MARKS = 0x4000 | 0x8000
-"""Bits of the packet mark that kube-proxy uses for masquerading and dropping."""
-
 Parameter = click.Parameter | None
 Context = click.Context | None
 
@@ -72,24 +69,6 @@ class Prefix(click.ParamType[str]):
         if not value:
             self.fail("a key such as /coreos.com/network is needed.", param, ctx)
         return value.rstrip("/") or "/"
-
-
-class Mark(click.ParamType[int]):
-    """One bit of the packet mark."""
-
-    name = "mark"
-
-    def convert(self, value: Any, param: Parameter, ctx: Context) -> int:
-        """Return the bit as a number."""
-        try:
-            mark = int(str(value), 0)
-        except ValueError:
-            mark = 0
-        if mark.bit_count() != 1 or not 0 < mark < 2**32:
-            self.fail(f"{value!r} is not one bit of 32, such as 0x2000.", param, ctx)
-        if mark & KUBE_PROXY_MARKS:
-            self.fail(f"{value!r} is kube-proxy's bit; take another, such as 0x2000.", param, ctx)
-        return mark
 
 
 class Seconds(click.ParamType[float]):

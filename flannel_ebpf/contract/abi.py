@@ -17,8 +17,22 @@ from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 from flannel_ebpf.base.errors import AbiMismatch
 from flannel_ebpf.base.model import Mac
 
+TIME_SHIFT = 20
+"""Times in words of fl_flows are in 2**20 ns."""
+
+_TIME_MASK = 2**40 - 1
+
 NO_MAC = Mac(bytes(6))
 """Peer.vtep_mac of a peer that has none."""
+
+
+_PLANNED = {"fl_peers": 16, "fl_ports": 4}
+
+
+def planned_part(name: str, value: bytes) -> bytes:
+    """Return a map's value with zeros where only programs write, which is its end."""
+    size = _PLANNED.get(name, len(value))
+    return value[:size] + bytes(len(value) - size)
 
 
 def pack_u32(number: int) -> bytes:
@@ -48,6 +62,7 @@ class Fastpath(IntEnum):
     OFF = 0
     SUBNETS = 1
     FLOWS = 2
+    AUTO = 3
 
 
 class Check(IntEnum):
@@ -77,18 +92,12 @@ class PeerFlag(IntFlag):
 
 
 class PodFlag(IntFlag):
-    """What is special about a pod's veth."""
+    """What is special about a pod, or about its veth."""
 
     SHAPED = 1
-
-
-class FlowBit(IntFlag):
-    """Where the kernel has carried a flow unchanged."""
-
-    TX_ENTERED = 1
-    TX_LEFT = 2
-    RX_ARRIVED = 4
-    RX_DELIVERED = 8
+    GUARDED = 2
+    STATELESS = 4
+    NODE = 8
 
 
 class Hook(IntEnum):
@@ -103,10 +112,11 @@ class Hook(IntEnum):
 
 Reason = IntEnum(
     "Reason",
-    "GO_ON FAST_VXLAN FAST_DIRECT FAST_UDP LEARN_NEW LEARN_REVALIDATE LEARN_LEFT LEARN_DELIVERED "
-    "LEARN_YOUNG LEARN_CHANGED TCP_STATE MEMBER NOT_OVERLAY NOT_IPV4 NOT_UNICAST TRUNCATED BAD_HEADER "
-    "IP_OPTIONS FRAGMENT TTL TOO_BIG PROTOCOL GSO CHECKSUM ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD "
-    "SHAPED NOT_GATEWAY POD_SOURCE HELPER DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_BROKEN",
+    "GO_ON FAST_VXLAN FAST_DIRECT FAST_UDP LEARN_SYN LEARN_NEW LEARN_REVALIDATE LEARN_PEER LEARN_YOUNG "
+    "LEARN_LEFT LEARN_DELIVERED LEARN_CHANGED LEARN_LATE WRAPPED UNWRAPPED TCP_STATE STAND_ASIDE MEMBER "
+    "NOT_OVERLAY NOT_IPV4 NOT_UNICAST TRUNCATED BAD_HEADER IP_OPTIONS FRAGMENT TTL TOO_BIG PROTOCOL GSO "
+    "CHECKSUM ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD SHAPED GUARDED NOT_GATEWAY POD_SOURCE "
+    "PEER_SOURCE HELPER DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_POD_TUNNEL DROP_BROKEN",
     start=0,
 )
 """In what each packet ended; bpf/flannel.h says what each one means."""
@@ -124,7 +134,6 @@ ENUMS: dict[str, dict[str, int]] = {
     "fl_cap": _constants(Cap, "FL_CAP_"),
     "fl_peer_flag": _constants(PeerFlag, "FL_PEER_"),
     "fl_pod_flag": _constants(PodFlag, "FL_POD_"),
-    "fl_flow_bit": _constants(FlowBit, "FL_"),
     "fl_hook": _constants(Hook, "FL_HOOK_", "FL_HOOKS"),
     "fl_reason": _constants(Reason, "FL_", "FL_REASONS"),
 }
@@ -210,7 +219,7 @@ def _converters(kind: Any, code: str) -> tuple[Callable[[Any], Any], Callable[[A
     return int, kind
 
 
-@_mirrors("fl_config", "4s 4s 4s 4s 4s 6s H H H I I I I I I I I I B B B x I I")
+@_mirrors("fl_config", "4s 4s 4s 4s 4s 6s H H H I I I I I I I I B B B B I")
 @dataclass(frozen=True, slots=True)
 class Config(Record):
     """What a program knows when it is loaded; constant afterwards, so the verifier removes dead branches.
@@ -219,7 +228,8 @@ class Config(Record):
     `peer_len` the prefix length shared by every lease (fl_peers is a hash), or 0 (it is an LPM trie).
     `direct_routing`: some peers of a vxlan network are Mode.DIRECT; `ttl` is for outer headers.
     `uplink_finishes`: what leaves the uplink is cut to size and has its checksums; only then may all packets
-    take the udp format, because a peer's relay reads datagrams. `tun`: ifindex of the udp backend's device.
+    take the udp format, because a peer's relay reads datagrams. `learning`: a
+    vxlan device that learns from what it receives must receive it itself.
     `monitor`: n tells of one packet in n through fl_events, 0 of none.
     """
 
@@ -234,7 +244,6 @@ class Config(Record):
     sport_max: int
     vni: int
     uplink: int
-    learn_mark: int
     peer_len: int
     revalidate_ms: int
     caps: Cap
@@ -244,8 +253,21 @@ class Config(Record):
     direct_routing: bool
     ttl: int
     uplink_finishes: bool = False
-    tun: int = 0
+    learning: bool = False
     monitor: int = 0
+
+
+@_mirrors("fl_node", "Q Q I 4x")
+@dataclass(frozen=True, slots=True)
+class NodeState(Record):
+    """The one value of fl_node: the key of hashes, and until when the programs need no sign of life (ns).
+
+    `overlay`: ifindex of the backend's device, 0 without one.
+    """
+
+    hash_key: int
+    until: int
+    overlay: int
 
 
 @_mirrors("fl_subnet_v4", "I 4s")
@@ -257,10 +279,13 @@ class SubnetKey(Record):
     addr: IPv4Address
 
 
-@_mirrors("fl_peer_v4", "4s 6s B B H H")
+@_mirrors("fl_peer_v4", "4s 6s B B H H Q Q 6s 2x")
 @dataclass(frozen=True, slots=True)
 class Peer(Record):
-    """Value of fl_peers. `mtu` is the largest outer packet; `slot` indexes fl_peer_stats."""
+    """Value of fl_peers. `mtu` is the largest outer packet; `slot` indexes fl_peer_stats.
+
+    What follows is the programs': until when they may do the outer leg, ns, and a direct peer's next hop.
+    """
 
     public_ip: IPv4Address
     vtep_mac: Mac
@@ -268,6 +293,9 @@ class Peer(Record):
     flags: PeerFlag
     mtu: int
     slot: int
+    tx_until: int = 0
+    rx_until: int = 0
+    next_mac: Mac = NO_MAC
 
 
 @_mirrors("fl_addr_v4", "4s")
@@ -278,27 +306,40 @@ class AddrKey(Record):
     addr: IPv4Address
 
 
-@_mirrors("fl_pod_v4", "I I 6s 6s B 3x")
+@_mirrors("fl_pod_v4", "I 6s 6s I")
 @dataclass(frozen=True, slots=True)
 class Pod(Record):
-    """Value of fl_pods: host side of the veth, and the MACs of frames that the kernel delivers there.
-
-    `ifindex` is 0 while unknown (a bridge flooded the packet); `lesson` tells teaching packets apart.
-    """
+    """Value of fl_pods: host side of the veth, and the MACs of frames that the kernel delivers there."""
 
     ifindex: int
-    lesson: int
     mac: Mac
     gateway_mac: Mac
     flags: PodFlag
 
 
-@_mirrors("fl_port", "I")
+@_mirrors("fl_level", "I")
 @dataclass(frozen=True, slots=True)
-class Port(Record):
-    """Value of fl_ports, by ifindex."""
+class Level(Record):
+    """Value of fl_levels: what holds for pods of a local prefix beside their port's flags."""
 
     flags: PodFlag
+
+
+@_mirrors("fl_proof", "Q")
+@dataclass(frozen=True, slots=True)
+class Proof(Record):
+    """The one value of fl_proof: until when PodFlag.STATELESS counts, ns, CLOCK_MONOTONIC."""
+
+    until: int
+
+
+@_mirrors("fl_port", "I 6s 2x")
+@dataclass(frozen=True, slots=True)
+class Port(Record):
+    """Value of fl_ports, by ifindex. `mac`, the programs': from which its pod spoke last."""
+
+    flags: PodFlag
+    mac: Mac = NO_MAC
 
 
 @_mirrors("fl_flow_key_v4", "4s 4s 2s 2s B 3x")
@@ -316,12 +357,58 @@ class FlowKey(Record):
 @_mirrors("fl_flow", "Q Q I I")
 @dataclass(frozen=True, slots=True)
 class Flow(Record):
-    """Value of fl_flows: when the kernel last carried each direction (ns, CLOCK_MONOTONIC)."""
+    """Value of fl_flows: a word for each direction that the kernel was seen to carry, see bpf/flannel.h.
 
-    tx_since: int
-    rx_since: int
+    `born` is in 2**20 ns, CLOCK_MONOTONIC.
+    """
+
+    tx: int
+    rx: int
     ifindex: int
-    bits: FlowBit
+    born: int
+
+    @property
+    def sent(self) -> int:
+        """When the kernel last carried a packet from the pod unchanged, ns; 0: never."""
+        return (self.tx & _TIME_MASK) << TIME_SHIFT
+
+    @property
+    def heard(self) -> int:
+        """The same of packets to the pod."""
+        return (self.rx & _TIME_MASK) << TIME_SHIFT
+
+    @property
+    def established(self) -> bool:
+        """Whether conntrack knows a TCP connection as established."""
+        return bool((self.tx | self.rx) >> 40 & 1)
+
+
+@_mirrors("fl_lesson", "16s I I H H B B B x I I I I")
+@dataclass(frozen=True, slots=True)
+class Lesson(Record):
+    """How a packet looked when it began its way through the kernel; `number` is 0 once it is taken."""
+
+    key: bytes
+    seq: int
+    ack: int
+    id: int
+    len: int
+    tos: int
+    ttl: int
+    way: int
+    number: int
+    ifindex: int
+    hash: int
+    time: int
+
+
+@_mirrors("fl_book", "3072s I")
+@dataclass(frozen=True, slots=True)
+class Book(Record):
+    """Value of fl_lessons on one CPU: its lessons, and the last one's number."""
+
+    lessons: bytes
+    last: int
 
 
 @_mirrors("fl_cell", "B B B B")
@@ -329,7 +416,7 @@ class Flow(Record):
 class Cell(Record):
     """One cell of fl_sketch: packets that flows with this hash sent lately, and when one touched fl_flows.
 
-    Epochs of 2**33 ns, modulo 256; `packets` halves every epoch; `ended` counts ends of these flows.
+    Epochs of 2**31 ns, modulo 256; `packets` halves every epoch; `ended` counts ends of these flows.
     """
 
     epoch: int
@@ -346,16 +433,15 @@ class Line(Record):
     cells: bytes
 
 
-@_mirrors("fl_open", "16s I I I B 3x")
+@_mirrors("fl_open", "16s I I Q")
 @dataclass(frozen=True, slots=True)
 class Open(Record):
     """One way of a set of fl_open: a direction by its packed FlowKey and hash, and what ends it."""
 
     key: bytes
     hash: int
-    until: int
     ifindex: int
-    ended: int
+    until: int
 
 
 @_mirrors("fl_open_set", "64s")

@@ -73,15 +73,16 @@ def follow(
     if _contested(new, sharing) or not _of_one_length(peers, new):
         return None
     peers.update((peer.subnet, peer) for peer in new)
-    if _together(node, peers.values()) != _together(node, settled.peers.values()):
+    if _peer_len(node, peers.values()) != _peer_len(node, settled.peers.values()):
         return None
     after = replace(settled, leases=leases, peers=peers, slots=_slots(settled, touched, new))
     return after, plan(_objects(after, [*sharing, *new]), _objects(settled, [*sharing, *old]))
 
 
-def _together(node: Node, peers: Iterable[Peer]) -> object:
+def _peer_len(node: Node, peers: Iterable[Peer]) -> int | None:
+    """Return all that the programs' constants depend on of the peers."""
     stack = node.stack(Family.V4)
-    return stack and contents.together([*contents.carried(peers)], stack.pool.subnet_len)
+    return contents.peer_len(contents.carried(peers), stack.pool.subnet_len) if stack else None
 
 
 def _contested(new: Iterable[Peer], others: Iterable[Peer]) -> bool:

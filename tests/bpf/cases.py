@@ -23,17 +23,20 @@ MULTICAST_MAC = "01:00:5e:00:00:16"
 
 @dataclass(frozen=True)
 class Case:
-    """A packet, what the node knows, and how it must end. `marked`: the learning mark afterwards."""
+    """A packet, what the node knows, and how it must end.
+
+    `setup` may return the ticket that the packet then carries. `taught`: it has one afterwards.
+    """
 
     program: str
     name: str
     frame: Packet | bytes
     reason: Reason | None
     config: abi.Config = VXLAN
-    setup: Callable[[Node], None] = lambda node: None
+    setup: Callable[[Node], int | None] = lambda node: None
     verdict: int | None = None
-    mark: int = 0
-    marked: bool = False
+    ticket: int = 0
+    taught: bool = False
     skb: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -75,5 +78,15 @@ def pod_elsewhere(node: Node) -> None:
     node.add_pod(POD, ifindex=OTHER_PORT)
 
 
-def flooded_pod(node: Node) -> None:
-    node.add_pod(POD, ifindex=0)
+def node_address(node: Node) -> None:
+    """The pod's address is one of its node's own."""
+    node.add_pod(POD, ifindex=2, flags=PodFlag.NODE)
+
+
+def unknown_outer_leg(node: Node) -> None:
+    """The kernel was not seen to exchange packets with the peer."""
+    node.add_peer(PEER, PEER.peer(node.config.backend, outer=""))
+
+
+def silent_daemon(node: Node) -> None:
+    node.set_until(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
 
@@ -22,23 +21,23 @@ from tests.bpf.cases import (
     NO_CHECK,
     OUTSIDE,
     Case,
-    flooded_pod,
     no_pod,
     peer_mode,
     shaped_pod,
+    silent_daemon,
     tampered,
+    unknown_outer_leg,
     with_inner_type,
 )
-from tests.bpf.frames import NEXT_HOP_MAC, l4, on_wire, packet, udp_tunnel, vxlan
+from tests.bpf.frames import l4, on_wire, packet, udp_tunnel, vxlan
 from tests.bpf.node import (
     DIRECT,
     KERNEL,
+    NEXT_HOP_MAC,
     OTHER_POD,
-    OTHER_PORT,
     OWN_VTEP,
     PEER,
     POD,
-    REDIRECT,
     SECOND_PEER,
     STRANGER,
     UDP,
@@ -61,7 +60,8 @@ FROM_PEER = [
     row("kernel's outer checksum", vxlan(udp={"chksum": 0x1234}), Reason.FAST_VXLAN),
     row("for another machine", on_wire(vxlan()[IP], NEXT_HOP_MAC), Reason.NOT_UNICAST),
     row("broadcast", on_wire(vxlan()[IP], "ff:ff:ff:ff:ff:ff"), Reason.NOT_UNICAST),
-    row("short frame", on_wire(Raw(bytes(20))), Reason.TRUNCATED),
+    row("short frame", on_wire(Raw(bytes(20))), Reason.NOT_IPV4),
+    row("short packet", bytes(vxlan())[:36], Reason.NOT_OVERLAY),
     row("ARP on the uplink", on_wire(ARP() / Raw(bytes(18))), Reason.NOT_IPV4),
     row("IPv6 on the uplink", on_wire(IPv6() / l4()), Reason.NOT_IPV4),
     row("VLAN on the uplink", on_wire(Dot1Q(vlan=5) / vxlan()[IP]), Reason.NOT_IPV4),
@@ -86,7 +86,7 @@ FROM_PEER = [
     row("ARP inside", with_inner_type(vxlan(), 0x0806), Reason.NOT_IPV4),
     row("IPv6 inside", with_inner_type(vxlan(), 0x86DD), Reason.NOT_IPV4),
     row("VLAN inside", with_inner_type(vxlan(), 0x8100), Reason.NOT_IPV4),
-    row("too short inside", vxlan(Raw(bytes(20))), Reason.TRUNCATED),
+    row("too short inside", bytes(vxlan())[:80], Reason.TRUNCATED),
     row("fragment inside", vxlan(packet(PEER.pod, POD, flags="MF")), Reason.FRAGMENT),
     row("later fragment inside", vxlan(packet(PEER.pod, POD, frag=3)), Reason.FRAGMENT),
     row("options inside", vxlan(packet(PEER.pod, POD, options=b"\x94\x04\x00\x00")), Reason.IP_OPTIONS),
@@ -108,8 +108,25 @@ FROM_PEER = [
         Reason.GSO,
         skb={"gso_size": 32, "gso_segs": 2},
     ),
-    row("to a pod nobody knows", vxlan(), Reason.NO_POD, setup=no_pod, marked=True),
-    row("to a pod somewhere", vxlan(), Reason.NO_POD, setup=flooded_pod, marked=True),
+    row("to a pod nobody knows", vxlan(), Reason.NO_POD, setup=no_pod, taught=True),
+    row("of a silent daemon", vxlan(), Reason.STAND_ASIDE, setup=silent_daemon),
+    row(
+        "from no member, of a silent daemon", vxlan(sender=STRANGER), Reason.STAND_ASIDE, setup=silent_daemon
+    ),
+    row(
+        "peer that the kernel was not seen to hear",
+        vxlan(),
+        Reason.LEARN_PEER,
+        setup=unknown_outer_leg,
+        taught=True,
+    ),
+    row(
+        "peer that the kernel was not seen to hear, direct",
+        on_wire(packet(PEER.pod, POD)),
+        Reason.FAST_DIRECT,
+        config=DIRECT,
+        setup=unknown_outer_leg,
+    ),
     row("beyond our subnet", vxlan(packet(PEER.pod, OUTSIDE)), Reason.NO_POD),
     row("to a shaped pod", vxlan(), Reason.SHAPED, setup=shaped_pod),
     row("from no member", vxlan(sender=STRANGER), Reason.DROP_NOT_MEMBER),
@@ -131,16 +148,22 @@ FROM_PEER = [
         config=COUNT_ONLY,
         verdict=KERNEL,
     ),
-    row("from no member, unchecked", vxlan(sender=STRANGER), Reason.FAST_VXLAN, config=NO_CHECK),
+    row("from no member, unchecked", vxlan(sender=STRANGER), Reason.PEER_SOURCE, config=NO_CHECK),
+    row(
+        "from no member with a member's source, unchecked",
+        vxlan(packet(PEER.pod, POD), sender=STRANGER),
+        Reason.FAST_VXLAN,
+        config=NO_CHECK,
+    ),
     row(
         "another member's subnet",
         vxlan(packet(SECOND_PEER.pod, POD)),
         Reason.DROP_PEER_SOURCE,
         setup=two_members,
     ),
-    row("a source outside", vxlan(packet(OUTSIDE, POD)), Reason.DROP_PEER_SOURCE),
+    row("a source that is nobody's", vxlan(packet(OUTSIDE, POD)), Reason.PEER_SOURCE),
     row("our own subnet", vxlan(packet(OTHER_POD, POD)), Reason.DROP_PEER_SOURCE),
-    row("a source outside, in a fragment", vxlan(packet(OUTSIDE, POD, frag=3)), Reason.DROP_PEER_SOURCE),
+    row("our own subnet, in a fragment", vxlan(packet(OTHER_POD, POD, frag=3)), Reason.DROP_PEER_SOURCE),
     row("direct", on_wire(packet(PEER.pod, POD)), Reason.FAST_DIRECT, config=DIRECT),
     row(
         "direct, padded by the link",
@@ -164,7 +187,7 @@ FROM_PEER = [
         Reason.NO_POD,
         config=DIRECT,
         setup=no_pod,
-        marked=True,
+        taught=True,
     ),
     row("udp", udp_tunnel(), Reason.FAST_UDP, config=UDP),
     row("udp, TTL 2", udp_tunnel(packet(PEER.pod, POD, ttl=2)), Reason.TTL, config=UDP),
@@ -179,27 +202,10 @@ FROM_PEER = [
     row(
         "udp, such a piece of whom we do not know",
         udp_tunnel(Raw(2 * bytes(packet(PEER.pod, POD))), sender=STRANGER),
-        Reason.GSO,
+        Reason.DROP_NOT_MEMBER,
         config=UDP,
         skb={"gso_size": len(packet(PEER.pod, POD)), "gso_segs": 2},
     ),
-    row(
-        "udp from programs, for the kernel",
-        udp_tunnel(),
-        Reason.NO_POD,
-        config=replace(UDP, tun=OTHER_PORT),
-        setup=no_pod,
-        verdict=REDIRECT,
-        marked=True,
-    ),
-    row(
-        "udp from a relay, for our relay",
-        udp_tunnel(checksum=0x1234),
-        Reason.NO_POD,
-        config=replace(UDP, tun=OTHER_PORT),
-        setup=no_pod,
-        marked=True,
-    ),
-    row("udp, short", udp_tunnel(Raw(bytes(12))), Reason.TRUNCATED, config=UDP),
+    row("udp, short", udp_tunnel(Raw(bytes(12))), Reason.TRUNCATED, config=UDP, taught=False),
     row("udp, no member", udp_tunnel(sender=STRANGER), Reason.DROP_NOT_MEMBER, config=UDP),
 ]

@@ -22,19 +22,23 @@ from tests.bpf.cases import (
     NO_CHECK,
     OUTSIDE,
     Case,
-    flooded_pod,
     no_pod,
+    node_address,
     peer_mode,
     pod_elsewhere,
     shaped_pod,
+    silent_daemon,
     tampered,
+    unknown_outer_leg,
 )
 from tests.bpf.frames import from_pod, l4, packet
 from tests.bpf.node import (
     DIRECT,
+    FLOWS,
     KERNEL,
     OTHER_MAC,
     OTHER_POD,
+    OWN_IP,
     PEER,
     POD,
     POD_MAC,
@@ -48,6 +52,7 @@ from tests.bpf.node import (
 NO_L2_ETH = replace(VXLAN, caps=VXLAN.caps & ~abi.Cap.ENCAP_L2_ETH)
 NO_NEIGH = replace(VXLAN, caps=VXLAN.caps & ~abi.Cap.REDIRECT_NEIGH)
 IP_AT = 14
+OPTIONS = b"\x94\x04\x00\x00"
 
 row = partial(Case, "fl_from_pod")
 
@@ -63,6 +68,10 @@ def peer_has_programs(node: Node) -> None:
 def shaped_port(node: Node) -> None:
     node.forget_pod(POD)
     node.set_port(POD_PORT, PodFlag.SHAPED)
+
+
+def guarded_pod(node: Node) -> None:
+    node.add_pod(POD, flags=PodFlag.GUARDED)
 
 
 def without_checksum(kind: str) -> bytes:
@@ -81,7 +90,8 @@ FROM_POD = [
     row("ping to a peer", from_pod(l4("ping")), Reason.FAST_VXLAN),
     row("echo reply to a peer", from_pod(l4("pong")), Reason.FAST_VXLAN),
     row("from a pod not known yet", from_pod(), Reason.FAST_VXLAN, setup=no_pod),
-    row("from a pod whose place is unsure", from_pod(), Reason.FAST_VXLAN, setup=flooded_pod),
+    row("peer that the kernel was not seen to reach", from_pod(), Reason.LEARN_PEER, setup=unknown_outer_leg),
+    row("of a silent daemon", from_pod(), Reason.STAND_ASIDE, setup=silent_daemon),
     row("largest packet", from_pod(l4(payload=bytes(1422))), Reason.FAST_VXLAN),
     row("one byte too large", from_pod(l4(payload=bytes(1423))), Reason.TOO_BIG),
     row("path with a small MTU", from_pod(), Reason.TOO_BIG, setup=peer_mtu(141)),
@@ -117,7 +127,7 @@ FROM_POD = [
     row("to a subnet nobody holds", from_pod(dst=STRANGER.pod), Reason.NOT_OVERLAY),
     row("to a peer of the kernel's alone", from_pod(), Reason.NOT_OVERLAY, setup=peer_mode(abi.Mode.NONE)),
     row("to a peer of another backend", from_pod(), Reason.NOT_OVERLAY, setup=peer_mode(abi.Mode.UDP)),
-    row("IP options", from_pod(options=b"\x94\x04\x00\x00"), Reason.IP_OPTIONS),
+    row("IP options", from_pod(options=OPTIONS), Reason.IP_OPTIONS),
     row("first fragment", from_pod(flags="MF"), Reason.FRAGMENT),
     row("later fragment", from_pod(frag=10), Reason.FRAGMENT),
     row("DF", from_pod(flags="DF"), Reason.FAST_VXLAN),
@@ -125,7 +135,8 @@ FROM_POD = [
     row("TTL 1", from_pod(ttl=1), Reason.TTL),
     row("TTL 2", from_pod(ttl=2), Reason.FAST_VXLAN),
     row("SCTP", from_pod(SCTP()), Reason.PROTOCOL),
-    row("ICMP unreachable", from_pod(ICMP(type=3) / Raw(bytes(28))), Reason.PROTOCOL),
+    row("ICMP unreachable", from_pod(ICMP(type=3) / Raw(bytes(28))), Reason.FAST_VXLAN),
+    row("ICMP unreachable, by flow", from_pod(ICMP(type=3) / Raw(bytes(28))), Reason.PROTOCOL, FLOWS),
     row("version 6 in IPv4", tampered(from_pod(), IP_AT, b"\x65"), Reason.BAD_HEADER),
     row("header length 4", tampered(from_pod(), IP_AT, b"\x44"), Reason.BAD_HEADER),
     row("wrong header checksum", from_pod(chksum=0x1234), Reason.BAD_HEADER),
@@ -141,24 +152,41 @@ FROM_POD = [
     row("half a TCP header", from_pod(Raw(bytes(12)), proto=6), Reason.TRUNCATED),
     row("no L4 header", from_pod(Raw(b""), proto=17), Reason.TRUNCATED),
     row("routed by the pod", from_pod(src=OUTSIDE), Reason.POD_SOURCE),
-    row("another pod's address", from_pod(), Reason.DROP_POD_SOURCE, setup=pod_elsewhere),
+    row("another pod's address", from_pod(), Reason.POD_SOURCE, setup=pod_elsewhere),
+    row("the node's address", from_pod(), Reason.DROP_POD_SOURCE, setup=node_address),
     row(
-        "another pod's address, counted only",
+        "the node's address, counted only",
         from_pod(),
         Reason.DROP_POD_SOURCE,
         config=COUNT_ONLY,
-        setup=pod_elsewhere,
+        setup=node_address,
         verdict=KERNEL,
     ),
-    row(
-        "another pod's address, unchecked",
-        from_pod(),
-        Reason.POD_SOURCE,
-        config=NO_CHECK,
-        setup=pod_elsewhere,
+    row("the node's address, unchecked", from_pod(), Reason.POD_SOURCE, config=NO_CHECK, setup=node_address),
+    *(
+        row(f"a tunnel packet {what}", from_pod(l4(dport=8472), dst=to, **ip), Reason.DROP_POD_TUNNEL)
+        for to in (OWN_IP, PEER.public_ip)
+        for what, ip in (
+            ("whole", {}),
+            ("in pieces", {"flags": "MF"}),
+            ("with options", {"options": OPTIONS}),
+        )
     ),
+    row(
+        "a tunnel packet, unchecked",
+        from_pod(l4(dport=8472), dst=OWN_IP),
+        Reason.NOT_OVERLAY,
+        config=NO_CHECK,
+    ),
+    row(
+        "a tunnel packet for no member", from_pod(l4(dport=8472), dst=STRANGER.public_ip), Reason.NOT_OVERLAY
+    ),
+    row("the tunnel's port by TCP", from_pod(l4("tcp", dport=8472), dst=OWN_IP), Reason.NOT_OVERLAY),
+    row("another port of the node", from_pod(l4(dport=53), dst=OWN_IP), Reason.NOT_OVERLAY),
+    row("the tunnel's port of a pod", from_pod(l4(dport=8472)), Reason.FAST_VXLAN),
     row("not for the gateway", from_pod(gateway=OTHER_MAC), Reason.NOT_GATEWAY),
     row("shaped pod", from_pod(), Reason.SHAPED, setup=shaped_pod),
+    row("guarded pod", from_pod(), Reason.GUARDED, setup=guarded_pod),
     row("shaped port of an unknown pod", from_pod(), Reason.SHAPED, setup=shaped_port),
     row("direct", from_pod(), Reason.FAST_DIRECT, config=DIRECT),
     row(
@@ -175,10 +203,10 @@ FROM_POD = [
         config=MIXED,
         setup=peer_mode(abi.Mode.DIRECT),
     ),
-    row("udp", from_pod(), Reason.FAST_UDP, config=UDP),
+    row("udp", from_pod(), Reason.FAST_UDP, config=UDP, taught=True),
     row("udp, TTL 2 is the relay's last", from_pod(ttl=2), Reason.TTL, config=UDP),
-    row("udp, TTL 3", from_pod(ttl=3), Reason.FAST_UDP, config=UDP),
-    row("udp, largest", from_pod(l4(payload=bytes(1444))), Reason.FAST_UDP, config=UDP),
+    row("udp, TTL 3", from_pod(ttl=3), Reason.FAST_UDP, config=UDP, taught=True),
+    row("udp, largest", from_pod(l4(payload=bytes(1444))), Reason.FAST_UDP, config=UDP, taught=True),
     row(
         "udp, super-packet that a relay might get whole",
         from_pod(l4("tcp", payload=bytes(3000))),
@@ -202,12 +230,14 @@ FROM_POD = [
         Reason.FAST_UDP,
         config=UDP,
         setup=peer_has_programs,
+        taught=True,
     ),
     row(
         "udp, checksum to be done, over hardware",
         without_checksum("udp"),
         Reason.FAST_UDP,
         config=replace(UDP, uplink_finishes=True),
+        taught=True,
     ),
     row("udp, too big", from_pod(l4(payload=bytes(1445))), Reason.TOO_BIG, config=UDP),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +15,8 @@ from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.programs.loader import LoadRequest
 from tests import namespaces
 from tests.bpf.kernel_path import KernelNode
-from tests.bpf.loading import build, use
-from tests.bpf.node import FLOWS, NETWORK, OTHER_PORT, POD_PORT, UPLINK, UPLINK_MAC, Node
+from tests.bpf.loading import HEADERS, build, use
+from tests.bpf.node import FLOWS, NETWORK, OTHER_PORT, OVERLAY, POD_PORT, UPLINK, UPLINK_MAC, Node
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +24,7 @@ def namespace() -> Iterator[int]:
     """Return a descriptor of a network namespace with the uplink and two pod ports in it."""
     made = namespaces.new_namespace()
     with namespaces.inside(made):
-        for index, name in ((UPLINK, "up0"), (POD_PORT, "pod0"), (OTHER_PORT, "pod1")):
+        for index, name in ((UPLINK, "up0"), (POD_PORT, "pod0"), (OTHER_PORT, "pod1"), (OVERLAY, "over0")):
             mac = ["address", str(UPLINK_MAC)] if index == UPLINK else []
             command = ["ip", "link", "add", name, "index", str(index), *mac, "type", "veth"]
             subprocess.run(command, check=True)
@@ -33,9 +34,15 @@ def namespace() -> Iterator[int]:
 
 @pytest.fixture
 def inside(namespace: int) -> Iterator[None]:
-    """Run one test in that namespace: test runs find devices by index there."""
+    """Run one test in that namespace, where test runs find devices by index, and on one CPU.
+
+    What one program writes down of a packet, the next finds on the same CPU alone.
+    """
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {random.choice([*every])})
     with namespaces.inside(namespace):
         yield
+    os.sched_setaffinity(0, every)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +73,20 @@ def bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def loaded(bpffs: Path) -> Iterator[Callable[[abi.Config], Node]]:
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs with their tickets in the packet mark: a test run can neither set nor show tc_index.
+
+    They also have a minute for what takes microseconds between the kernel's ends.
+    """
+    folder = tmp_path_factory.mktemp("objects")
+    defines = "-DFL_TICKET=mark -DFL_LESSON_TIME=60000"
+    make = ["make", "--silent", f"--directory={HEADERS}", f"OUT={folder}", f"DEFINES={defines}"]
+    subprocess.run(make, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(bpffs: Path, objects: Path) -> Iterator[Callable[[abi.Config], Node]]:
     """Return a node with a configuration, loaded once a session."""
     nodes: dict[abi.Config, Node] = {}
 
@@ -74,7 +94,7 @@ def loaded(bpffs: Path) -> Iterator[Callable[[abi.Config], Node]]:
         if config not in nodes:
             root = bpffs / str(len(nodes))
             root.mkdir()
-            nodes[config] = Node(config, root)
+            nodes[config] = Node(config, root, objects)
         return nodes[config]
 
     yield load

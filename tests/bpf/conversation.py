@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import IPv4Address
 
 import pytest
 from scapy.layers.l2 import Ether
@@ -12,26 +13,47 @@ from flannel_ebpf.base.model import Mac
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import Reason
 from tests.bpf.frames import from_pod, l4, on_wire, packet, udp_tunnel, vxlan
-from tests.bpf.node import FLOWS, GATEWAY_MAC, PEER, POD, POD_MAC, POD_PORT, Node, Ran
+from tests.bpf.node import (
+    FLOWS,
+    GATEWAY_MAC,
+    NEXT_HOP_MAC,
+    OWN_VTEP,
+    PEER,
+    POD,
+    POD_MAC,
+    POD_PORT,
+    Node,
+    Ran,
+)
 
 TCP_KEY = abi.FlowKey(POD, PEER.pod, 4000, 5000, 6)
 UDP_KEY = abi.FlowKey(POD, PEER.pod, 4000, 5000, 17)
+PING_KEY = abi.FlowKey(POD, PEER.pod, 4000, 8, 1)
 NodeWith = Callable[[abi.Config], Node]
 
 
 class Conversation:
-    """Both directions of one connection between POD and PEER.pod, step by step through the four hooks."""
+    """Both directions of one connection between POD and PEER.pod, step by step through the four hooks.
+
+    The pod is the client: it sends SYN and echo requests.
+    """
 
     def __init__(self, node: Node, kind: str) -> None:
         self.node, self.kind = node, kind
         self.mode = node.config.backend
 
+    @property
+    def key(self) -> abi.FlowKey:
+        return {"tcp": TCP_KEY, "udp": UDP_KEY, "ping": PING_KEY}[self.kind]
+
     def enter(self, flags: str = "", **run: int) -> Ran:
         return self.node.run("fl_from_pod", bytes(from_pod(self._body(4000, 5000, flags))), **run)
 
-    def leave(self, ran: Ran) -> Ran:
-        raw = ran.frame[14:] if self.mode == abi.Mode.UDP else ran.frame
-        return self.node.run("fl_to_peer", raw, mark=ran.mark)
+    def leave(self, ran: Ran, flags: str = "", body: Packet | None = None, **ip: object) -> Ran:
+        """Show the packet that entered where it leaves the kernel."""
+        body = self._body(4000, 5000, flags) if body is None else body
+        frame = leaving(self.mode, packet(**{"src": POD, "dst": PEER.pod, "body": body, "ttl": 63} | ip))
+        return self.node.run("fl_to_peer", frame, ticket=ran.ticket)
 
     def arrive(self, flags: str = "") -> Ran:
         inner = packet(PEER.pod, POD, self._body(5000, 4000, flags))
@@ -40,21 +62,44 @@ class Conversation:
         tunnel = vxlan if self.mode == abi.Mode.VXLAN else udp_tunnel
         return self.node.run("fl_from_peer", bytes(tunnel(inner)))
 
-    def deliver(self, ran: Ran, ifindex: int = POD_PORT) -> Ran:
-        inner = packet(PEER.pod, POD, self._body(5000, 4000), ttl=62)
-        return self.node.run("fl_to_pod", to_pod(inner), mark=ran.mark, ifindex=ifindex)
+    def deliver(
+        self,
+        ran: Ran,
+        flags: str = "",
+        ifindex: int = POD_PORT,
+        src: IPv4Address = PEER.pod,
+        body: Packet | None = None,
+        **ip: object,
+    ) -> Ran:
+        """Show the packet that arrived where the kernel delivers it."""
+        body = self._body(5000, 4000, flags) if body is None else body
+        inner = packet(src, POD, body, **{"ttl": 62 if self.mode == abi.Mode.UDP else 63} | ip)
+        return self.node.run("fl_to_pod", to_pod(inner), ticket=ran.ticket, ifindex=ifindex)
 
-    def learn_tx(self) -> None:
-        assert self.leave(self.enter()).reason == Reason.LEARN_LEFT
+    def learn_tx(self, flags: str = "") -> None:
+        assert self.leave(self.enter(flags), flags).reason == Reason.LEARN_LEFT
 
-    def learn_rx(self) -> None:
-        assert self.deliver(self.arrive()).reason == Reason.LEARN_DELIVERED
+    def learn_rx(self, flags: str = "") -> None:
+        assert self.deliver(self.arrive(flags), flags).reason == Reason.LEARN_DELIVERED
+
+    def learn(self) -> None:
+        """Have both directions carried by the kernel, as often as it takes."""
+        self.learn_tx()
+        self.learn_rx()
 
     def _body(self, sport: int, dport: int, flags: str = "") -> Packet:
         kind = f"{self.kind}:{flags}" if flags else self.kind
         if kind == "ping":
             return l4("ping" if sport == 4000 else "pong", sport=4000)
         return l4(kind, sport=sport, dport=dport)
+
+
+def leaving(mode: abi.Mode, inner: Packet, mac: Mac | None = None) -> bytes:
+    """Return a frame as the kernel sends it to the peer: into the tunnel, or to the next hop."""
+    if mode == abi.Mode.UDP:
+        return bytes(inner)
+    to = mac or (PEER.vtep if mode == abi.Mode.VXLAN else NEXT_HOP_MAC)
+    return bytes(Ether(src=str(OWN_VTEP), dst=str(to)) / inner)
 
 
 def to_pod(inner: Packet, mac: Mac = POD_MAC) -> bytes:

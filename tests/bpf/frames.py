@@ -10,10 +10,9 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
 from flannel_ebpf.base.model import Mac
-from tests.bpf.node import GATEWAY_MAC, OWN_IP, OWN_VTEP, PEER, POD, POD_MAC, UPLINK_MAC, Remote
+from tests.bpf.node import GATEWAY_MAC, NEXT_HOP_MAC, OWN_IP, OWN_VTEP, PEER, POD, POD_MAC, UPLINK_MAC, Remote
 
 PAYLOAD = bytes(range(64))
-NEXT_HOP_MAC = Mac.parse("02:00:00:00:00:99")
 
 
 def l4(kind: str = "udp", *, sport: int = 4000, dport: int = 5000, payload: bytes = PAYLOAD) -> Packet:

@@ -52,7 +52,7 @@ def sound_l4(ip: bytes) -> bool:
         return header >= 20 and length >= 20 + header
     if kind == UDP:
         return length >= 28
-    return kind == ICMP and l4[0] in (0, 8) and l4[1] == 0 and length >= 28
+    return kind == ICMP and length >= 28
 
 
 def sound_inner(ip: bytes) -> bool:
@@ -100,9 +100,22 @@ def delivered(frame: bytes) -> bytes | None:
 
 
 def may_drop(frame: bytes) -> bool:
-    """Whether the frame is of our tunnel and not from who may send it."""
-    if not is_tunnel(frame) or len(frame) < 64 or frame[46:50] != b"\0\0\1\0":
+    """Whether the kernel could take the frame for our tunnel's, and it is not from who may send it."""
+    ip = frame[14:]
+    if len(ip) < 20 or frame[12:14] != IPV4 or ip[16:20] != OWN_IP.packed or ip[9] != UDP:
         return False
-    if frame[62:64] == IPV4:
-        return len(frame) >= 84 and not from_sender(frame)
-    return frame[26:30] != PEER.public_ip.packed
+    udp = ip[(ip[0] & 15) * 4 :]
+    if word(ip, 6) & 0x1FFF or len(udp) < 8 or word(udp, 2) != 8472:
+        return False
+    if len(udp) >= 16 and udp[12:15] != b"\0\0\1":
+        return False
+    if len(udp) >= 50 and udp[28:30] == IPV4:
+        return not may_send(outer=ip[12:16], inner=udp[42:46])
+    return ip[12:16] != PEER.public_ip.packed or bool(word(ip, 6) & 0x2000)
+
+
+def may_send(outer: bytes, inner: bytes) -> bool:
+    """Its own subnet, its own address, and what is nobody's."""
+    if outer != PEER.public_ip.packed:
+        return False
+    return inner[:3] not in (POD.packed[:3],) and inner != OWN_IP.packed

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Self
 
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.contract import abi
@@ -18,17 +19,20 @@ from flannel_ebpf.kernel.programs.probe import probe
 NETWORK = IPv4Network("10.1.0.0/16")
 SUBNET = IPv4Network("10.1.1.0/24")
 OWN_IP, OWN_VTEP = IPv4Address("192.0.2.1"), Mac.parse("02:fe:00:00:00:01")
-MARK = 0x100000
 
 # Devices of the test's network namespace: fixed indexes and addresses.
-UPLINK, POD_PORT, OTHER_PORT = 10, 11, 12
+UPLINK, POD_PORT, OTHER_PORT, OVERLAY = 10, 11, 12, 13
 UPLINK_MAC = Mac.parse("02:00:00:00:00:10")
 GATEWAY_MAC = Mac.parse("02:cc:00:00:00:01")
+
+NEXT_HOP_MAC = Mac.parse("02:00:00:00:00:99")
 
 POD, POD_MAC = IPv4Address("10.1.1.10"), Mac.parse("02:aa:00:00:00:0a")
 OTHER_POD, OTHER_MAC = IPv4Address("10.1.1.11"), Mac.parse("02:aa:00:00:00:0b")
 
 NO_FLAGS = abi.PodFlag(0)
+HOUR = 3600 * 10**9
+HASH_KEY = 0x1122334455667788
 
 REDIRECT, DROP, KERNEL = 7, 2, 0xFFFFFFFF  # TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC
 XDP_DROP, XDP_PASS = 1, 2
@@ -47,7 +51,6 @@ VXLAN = abi.Config(
     sport_max=60999,
     vni=1,
     uplink=UPLINK,
-    learn_mark=MARK,
     peer_len=24,
     revalidate_ms=10_000,
     caps=ALL_CAPS,
@@ -71,9 +74,21 @@ class Remote:
     subnet: IPv4Network
     pod: IPv4Address
 
-    def peer(self, mode: abi.Mode, *, mtu: int = 1500, on_link: bool = True) -> abi.Peer:
+    def peer(self, mode: abi.Mode, *, mtu: int = 1500, on_link: bool = True, outer: str = "both") -> abi.Peer:
+        """Return an entry of fl_peers; `outer`: BPF does that leg for what it sends, receives, or both."""
         vtep = self.vtep if mode == abi.Mode.VXLAN else abi.NO_MAC
-        return abi.Peer(self.public_ip, vtep, mode, abi.PeerFlag(int(on_link)), mtu, self.slot)
+        until = time.monotonic_ns() + HOUR
+        return abi.Peer(
+            self.public_ip,
+            vtep,
+            mode,
+            abi.PeerFlag(int(on_link)),
+            mtu,
+            self.slot,
+            until if outer in ("send", "both") else 0,
+            until if outer in ("receive", "both") else 0,
+            NEXT_HOP_MAC,
+        )
 
     @property
     def slot(self) -> int:
@@ -105,7 +120,7 @@ class Ran:
 
     verdict: int
     frame: bytes
-    mark: int
+    ticket: int
     counted: Mapping[abi.Reason, int]
     duration_ns: int = 0
 
@@ -129,10 +144,12 @@ def skb_context(
 class Node:
     """Programs loaded with one configuration, and their maps."""
 
-    def __init__(self, config: abi.Config, root: Path) -> None:
+    def __init__(self, config: abi.Config, root: Path, objects: Path) -> None:
         self.config = config
         self._ends = 0
-        request = LoadRequest(NETWORK, config, entries={"fl_flows": 1024}, root=root, xdp=True)
+        request = LoadRequest(
+            NETWORK, config, entries={"fl_flows": 1024}, root=root, xdp=True, objects=objects
+        )
         loaded: Loaded = ensure_loaded(request)
         assert not loaded.xdp_error
         self.programs = {name: Program.by_id(number) for name, number in loaded.programs.items()}
@@ -145,12 +162,37 @@ class Node:
     def reset(self) -> None:
         """Forget everything learned; one other node and one pod of this one remain."""
         this, other = (OWN, PEER) if self.config.public_ip == OWN.public_ip else (PEER, OWN)
-        for name in ("fl_peers", "fl_vteps", "fl_pods", "fl_ports", "fl_flows"):
+        for name in ("fl_peers", "fl_vteps", "fl_pods", "fl_ports", "fl_flows", "fl_levels"):
             for key in self.maps[name].items():
                 self.maps[name].delete(key)
         self.void_open()
+        self.set_until(2**64 - 1)
+        self.set_proof(0)
         self.add_peer(other, other.peer(self.config.backend))
         self.add_pod(this.pod)
+
+    def set_until(self, until: int, overlay: int = 0) -> None:
+        """Say until when the programs need no sign of the daemon, ns, and which device is the overlay's."""
+        self.maps["fl_node"].update(abi.pack_u32(0), abi.NodeState(HASH_KEY, until, overlay).pack())
+
+    def with_overlay(self) -> Self:
+        """Tell the programs of the overlay's device, so that they open tunnel packets for the kernel."""
+        self.set_until(2**64 - 1, OVERLAY)
+        return self
+
+    def set_proof(self, until: int) -> None:
+        """Say until when stateless pods are, ns."""
+        self.maps["fl_proof"].update(abi.pack_u32(0), abi.Proof(until).pack())
+
+    def set_level(self, subnet: IPv4Network, flags: abi.PodFlag) -> None:
+        key = abi.SubnetKey(subnet.prefixlen, subnet.network_address)
+        self.maps["fl_levels"].update(key.pack(), abi.Level(flags).pack())
+
+    def peer(self, node: Remote) -> abi.Peer:
+        subnet = abi.SubnetKey(self.config.peer_len or node.subnet.prefixlen, node.subnet.network_address)
+        raw = self.maps["fl_peers"].lookup(subnet.pack())
+        assert raw
+        return abi.Peer.unpack(raw)
 
     def add_peer(self, node: Remote, peer: abi.Peer, *, member: bool = True) -> None:
         length = self.config.peer_len or node.subnet.prefixlen
@@ -167,7 +209,7 @@ class Node:
         flags: abi.PodFlag = NO_FLAGS,
     ) -> None:
         self.maps["fl_pods"].update(
-            abi.AddrKey(address).pack(), abi.Pod(ifindex, 0, mac, GATEWAY_MAC, flags).pack()
+            abi.AddrKey(address).pack(), abi.Pod(ifindex, mac, GATEWAY_MAC, flags).pack()
         )
 
     def forget_pod(self, address: IPv4Address) -> None:
@@ -177,8 +219,13 @@ class Node:
         raw = self.maps["fl_pods"].lookup(abi.AddrKey(address).pack())
         return abi.Pod.unpack(raw) if raw else None
 
-    def set_port(self, ifindex: int, flags: abi.PodFlag) -> None:
-        self.maps["fl_ports"].update(abi.pack_u32(ifindex), abi.Port(flags).pack())
+    def set_port(self, ifindex: int, flags: abi.PodFlag = NO_FLAGS, mac: Mac = abi.NO_MAC) -> None:
+        self.maps["fl_ports"].update(abi.pack_u32(ifindex), abi.Port(flags, mac).pack())
+
+    def port(self, ifindex: int) -> abi.Port:
+        raw = self.maps["fl_ports"].lookup(abi.pack_u32(ifindex))
+        assert raw
+        return abi.Port.unpack(raw)
 
     def flow(self, key: abi.FlowKey) -> abi.Flow | None:
         raw = self.maps["fl_flows"].lookup(key.pack())
@@ -195,15 +242,18 @@ class Node:
     def void_open(self) -> None:
         """Void what fl_open knows, as ends of all flows would."""
         self._ends = self._ends + 1 & 0xFF
+        if not self._ends:
+            known = self.maps["fl_open"]
+            known.update_many((key, bytes(known.info.value_size)) for key in known.items())
         sketch = self.maps["fl_sketch"]
         lines = {key: bytearray(line) for key, line in sketch.items().items()}
         for line in lines.values():
             line[3::4] = bytes([self._ends]) * (len(line) // 4)
         sketch.update_many((key, bytes(line)) for key, line in lines.items())
 
-    def clear_sketch(self) -> None:
-        """Make every flow young."""
-        self._set_sketch(abi.Cell(0, 0, learned=epoch() - 100 & 0xFF))
+    def clear_sketch(self, learned: int = 100) -> None:
+        """Make every flow young; `learned` epochs ago all touched fl_flows."""
+        self._set_sketch(abi.Cell(epoch(), 0, learned=epoch() - learned & 0xFF))
 
     def fill_sketch(self, learned: int = 0) -> None:
         """Make no flow young, for this epoch and the next few; `learned` epochs ago all touched fl_flows."""
@@ -248,7 +298,7 @@ class Node:
         program: str,
         frame: bytes,
         *,
-        mark: int = 0,
+        ticket: int = 0,
         ifindex: int = 0,
         gso_size: int = 0,
         gso_segs: int = 0,
@@ -257,8 +307,9 @@ class Node:
         """Run one program once on one frame. `ifindex` 0: the device where that program is attached."""
         before = self.reasons(program)
         xdp = program == "fl_xdp"
-        at = ifindex or (POD_PORT if "pod" in program else UPLINK)
-        ctx = skb_context(mark=mark, ifindex=at, gso_size=gso_size, gso_segs=gso_segs)
+        overlay = program == "fl_to_peer" and self.config.backend != abi.Mode.DIRECT
+        at = ifindex or (POD_PORT if "pod" in program else OVERLAY if overlay else UPLINK)
+        ctx = skb_context(mark=ticket, ifindex=at, gso_size=gso_size, gso_segs=gso_segs)
         done = self.programs[program].test_run(frame, b"" if xdp else ctx, repeat)
         after = self.reasons(program)
         counted = {
@@ -272,4 +323,22 @@ class Node:
 
 def epoch() -> int:
     """Return the sketch's present epoch."""
-    return time.monotonic_ns() >> 33 & 0xFF
+    return time.monotonic_ns() >> 31 & 0xFF
+
+
+def flow_hash(key: abi.FlowKey) -> int:
+    """Return the hash that bpf/flows.h has of a flow here."""
+    first, second = struct.unpack("=QQ", key.pack())
+    mixed = first ^ HASH_KEY
+    mixed = (mixed ^ mixed >> 29) * 0x9E3779B97F4A7C15 % 2**64
+    return ((mixed ^ mixed >> 32 ^ second) * 0xBF58476D1CE4E5B9 % 2**64) >> 32
+
+
+def word(key: abi.FlowKey, at: int, *, established: bool = True) -> int:
+    """Return what fl_flows keeps of a direction that the kernel carried at that time, ns."""
+    return flow_hash(key) >> 9 << 41 | established << 40 | at >> abi.TIME_SHIFT
+
+
+def a_flow(key: abi.FlowKey, tx: int = 0, rx: int = 0, ifindex: int = POD_PORT, born: int = 0) -> abi.Flow:
+    """Return a flow that the kernel carried at these times, ns; 0: never."""
+    return abi.Flow(word(key, tx) if tx else 0, word(key, rx) if rx else 0, ifindex, born >> abi.TIME_SHIFT)

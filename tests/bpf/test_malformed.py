@@ -14,7 +14,7 @@ from scapy.packet import Packet, Raw
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import Reason
 from tests.bpf.frames import from_pod, l4, on_wire, packet, udp_tunnel, vxlan
-from tests.bpf.node import DIRECT, DROP, FLOWS, KERNEL, MARK, PEER, POD, REDIRECT, UDP, VXLAN, XDP_PASS, Node
+from tests.bpf.node import DIRECT, DROP, FLOWS, KERNEL, PEER, POD, REDIRECT, UDP, VXLAN, XDP_PASS, Node
 
 NodeWith = Callable[[abi.Config], Node]
 LPM = replace(VXLAN, peer_len=0)
@@ -43,9 +43,9 @@ def test_no_cut_packet_is_carried(
     program: str, config: abi.Config, frame: Packet, node_with: NodeWith
 ) -> None:
     node, raw = node_with(config), bytes(frame)
-    mark = MARK if program.startswith("fl_to") else 0
+    ticket = 1 if program.startswith("fl_to") else 0
     for length in range(SHORTEST, len(raw)):
-        ran = node.run(program, raw[:length], mark=mark)
+        ran = node.run(program, raw[:length], ticket=ticket)
         assert (ran.verdict, ran.frame) == (KERNEL, raw[:length]), length
         assert ran.reason is not None, length
 
@@ -71,8 +71,8 @@ def test_inner_packet_cut_inside_a_sound_tunnel(shorter: int, node_with: NodeWit
 @given(noise=st.binary(min_size=SHORTEST_NOISE, max_size=200))
 @pytest.mark.parametrize("program", ["fl_from_pod", "fl_from_peer", "fl_to_peer", "fl_to_pod", "fl_xdp"])
 def test_noise_is_left_alone(program: str, noise: bytes, node_with: NodeWith) -> None:
-    mark = MARK if program.startswith("fl_to") else 0
-    ran = node_with(FLOWS).run(program, noise, mark=mark)
+    ticket = 1 if program.startswith("fl_to") else 0
+    ran = node_with(FLOWS).run(program, noise, ticket=ticket)
     assert ran.verdict in (KERNEL, XDP_PASS)
     assert ran.frame == noise
     assert ran.reason is not None

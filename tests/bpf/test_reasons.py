@@ -13,7 +13,7 @@ from tests.bpf.cases_from_peer import FROM_PEER
 from tests.bpf.cases_from_pod import FROM_POD
 from tests.bpf.cases_learning import LEARNING
 from tests.bpf.cases_xdp import XDP
-from tests.bpf.node import MARK, REDIRECT, Node
+from tests.bpf.node import REDIRECT, Node
 
 CASES = [*FROM_POD, *FROM_PEER, *LEARNING, *XDP]
 
@@ -26,12 +26,12 @@ UNREACHABLE = {
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.program}: {case.name}")
 def test_packet_ends_as_expected(case: Case, node_with: Callable[[abi.Config], Node]) -> None:
     node = node_with(case.config)
-    case.setup(node)
+    ticket = case.setup(node) or case.ticket
     frame = bytes(case.frame)
-    ran = node.run(case.program, frame, mark=case.mark, **case.skb)
+    ran = node.run(case.program, frame, ticket=ticket, **case.skb)
     assert ran.reason == case.reason
     assert ran.verdict == case.expected_verdict
-    assert bool(ran.mark & MARK) == case.marked
+    assert bool(ran.ticket) == case.taught
     if ran.verdict != REDIRECT:
         assert ran.frame == frame, "what is left to the kernel must be whole"
 

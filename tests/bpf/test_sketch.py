@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 
 from flannel_ebpf.contract.abi import Reason
+from tests.bpf.cases import HOST
 from tests.bpf.conversation import TCP_KEY, Conversation, node, tcp, udp
 from tests.bpf.frames import from_pod, l4
 from tests.bpf.node import Node, epoch
 
 __all__ = ["node", "tcp", "udp"]
+
+EPOCH = 2**31
+
+
+@pytest.fixture(autouse=True)
+def early_in_an_epoch() -> None:
+    """Counts fade at an epoch's turn: begin with a second to go."""
+    left = EPOCH - time.monotonic_ns() % EPOCH
+    if left < 10**9:
+        time.sleep(left / 1e9)
 
 
 def test_a_flow_is_young_for_a_dozen_packets_of_a_direction(udp: Conversation) -> None:
@@ -32,12 +44,28 @@ def test_a_quiet_flow_grows_young_again(udp: Conversation) -> None:
     assert node.counted_cell()[1].packets in (2, 4), "12 halved twice, or thrice at an epoch's turn, plus 1"
 
 
-def test_a_new_connection_is_young_again(tcp: Conversation) -> None:
-    tcp.learn_tx()
-    tcp.learn_rx()
-    tcp.arrive("S")
-    tcp.enter("SA")
-    assert (tcp.enter().reason, tcp.arrive().reason) == (Reason.LEARN_YOUNG, Reason.LEARN_YOUNG)
+def test_a_connection_that_opens_here_need_not_grow_old(tcp: Conversation) -> None:
+    tcp.node.clear_sketch()
+    tcp.learn_tx("S")
+    tcp.learn_rx("SA")
+    tcp.learn_tx("A")
+    assert (tcp.enter().reason, tcp.arrive().reason) == (Reason.FAST_VXLAN, Reason.FAST_VXLAN)
+
+
+def test_a_neighbours_syn_leaves_an_open_flow_alone(udp: Conversation) -> None:
+    """Flows share cells, and a neighbour may open as many connections as it likes."""
+    node = udp.node
+    udp.learn_tx()
+    node.clear_sketch(learned=0)
+    for port in range(1000, 1200):
+        node.run("fl_from_pod", bytes(from_pod(l4("tcp:S", sport=port))))
+    assert udp.enter().reason == Reason.FAST_VXLAN
+
+
+def test_a_translated_flow_tries_with_one_of_a_dozen_packets(udp: Conversation) -> None:
+    entered = udp.enter()
+    assert udp.leave(entered, src=HOST).reason == Reason.LEARN_CHANGED
+    assert [udp.enter().reason for _ in range(13)] == [Reason.LEARN_YOUNG] * 12 + [Reason.LEARN_NEW]
 
 
 @pytest.mark.parametrize("moving", ["sport", "dport"])
@@ -54,8 +82,7 @@ def test_flows_with_neighbouring_ports_are_spread_over_the_sketch(moving: str, n
 
 
 def test_syn_ends_a_flow_whose_count_has_faded(tcp: Conversation) -> None:
-    tcp.learn_tx()
-    tcp.learn_rx()
+    tcp.learn()
     tcp.node.clear_sketch()
     tcp.enter()
     place, cell = tcp.node.counted_cell()

@@ -69,6 +69,7 @@ def watch(node: Node, device: str | None = None) -> Generator[Seen, None, None]:
     seen.reasons = read(node) - before
     seen.fast = sum(seen.any(reason) for reason in FAST)
     seen.kernel = device_packets(node, device) - packets
+    seen.kernel += seen.any(Reason.WRAPPED) + seen.any(Reason.UNWRAPPED)  # BPF did the outer leg alone
     if device == "eth0":  # BPF's packets use it too
         seen.kernel = max(0, seen.kernel - seen.fast)
 

@@ -12,15 +12,11 @@ import socket
 import statistics
 import struct
 import sys
-import time
 from collections.abc import Iterator
-from ipaddress import IPv4Address
 
 from flannel_ebpf.base.model import Mac
-from flannel_ebpf.contract import abi
-from flannel_ebpf.kernel.bpf import Map, Program, TestRun
+from flannel_ebpf.kernel.bpf import Program, TestRun
 from flannel_ebpf.lab import Host, Lab
-from flannel_ebpf.lab.node import Node
 
 RUNS = 20_000
 PORTS = (40000, 9000)
@@ -65,7 +61,7 @@ def main(lab: str, name: str, text: str) -> None:
     with Program.open(node.map_path(program)) as opened:
         for kind, frames in kinds.items():
             if kind == "admitted":
-                _admit(node, frame[inner:], sends)
+                _admit(Lab.open(lab))
             taken = []
             for one in frames:
                 last = opened.test_run(one, bytes(context))
@@ -90,19 +86,17 @@ def _with_checksum(header: bytes) -> bytes:
     return header[:10] + struct.pack("!H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF) + header[12:]
 
 
-def _admit(node: Node, packet: bytes, sends: bool) -> None:
-    """Have the flow of `packet`, an Ethernet frame of a pod, admitted in both directions."""
-    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    source, destination = IPv4Address(packet[26:30]), IPv4Address(packet[30:34])
-    pod, far = (source, destination) if sends else (destination, source)
-    key = abi.FlowKey(pod, far, *(PORTS if sends else PORTS[::-1]), UDP)
-    every = abi.FlowBit.TX_ENTERED | abi.FlowBit.TX_LEFT | abi.FlowBit.RX_ARRIVED | abi.FlowBit.RX_DELIVERED
-    veth, epoch = socket.if_nametoindex(node.pods[0].veth), now >> 33 & 0xFF
-    with Map.open(node.map_path("fl_flows")) as flows, Map.open(node.map_path("fl_sketch")) as sketch:
-        flows.update(key.pack(), abi.Flow(now, now, veth, every).pack())
-        cell = abi.Cell(epoch, 255, epoch).pack()
-        cells = cell * (sketch.info.value_size // len(cell))
-        sketch.update_many((struct.pack("=I", index), cells) for index in range(sketch.info.max_entries))
+def _admit(lab: Lab) -> None:
+    """Send real datagrams of the flow that is measured, until it must be open."""
+    send = f"""
+import socket, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("", {PORTS[0]}))
+for _ in range(40):
+    sock.sendto(bytes(64), ("{lab.pod("n2p1").ip}", {PORTS[1]}))
+    time.sleep(0.001)
+"""
+    lab.pod("n1p1").run([sys.executable, "-c", send])
 
 
 if __name__ == "__main__":

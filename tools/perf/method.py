@@ -92,7 +92,7 @@ class Method:
         try:
             figures = workload.run(ends, self.seconds)
             path = ends.path()
-            why = proof.objection(path, mode, short=workload.short)
+            why = proof.objection(path, mode, admitted=workload.admitted)
         except LabError as error:
             figures, path, why = {}, proof.Path(), str(error)
         if number == WARM_UP_ROUND:

@@ -25,19 +25,23 @@ def carried_by_bpf(path: Path) -> float:
     return fast / path["packets"] if path["packets"] else 0.0
 
 
-def objection(path: Path, mode: Mode, *, short: bool) -> str:
+def objection(path: Path, mode: Mode, *, admitted: float) -> str:
     """Say why a measurement does not show what its mode claims, "" when it does.
 
-    `short`: its connections end before they are admitted, so that with `flows` the kernel carries them.
+    `admitted`: the share of the packets that `flows` carries at least.
     """
     packets, fast = path["packets"], carried_by_bpf(path)
     if packets == 0:
         return "no packet was sent"
     kernel = path["cni0"] / packets
-    if mode.pods and (mode.fastpath is None or (short and mode.fastpath == "flows")):
+    if mode.pods and mode.fastpath is None:
         return "" if kernel >= ENOUGH else f"only {kernel:.0%} of the packets took the kernel path"
     if mode.fastpath:
-        return "" if fast >= ENOUGH else f"BPF carried only {fast:.0%} of the packets"
+        return (
+            ""
+            if fast >= (admitted if mode.fastpath == "flows" else ENOUGH)
+            else f"BPF carried only {fast:.0%} of the packets"
+        )
     return ""
 
 

@@ -4,10 +4,12 @@
  *
  *     traffic crr-server PORT               answer connect-request-response
  *     traffic crr IP PORT WORKERS           make such transactions
+ *     traffic udp-crr-server PORT           answer single datagrams
+ *     traffic udp-crr IP PORT WORKERS       send one from a new socket, read the answer
  *     traffic sink PORT COUNT               receive UDP on COUNT ports from PORT on
  *     traffic flood IP PORT SIZE COUNT SOURCES   send SIZE bytes from SOURCES sockets to COUNT ports in turn
  *
- * crr writes a line every 50 ms: seconds since its start, transactions so far. UDP is counted by the receiver's
+ * crr and udp-crr write a line every 50 ms: seconds since its start, transactions so far. UDP is counted by the receiver's
  * kernel.
  */
 #define _GNU_SOURCE
@@ -89,6 +91,43 @@ static void crr_client(const struct sockaddr_in *to, volatile unsigned long *don
 	}
 }
 
+static void udp_crr_server(int port)
+{
+	struct sockaddr_in peer, own = address("0.0.0.0", port);
+	char byte;
+
+	for (int i = 1; i < SERVER_WORKERS && worker(); i++)
+		;
+	int on = 1, udp = socket(AF_INET, SOCK_DGRAM, 0);
+
+	setsockopt(udp, SOL_SOCKET, SO_REUSEPORT, &on, sizeof(on));
+	if (bind(udp, (void *)&own, sizeof(own)))
+		err(1, "port %d", port);
+	for (;;) {
+		socklen_t len = sizeof(peer);
+
+		if (recvfrom(udp, &byte, 1, 0, (void *)&peer, &len) == 1)
+			sendto(udp, &byte, 1, 0, (void *)&peer, len);
+	}
+}
+
+/* As a resolver asks: a new socket, hence a new source port, for each question. */
+static void udp_crr_client(const struct sockaddr_in *to, volatile unsigned long *done)
+{
+	struct timeval patience = {.tv_sec = 1};
+	char byte = 'x';
+
+	for (;;) {
+		int udp = socket(AF_INET, SOCK_DGRAM, 0);
+
+		setsockopt(udp, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+		if (!connect(udp, (const void *)to, sizeof(*to)) && send(udp, &byte, 1, 0) == 1 &&
+		    recv(udp, &byte, 1, 0) == 1)
+			++*done;
+		close(udp);
+	}
+}
+
 static double now(void)
 {
 	struct timespec time;
@@ -97,7 +136,8 @@ static double now(void)
 	return time.tv_sec + time.tv_nsec / 1e9;
 }
 
-static void crr(const struct sockaddr_in *to, int workers)
+static void crr(void (*client)(const struct sockaddr_in *, volatile unsigned long *), const struct sockaddr_in *to,
+		int workers)
 {
 	/* one cache line for each worker's counter */
 	unsigned long *done = mmap(NULL, workers * 64, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -106,7 +146,7 @@ static void crr(const struct sockaddr_in *to, int workers)
 		err(1, "mmap");
 	for (int i = 0; i < workers; i++)
 		if (!worker())
-			crr_client(to, &done[i * 8]);
+			client(to, &done[i * 8]);
 	for (double start = now();;) {
 		unsigned long sum = 0;
 
@@ -197,6 +237,8 @@ int main(int argc, char **argv)
 
 	if (!strcmp(what, "crr-server") && argc == 3)
 		crr_server(atoi(argv[2]));
+	if (!strcmp(what, "udp-crr-server") && argc == 3)
+		udp_crr_server(atoi(argv[2]));
 	if (!strcmp(what, "sink") && argc == 4)
 		sink(atoi(argv[2]), atoi(argv[3]));
 	if (argc < 5)
@@ -204,7 +246,9 @@ int main(int argc, char **argv)
 	struct sockaddr_in to = address(argv[2], atoi(argv[3]));
 
 	if (!strcmp(what, "crr"))
-		crr(&to, atoi(argv[4]));
+		crr(crr_client, &to, atoi(argv[4]));
+	if (!strcmp(what, "udp-crr"))
+		crr(udp_crr_client, &to, atoi(argv[4]));
 	if (!strcmp(what, "flood") && argc == 7 && atoi(argv[4]) <= PAYLOAD)
 		flood(to, atoi(argv[4]), atoi(argv[5]), atoi(argv[6]));
 	errx(2, "%s: the comment at the top of traffic.c says how", what);

@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flannel_ebpf.base.errors import LabError
+from perf import proof
 from perf.ends import SERVER_CORE, Ends
 
 HERE = Path(__file__).parent
 WARM_UP = 0.3
 """Seconds at the start of a measurement that are not counted: slow start, admission of the flow."""
 
-IPERF, TCP_ECHO, UDP_ECHO, CRR, SINK, HTTP, REDIS = 5201, 11111, 11112, 7000, 9000, 8080, 6379
+IPERF, TCP_ECHO, UDP_ECHO, CRR, UDP_CRR, SINK, HTTP, REDIS = 5201, 11111, 11112, 7000, 7001, 9000, 8080, 6379
 SINK_PORTS = 100
 MANY_FLOWS = (SINK_PORTS, 100)
 """Ports and sources: 10,000 flows."""
 CRR_WORKERS = 8
+HANDSHAKES = 0.25
+"""Of a short connection the kernel carries opening and end."""
 CONNECTIONS = 32
 FIXED_RATE = "8G"
 REDIS_REQUESTS = 50_000
@@ -36,14 +39,14 @@ Measure = Callable[[Ends, int], float]
 class Workload:
     """`run(ends, seconds)` returns a figure for every name in `units`.
 
-    `short`: its connections are too short to be admitted by `flows`. `lower`: less is better.
+    `admitted`: the share of its packets that `flows` carries at least. `lower`: less is better.
     """
 
     name: str
     text: str
     units: dict[str, str]
     run: Callable[[Ends, int], Figures]
-    short: bool = False
+    admitted: float = proof.ENOUGH
     lower: bool = False
 
 
@@ -69,6 +72,7 @@ def start_servers(ends: Ends, folder: Path) -> None:
     ends.serve(["sockperf", "server", "--tcp", *any_address, "-p", str(TCP_ECHO)], TCP_ECHO)
     ends.serve(["sockperf", "server", *any_address, "-p", str(UDP_ECHO)], UDP_ECHO)
     ends.serve([traffic, "crr-server", str(CRR)], CRR)
+    ends.serve([traffic, "udp-crr-server", str(UDP_CRR)], UDP_CRR)
     ends.serve([traffic, "sink", str(SINK), str(SINK_PORTS)], SINK + SINK_PORTS - 1)
     ends.serve(["nginx", "-p", str(home), "-c", str(home / "nginx.conf"), "-e", "stderr"], HTTP)
     ends.serve(redis, REDIS)
@@ -84,7 +88,16 @@ def workloads(folder: Path) -> dict[str, Workload]:
         _single("udp_stream", "own generator, 1400 B, one flow", "Gbit/s", _flood(traffic, 1400)),
         _single("tcp_rr", "sockperf, 64 B request and response", "k/s", _round_trips(TCP_ECHO, "--tcp")),
         _single("udp_rr", "sockperf, 64 B request and response", "k/s", _round_trips(UDP_ECHO)),
-        _single("tcp_crr", "connect, request, response; 8 at a time", "k/s", _crr(traffic), short=True),
+        _single(
+            "tcp_crr", "connect, request, response; 8 at a time", "k/s", _crr(traffic, "crr", CRR), HANDSHAKES
+        ),
+        _single(
+            "udp_crr",
+            "request, response, from a new port each; 8 at a time",
+            "k/s",
+            _crr(traffic, "udp-crr", UDP_CRR),
+            0,
+        ),
         _single("flows_10k", "own generator, 64 B, 10,000 flows", "kpps", _flood(traffic, 64, *MANY_FLOWS)),
         Workload(
             "cpu_per_gbit",
@@ -99,7 +112,7 @@ def workloads(folder: Path) -> dict[str, Workload]:
             "nginx and wrk, 1 KB, a connection each",
             "k/s",
             _http("Connection: close"),
-            short=True,
+            HANDSHAKES,
         ),
         _single("redis", "redis-benchmark GET, 32 connections", "k/s", _redis),
     )
@@ -109,9 +122,9 @@ def workloads(folder: Path) -> dict[str, Workload]:
 QUICK = ("tcp_stream", "udp_pps", "tcp_rr", "tcp_crr", "flows_10k", "http")
 
 
-def _single(name: str, text: str, unit: str, run: Measure, *, short: bool = False) -> Workload:
+def _single(name: str, text: str, unit: str, run: Measure, admitted: float = proof.ENOUGH) -> Workload:
     """Return a workload with one figure, which has the workload's name."""
-    return Workload(name, text, {name: unit}, lambda ends, seconds: {name: run(ends, seconds)}, short)
+    return Workload(name, text, {name: unit}, lambda ends, seconds: {name: run(ends, seconds)}, admitted)
 
 
 def _tcp_stream(flows: int) -> Measure:
@@ -143,9 +156,9 @@ def _round_trips(port: int, *protocol: str) -> Measure:
     return run
 
 
-def _crr(traffic: str) -> Measure:
+def _crr(traffic: str, what: str, port: int) -> Measure:
     def run(ends: Ends, seconds: int) -> float:
-        with ends.driving([traffic, "crr", ends.to, str(CRR), str(CRR_WORKERS)]) as client:
+        with ends.driving([traffic, what, ends.to, str(port), str(CRR_WORKERS)]) as client:
             time.sleep(WARM_UP + seconds)
             client.terminate()
             output = client.stdout

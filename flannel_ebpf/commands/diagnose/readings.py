@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import FlowBit, PodFlag, Record
+from flannel_ebpf.contract.abi import PodFlag, Record
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.kernel.programs.readout import read_peers
 
-SENT = FlowBit.TX_ENTERED | FlowBit.TX_LEFT
-HEARD = FlowBit.RX_ARRIVED | FlowBit.RX_DELIVERED
-
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
+_TCP = 6
 
 MAPS: dict[str, tuple[type[Record] | None, type[Record]]] = {
     "fl_peers": (abi.SubnetKey, abi.Peer),
@@ -93,11 +91,10 @@ def flows(folder: Path, names: dict[int, str]) -> Iterator[dict[str, Any]]:
                 "remote": str(which.remote),
                 "remote_port": which.remote_port,
                 "protocol": PROTOCOLS.get(which.proto, str(which.proto)),
-                "sends_by_bpf": flow.bits & SENT == SENT,
-                "hears_by_bpf": flow.bits & HEARD == HEARD,
-                "bits": int(flow.bits),
-                "sent_age": _age(now, flow.tx_since),
-                "heard_age": _age(now, flow.rx_since),
+                "sends_by_bpf": bool(flow.sent) and (which.proto != _TCP or flow.established),
+                "hears_by_bpf": bool(flow.heard) and (which.proto != _TCP or flow.established),
+                "sent_age": _age(now, flow.sent),
+                "heard_age": _age(now, flow.heard),
                 "device": names.get(flow.ifindex, ""),
             }
 

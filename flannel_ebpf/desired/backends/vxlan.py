@@ -106,7 +106,7 @@ def peers(
                 subnet=part.subnet,
                 public_ip=part.public_ip,
                 mode=mode,
-                mtu=min(path.mtu, largest or path.mtu),
+                mtu=path.mtu if direct else min(path.mtu, largest or path.mtu),
                 on_link=path.on_link,
                 vtep_mac=None if direct else mac,
             )

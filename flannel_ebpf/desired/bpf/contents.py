@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -32,15 +32,6 @@ def peer_len(peers: Iterable[Peer], subnet_len: int) -> int:
     """
     lengths = {peer.subnet.prefixlen for peer in peers} or {subnet_len}
     return lengths.pop() if len(lengths) == 1 else 0
-
-
-def together(peers: Collection[Peer], subnet_len: int) -> tuple[int, bool]:
-    """Return all that constants and hooks depend on of the peers: see `peer_len` and `filters`."""
-    return peer_len(peers, subnet_len), _any_direct(peers)
-
-
-def _any_direct(peers: Iterable[Peer]) -> bool:
-    return any(peer.mode == abi.Mode.DIRECT for peer in peers)
 
 
 def assign_slots(
@@ -128,6 +119,18 @@ def pod_entries(
     return kept
 
 
+def node_entries(addresses: Mapping[IPv4Address, int]) -> list[MapEntry]:
+    """Return fl_pods' entries of the node's own addresses (with their devices): no pod may send from one."""
+    return [
+        MapEntry(
+            "fl_pods",
+            abi.AddrKey(address).pack(),
+            abi.Pod(ifindex, abi.NO_MAC, abi.NO_MAC, abi.PodFlag.NODE).pack(),
+        )
+        for address, ifindex in addresses.items()
+    ]
+
+
 def _flags(port: PodPort) -> abi.Port:
     return abi.Port(flags=abi.PodFlag.SHAPED if port.shaped else abi.PodFlag(0))
 
@@ -136,7 +139,6 @@ def filters(
     ports: Sequence[PodPort],
     uplink: int,
     overlay: int,
-    peers: Sequence[Peer],
     programs: Mapping[str, int],
     via: Attach,
 ) -> list[Filter]:
@@ -149,11 +151,11 @@ def filters(
     def stand(ifindex: int, direction: Direction, program: str) -> Filter:
         return Filter(ifindex, direction, program, programs[program], via)
 
-    found = [stand(uplink, "ingress", "fl_from_peer")]
-    if overlay:
-        found.append(stand(overlay, "egress", "fl_to_peer"))
-    if not overlay or _any_direct(peers):
-        found.append(stand(uplink, "egress", "fl_to_peer"))
+    found = []
+    for ifindex in (uplink, overlay):
+        if ifindex:
+            found.append(stand(ifindex, "ingress", "fl_from_peer"))
+            found.append(stand(ifindex, "egress", "fl_to_peer"))
     for port in ports:
         if not port.shaped:
             found.append(stand(port.ifindex, "ingress", "fl_from_pod"))
@@ -175,13 +177,12 @@ class Settings:
     `sport_min`, `sport_max` and `ttl` are the kernel's net.ipv4.ip_local_port_range and ip_default_ttl: the
     outer headers must not tell our packets from the kernel's. `attach` is how programs come onto tc hooks,
     `xdp_modes` are tried in order. `headroom`: the pods' bridges get a port that gives packets room for those
-    headers.
+    headers. `stand_aside`: seconds that the programs go on without a sign of life, 0: for ever.
     """
 
     fastpath: abi.Fastpath
     source_check: abi.Check
     revalidate_ms: int
-    learn_mark: int
     caps: abi.Cap
     sport_min: int
     sport_max: int
@@ -189,6 +190,7 @@ class Settings:
     attach: Attach
     xdp_modes: tuple[XdpMode, ...] = ()
     headroom: bool = False
+    stand_aside: float = 0.0
 
 
 def constants(stack: Stack, peers: Sequence[Peer], settings: Settings) -> abi.Config:
@@ -206,7 +208,6 @@ def constants(stack: Stack, peers: Sequence[Peer], settings: Settings) -> abi.Co
         sport_max=settings.sport_max,
         vni=backend.vni if isinstance(backend, VxlanConfig) else 0,
         uplink=stack.uplink.ifindex,
-        learn_mark=settings.learn_mark,
         peer_len=peer_len(peers, stack.pool.subnet_len),
         revalidate_ms=settings.revalidate_ms,
         caps=settings.caps,
@@ -215,6 +216,7 @@ def constants(stack: Stack, peers: Sequence[Peer], settings: Settings) -> abi.Co
         source_check=settings.source_check,
         direct_routing=isinstance(backend, VxlanConfig) and backend.direct_routing,
         ttl=settings.ttl,
+        learning=isinstance(backend, VxlanConfig) and backend.learning,
     )
 
 

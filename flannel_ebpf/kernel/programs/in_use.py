@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import secrets
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 
 MAINTAINED = ("fl_peers", "fl_vteps", "fl_ports", "fl_pods")
 """The maps whose entries are planned. fl_pods is learned by the programs; the daemon only takes away."""
+
+_FOR_EVER = 2**64 - 1
+_ONLY = abi.pack_u32(0)
 
 
 class Datapath:
@@ -110,7 +115,8 @@ class Datapath:
 
     def _read(self, name: str) -> Iterable[MapEntry]:
         before, now = self._entries_of.get(name, {}), dict[bytes, MapEntry]()
-        for key, value in self._maps[name].items().items():
+        for key, whole in self._maps[name].items().items():
+            value = abi.planned_part(name, whole)
             known = before.get(key)
             now[key] = known if known and known.value == value else MapEntry(name, key, value)
         self._entries_of[name] = now
@@ -151,6 +157,16 @@ class Datapath:
             if isinstance(op, Put) and op.old is None:
                 slot = abi.Peer.unpack(entry.value).slot
                 stats.update(abi.pack_u32(slot), bytes(stats.info.value_size * possible_cpus()))
+
+    def beat(self, seconds: float, overlay: int) -> None:
+        """Tell the programs that somebody keeps them in line, for so many seconds from now; 0: for ever.
+
+        `overlay`: ifindex of the backend's device, 0 without one. Raises BpfError.
+        """
+        until = time.monotonic_ns() + int(seconds * 1e9) if seconds else _FOR_EVER
+        state = self._maps["fl_node"]
+        before = abi.NodeState.unpack(state.lookup(_ONLY) or bytes(state.info.value_size))
+        state.update(_ONLY, abi.NodeState(before.hash_key or secrets.randbits(64), until, overlay).pack())
 
     def room(self) -> int:
         """Return how many peers the maps hold."""

@@ -186,7 +186,8 @@ def headroom_port(node: Node) -> str:
 
 
 def _value(name: str, value: bytes) -> str:
-    return str(replace(abi.Peer.unpack(value), slot=0)) if name == "fl_peers" else value.hex()
+    planned = abi.planned_part(name, value)
+    return str(replace(abi.Peer.unpack(planned), slot=0)) if name == "fl_peers" else planned.hex()
 
 
 def _essence(line: str) -> str:

@@ -92,7 +92,11 @@ def test_an_address_that_moves_to_a_new_pod_never_reaches_the_old_one(lab: Lab) 
     new.run([sys.executable, "-c", ANNOUNCE, str(new.ip)])
     before = received(old)
     eventually(lambda: ping(far, new.ip), "the new pod answers")
-    eventually(lambda: places(node).get(new.ip) == ifindex(node, new.veth), "the new place is known")
+
+    def new_place_is_known() -> bool:
+        return ping(far, new.ip, 20) == 20 and places(node).get(new.ip) == ifindex(node, new.veth)
+
+    eventually(new_place_is_known, "the new place is known")
     settled = received(old)
     with stream(far, new) as delivery:
         pass

@@ -126,6 +126,9 @@ def both_ways(wire: Wire) -> Both:
     found = {}
     for datapath in ("kernel", "ebpf"):
         switched(wire, datapath)
+        for _ in range(2):  # the relay shows the programs both ways, and where the pod is
+            wire.leaves(out[:1])
+            wire.arrives(back[:1])
         with watch(wire.node) as seen:
             found[datapath] = (wire.leaves(out), wire.arrives(back))
         by_programs = [seen.at(hook, Reason.FAST_UDP) for hook in (Hook.FROM_POD, Hook.FROM_PEER)]

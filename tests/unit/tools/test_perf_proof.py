@@ -17,22 +17,23 @@ flannel.1:     60      11    0    0    0     0          0         0     0      3
 
 
 @pytest.mark.parametrize(
-    ("mode", "short", "path", "refused"),
+    ("mode", "admitted", "path", "refused"),
     [
-        ("ebpf-vxlan", False, {"packets": 100, "FAST_VXLAN": 95, "cni0": 5}, ""),
-        ("ebpf-vxlan", False, {"packets": 100, "FAST_VXLAN": 50, "cni0": 50}, "BPF carried only 50%"),
-        ("ebpf-vxlan", True, {"packets": 100, "cni0": 99}, ""),
-        ("ebpf-vxlan", True, {"packets": 100, "FAST_VXLAN": 99}, "only 0% of the packets took the kernel"),
-        ("ebpf-vxlan-subnets", True, {"packets": 100, "cni0": 99}, "BPF carried only 0%"),
-        ("kernel-vxlan", False, {"packets": 100, "cni0": 99, "flannel.1": 99}, ""),
-        ("kernel-vxlan", False, {"packets": 100, "cni0": 10}, "only 10% of the packets took the kernel"),
-        ("udp-relay", True, {"packets": 100, "cni0": 100}, ""),
-        ("host", False, {"packets": 100}, ""),
-        ("host", False, {"packets": 0}, "no packet was sent"),
+        ("ebpf-vxlan", 0.9, {"packets": 100, "FAST_VXLAN": 95, "cni0": 5}, ""),
+        ("ebpf-vxlan", 0.9, {"packets": 100, "FAST_VXLAN": 50, "cni0": 50}, "BPF carried only 50%"),
+        ("ebpf-vxlan", 0.25, {"packets": 100, "FAST_VXLAN": 40, "cni0": 60}, ""),
+        ("ebpf-vxlan", 0.25, {"packets": 100, "FAST_VXLAN": 20, "cni0": 80}, "BPF carried only 20%"),
+        ("ebpf-vxlan", 0.0, {"packets": 100, "cni0": 99}, ""),
+        ("ebpf-vxlan-subnets", 0.25, {"packets": 100, "FAST_VXLAN": 50}, "BPF carried only 50%"),
+        ("kernel-vxlan", 0.9, {"packets": 100, "cni0": 99, "flannel.1": 99}, ""),
+        ("kernel-vxlan", 0.9, {"packets": 100, "cni0": 10}, "only 10% of the packets took the kernel"),
+        ("udp-relay", 0.25, {"packets": 100, "cni0": 100}, ""),
+        ("host", 0.9, {"packets": 100}, ""),
+        ("host", 0.9, {"packets": 0}, "no packet was sent"),
     ],
 )
-def test_objection(mode: str, short: bool, path: dict[str, int], refused: str) -> None:
-    found = objection(Counter(path), MODES[mode], short=short)
+def test_objection(mode: str, admitted: float, path: dict[str, int], refused: str) -> None:
+    found = objection(Counter(path), MODES[mode], admitted=admitted)
     assert found.startswith(refused)
     assert bool(found) is bool(refused)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -87,6 +88,15 @@ def test_direct_routing_takes_the_link_where_there_is_one() -> None:
     routes = [one for one in vxlan.objects(here, peers) if isinstance(one, Route)]
     assert routes[0] == Route(FAR, PUBLIC, "eth0")
     assert routes[1].onlink
+
+
+@pytest.mark.parametrize(
+    ("configured", "path", "mtu"), [(0, 1500, 1500), (1400, 1500, 1400), (1400, 1300, 1300)]
+)
+def test_bpf_makes_no_packet_larger_than_the_configured_mtu(configured: int, path: int, mtu: int) -> None:
+    here = node(json.dumps({"Type": "vxlan", "MTU": configured}))
+    peers, _ = vxlan.peers(here, [lease()], {PUBLIC: PathFacts(path, on_link=True)})
+    assert [peer.mtu for peer in peers] == [mtu]
 
 
 def test_host_gw_is_one_plain_route_for_each_peer() -> None:

@@ -26,7 +26,7 @@ POD, HERE, THERE = (
 
 def learned(ifindex: int = 7, shaped: bool = False) -> MapEntry:
     flags = abi.PodFlag.SHAPED if shaped else abi.PodFlag(0)
-    pod = abi.Pod(ifindex=ifindex, lesson=9, mac=HERE, gateway_mac=THERE, flags=flags)
+    pod = abi.Pod(ifindex=ifindex, mac=HERE, gateway_mac=THERE, flags=flags)
     return MapEntry("fl_pods", abi.AddrKey(addr=POD).pack(), pod.pack())
 
 
@@ -50,6 +50,30 @@ def test_a_learned_pod_stays_while_its_veth_lives_and_arp_agrees(
 def test_a_pod_that_is_shaped_now_is_marked() -> None:
     found = contents.pod_entries([learned()], [PodPort(7, "veth7", shaped=True)], {})
     assert found == [learned(shaped=True)]
+
+
+def test_the_nodes_addresses_are_no_pods() -> None:
+    [entry] = contents.node_entries({POD: 4})
+    assert abi.AddrKey.unpack(entry.map_key).addr == POD
+    assert abi.Pod.unpack(entry.value) == abi.Pod(4, abi.NO_MAC, abi.NO_MAC, abi.PodFlag.NODE)
+
+
+def test_programs_stand_on_both_ends_of_both_legs() -> None:
+    programs = {
+        name: at for at, name in enumerate(("fl_from_peer", "fl_to_peer", "fl_from_pod", "fl_to_pod"))
+    }
+    ports = [PodPort(7, "veth7"), PodPort(8, "veth8", shaped=True)]
+    found = contents.filters(ports, 2, 3, programs, "tcx")
+    assert {(one.ifindex, one.direction, one.program) for one in found} == {
+        *(
+            (device, way, name)
+            for device in (2, 3)
+            for way, name in (("ingress", "fl_from_peer"), ("egress", "fl_to_peer"))
+        ),
+        (7, "ingress", "fl_from_pod"),
+        (7, "egress", "fl_to_pod"),
+    }
+    assert {one.ifindex for one in contents.filters([], 2, 0, programs, "tcx")} == {2}
 
 
 def peers(numbers: list[int]) -> list[Peer]:

@@ -24,7 +24,6 @@ SETTINGS = Settings(
     fastpath=Fastpath.FLOWS,
     source_check=Check.DROP,
     revalidate_ms=10_000,
-    learn_mark=1,
     caps=Cap(0),
     sport_min=32768,
     sport_max=60999,

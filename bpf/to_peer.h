@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What the kernel lets out towards a peer: notes for admission, and the tunnel's headers. */
+#ifndef FLANNEL_TO_PEER_H
+#define FLANNEL_TO_PEER_H
+
+#include "direct.h"
+#include "outer.h"
+
+/* Compare a packet with its lesson. `offset` of its IPv4 header; `peer` that it goes to, or NULL. */
+static __noinline enum fl_reason learn_left(struct __sk_buff *skb, __u32 ticket, __u32 offset)
+{
+	struct fl_lesson *lesson, here = {};
+	struct fl_packet p = {};
+	struct fl_peer_v4 *peer;
+	enum fl_reason reason;
+	__u64 now = clock_ns();
+	struct iphdr *ip;
+	void *data, *end;
+
+	lesson = take_lesson(ticket, now);
+	if (!lesson)
+		return FL_LEARN_LATE;
+	if (!readable_ipv4(skb, offset, &data, &end))
+		return FL_TRUNCATED;
+	ip = data + offset;
+	reason = parse_ipv4(ip, end, skb->len - offset, true, 0, &p);
+	if (reason)
+		return reason;
+	if (!describe(&here, skb, ip, end, &p, ip->ttl, FL_WAY_OUT))
+		return FL_TRUNCATED;
+	peer = find_peer(p.dst);
+	if (!peer || skb->priority != priority_of(p.tos))
+		here.ttl = 0; /* not as BPF would have sent it */
+	else if (peer->mode == FL_MODE_DIRECT && offset && !same_next_hop(skb, data, peer))
+		here.ttl = 0;
+	else if (peer->mode == FL_MODE_VXLAN && !same_mac(data, peer->vtep_mac))
+		here.ttl = 0;
+	return end_lesson(lesson, &here, p.tcp_flags, lesson->ifindex, now);
+}
+
+/* tc egress of the overlay's device. *sent: BPF has sent it on. */
+static __always_inline enum fl_reason to_overlay(struct __sk_buff *skb, bool *sent)
+{
+	__u32 offset = fl_cfg.backend == FL_MODE_UDP ? 0 : FL_ETH_LEN; /* a TUN has no link layer */
+	__u32 ticket = skb->FL_TICKET;
+	enum fl_reason reason = FL_GO_ON;
+	struct fl_peer_v4 *peer;
+	struct iphdr *ip;
+	void *data, *end;
+	__u64 now;
+
+	if (offset && skb->protocol != bpf_htons(ETH_P_IP)) /* without a link layer, the version says it */
+		return FL_NOT_IPV4;
+	if (ticket) {
+		skb->FL_TICKET = 0;
+		reason = learn_left(skb, ticket, offset);
+	}
+	now = clock_ns();
+	if (stands_aside(now) || !readable_ipv4(skb, offset, &data, &end))
+		return reason;
+	ip = data + offset;
+	peer = find_peer(ip->daddr);
+	if (!peer || peer->mode != fl_cfg.backend || !(fl_cfg.caps & FL_CAP_REDIRECT_NEIGH))
+		return reason;
+	if (may_send(peer, now)) {
+		enum fl_reason wrapped;
+
+		skb->FL_TICKET = FL_TICKET_BPF;
+		wrapped = wrap(skb, data, end, peer);
+		*sent = is_fast(wrapped);
+		if (*sent)
+			return reason;
+		if (wrapped == FL_DROP_BROKEN)
+			return wrapped;
+	}
+	skb->FL_TICKET = FL_TICKET_KERNEL;
+	return reason;
+}
+
+/* tc egress of the uplink: only packets with a ticket are looked at, and with udp what a relay sends. */
+static __always_inline enum fl_reason to_wire(struct __sk_buff *skb)
+{
+	__u32 ticket = skb->FL_TICKET;
+
+	if (!ticket)
+		return fl_cfg.backend == FL_MODE_UDP ? see_relay(skb) : FL_GO_ON;
+	skb->FL_TICKET = 0;
+	if (ticket == FL_TICKET_DONE)
+		return FL_GO_ON;
+	if (ticket & FL_TICKET_BPF)
+		return FL_WRAPPED;
+	if (ticket == FL_TICKET_KERNEL)
+		return see_sent(skb);
+	return learn_left(skb, ticket, FL_ETH_LEN);
+}
+
+static __always_inline enum fl_reason to_peer(struct __sk_buff *skb, bool *sent)
+{
+	if (fl_cfg.backend != FL_MODE_DIRECT && skb->ifindex != fl_cfg.uplink)
+		return to_overlay(skb, sent);
+	return to_wire(skb);
+}
+
+#endif
