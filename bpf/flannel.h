@@ -104,6 +104,20 @@ struct fl_peer_v4 {
 	__u8 pad[2];
 };
 
+/*
+ * Station of every peer that has no kernel objects of its own: the network's one route leads there, and fl_to_peer
+ * sends its frames on to the peer that holds the packet's destination.
+ */
+#define FL_ANY_PEER_MAC                                                                                           \
+	{                                                                                                         \
+		0x02, 'f', 'l', 'a', 'n', 'n'                                                                     \
+	}
+
+/* fl_asked: key of fl_peers -> what was sent to it by way of that station; taken away by the daemon. */
+struct fl_asked {
+	__u64 packets;
+};
+
 /* fl_vteps: public address of a member -> its subnet (a member with several subnets: any of them). */
 struct fl_addr_v4 {
 	__u8 addr[4];
@@ -320,6 +334,7 @@ enum fl_reason {
 	FL_DROP_POD_SOURCE,  /* pod sends from an address of its node */
 	FL_DROP_POD_TUNNEL,  /* pod sends a tunnel packet itself */
 	FL_DROP_BROKEN,	     /* a helper failed after the packet was changed; should stay 0 */
+	FL_DROP_NO_PEER, /* fl_to_peer: nobody holds the address, or no packet of this kind can be sent by BPF */
 	FL_REASONS,
 };
 

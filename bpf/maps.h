@@ -87,6 +87,14 @@ struct {
 	__type(value, struct fl_proof);
 } fl_proof SEC(".maps");
 
+/* A scan of all addresses pushes out what is asked for once, and hardly what is asked for again and again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct fl_subnet_v4);
+	__type(value, struct fl_asked);
+} fl_asked SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 262144);

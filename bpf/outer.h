@@ -10,6 +10,7 @@
 #ifndef FLANNEL_OUTER_H
 #define FLANNEL_OUTER_H
 
+#include "any_peer.h"
 #include "lessons.h"
 #include "udp.h"
 #include "verdict.h"
@@ -96,6 +97,8 @@ static __always_inline enum fl_reason wrap(struct __sk_buff *skb, void *data, vo
 	p.len = bpf_ntohs(ip->tot_len);
 	p.tos = ip->tos;
 	if (skb->gso_size || fl_cfg.backend == FL_MODE_UDP) {
+		if ((void *)(ip + 1) + FL_L4_LEN > end)
+			return FL_TRUNCATED;
 		reason = parse_ipv4(ip, end, skb->len - link, false, 1, &p);
 		if (reason)
 			return reason;
@@ -106,7 +109,7 @@ static __always_inline enum fl_reason wrap(struct __sk_buff *skb, void *data, vo
 		return FL_TOO_BIG;
 	if (fl_cfg.backend == FL_MODE_UDP)
 		return udp_send(skb, ip, end, &p, 1, true, peer);
-	if (!same_mac(data, peer->vtep_mac))
+	if (!same_mac(data, peer->vtep_mac) && !for_any_peer(skb))
 		return FL_INNER_MAC;
 	return vxlan_send(skb, p.len, p.tos, 0, peer);
 }

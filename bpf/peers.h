@@ -5,13 +5,20 @@
 
 #include "parse.h"
 
-static __always_inline struct fl_peer_v4 *find_peer(__u32 addr)
+static __always_inline struct fl_subnet_v4 peer_key(__u32 addr)
 {
 	__u32 len = fl_cfg.peer_len ? fl_cfg.peer_len : 32;
 	__u32 masked = fl_cfg.peer_len ? addr & bpf_htonl(~0U << (32 - len)) : addr;
 	struct fl_subnet_v4 key = { .len = len };
 
 	__builtin_memcpy(key.addr, &masked, sizeof(key.addr));
+	return key;
+}
+
+static __always_inline struct fl_peer_v4 *find_peer(__u32 addr)
+{
+	struct fl_subnet_v4 key = peer_key(addr);
+
 	return bpf_map_lookup_elem(&fl_peers, &key);
 }
 

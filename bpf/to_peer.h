@@ -33,9 +33,31 @@ static __noinline enum fl_reason learn_left(struct __sk_buff *skb, __u32 ticket,
 		here.ttl = 0; /* not as BPF would have sent it */
 	else if (peer->mode == FL_MODE_DIRECT && offset && !same_next_hop(skb, data, peer))
 		here.ttl = 0;
-	else if (peer->mode == FL_MODE_VXLAN && !same_mac(data, peer->vtep_mac))
+	else if (peer->mode == FL_MODE_VXLAN && !same_mac(data, peer->vtep_mac) && !for_any_peer(skb))
 		here.ttl = 0;
 	return end_lesson(lesson, &here, p.tcp_flags, lesson->ifindex, now);
+}
+
+/*
+ * A frame for FL_ANY_PEER: no device of the kernel knows that station, so it is sent here or not at all, also
+ * while the daemon is silent, and whether or not the kernel was seen to take the outer leg.
+ */
+static __always_inline enum fl_reason to_any_peer(struct __sk_buff *skb, bool *sent)
+{
+	struct fl_peer_v4 *peer;
+	struct iphdr *ip;
+	void *data, *end;
+
+	if (!readable(skb, FL_ETH_LEN + FL_IP_LEN, &data, &end)) /* a last fragment may be as short */
+		return FL_TRUNCATED;
+	ip = data + FL_ETH_LEN;
+	peer = find_peer(ip->daddr);
+	if (!peer || peer->mode != FL_MODE_VXLAN)
+		return FL_DROP_NO_PEER;
+	note_asked(ip->daddr);
+	skb->FL_TICKET = FL_TICKET_BPF;
+	*sent = is_fast(wrap(skb, data, end, peer));
+	return *sent ? FL_GO_ON : FL_DROP_NO_PEER;
 }
 
 /* tc egress of the overlay's device. *sent: BPF has sent it on. */
@@ -54,6 +76,11 @@ static __always_inline enum fl_reason to_overlay(struct __sk_buff *skb, bool *se
 	if (ticket) {
 		skb->FL_TICKET = 0;
 		reason = learn_left(skb, ticket, offset);
+	}
+	if (fl_cfg.backend == FL_MODE_VXLAN && for_any_peer(skb)) {
+		enum fl_reason lost = to_any_peer(skb, sent);
+
+		return lost ? lost : reason;
 	}
 	now = clock_ns();
 	if (stands_aside(now) || !readable_ipv4(skb, offset, &data, &end))

@@ -32,7 +32,7 @@ static __always_inline bool is_fast(enum fl_reason reason)
 
 static __always_inline bool is_drop(enum fl_reason reason)
 {
-	if (reason == FL_DROP_BROKEN)
+	if (reason >= FL_DROP_BROKEN)
 		return true;
 	return reason >= FL_DROP_NOT_MEMBER && fl_cfg.source_check == FL_CHECK_DROP;
 }

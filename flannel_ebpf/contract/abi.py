@@ -25,6 +25,9 @@ _TIME_MASK = 2**40 - 1
 NO_MAC = Mac(bytes(6))
 """Peer.vtep_mac of a peer that has none."""
 
+ANY_PEER_MAC = Mac(b"\x02flann")
+"""FL_ANY_PEER_MAC: station of all peers that have no kernel objects of their own."""
+
 
 _PLANNED = {"fl_peers": 16, "fl_ports": 4}
 
@@ -116,7 +119,8 @@ Reason = IntEnum(
     "LEARN_LEFT LEARN_DELIVERED LEARN_CHANGED LEARN_LATE WRAPPED UNWRAPPED TCP_STATE STAND_ASIDE MEMBER "
     "NOT_OVERLAY NOT_IPV4 NOT_UNICAST TRUNCATED BAD_HEADER IP_OPTIONS FRAGMENT TTL TOO_BIG PROTOCOL GSO "
     "CHECKSUM ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD SHAPED GUARDED NOT_GATEWAY POD_SOURCE "
-    "PEER_SOURCE HELPER DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_POD_TUNNEL DROP_BROKEN",
+    "PEER_SOURCE HELPER DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_POD_TUNNEL DROP_BROKEN "
+    "DROP_NO_PEER",
     start=0,
 )
 """In what each packet ended; bpf/flannel.h says what each one means."""
@@ -296,6 +300,14 @@ class Peer(Record):
     tx_until: int = 0
     rx_until: int = 0
     next_mac: Mac = NO_MAC
+
+
+@_mirrors("fl_asked", "Q")
+@dataclass(frozen=True, slots=True)
+class Asked(Record):
+    """Value of fl_asked, by SubnetKey: what was sent to a peer by way of ANY_PEER_MAC."""
+
+    packets: int
 
 
 @_mirrors("fl_addr_v4", "4s")

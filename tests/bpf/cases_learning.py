@@ -13,7 +13,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract.abi import ANY_PEER_MAC, Reason
 from tests.bpf.cases import (
     HOST,
     MULTICAST_MAC,
@@ -34,6 +34,7 @@ from tests.bpf.node import (
     POD,
     POD_MAC,
     REDIRECT,
+    STRANGER,
     UDP,
     UPLINK,
     UPLINK_MAC,
@@ -178,6 +179,12 @@ LEARNING = [
         FLOWS,
         entered("tcp", "S"),
         taught=True,
+    ),
+    leaves(
+        "for the station of all peers, to nobody",
+        leaving(FLOWS.backend, packet(POD, STRANGER.pod), ANY_PEER_MAC),
+        Reason.DROP_NO_PEER,
+        FLOWS,
     ),
     leaves("IPv6 left", Ether() / IPv6() / l4(), Reason.NOT_IPV4, FLOWS, ticket=1, taught=True),
     leaves("BPF's, on the wire", sent(vxlan(INNER_OUT)), Reason.WRAPPED, FLOWS, ticket=BY_BPF, skb=AT_UPLINK),

@@ -162,7 +162,7 @@ class Node:
     def reset(self) -> None:
         """Forget everything learned; one other node and one pod of this one remain."""
         this, other = (OWN, PEER) if self.config.public_ip == OWN.public_ip else (PEER, OWN)
-        for name in ("fl_peers", "fl_vteps", "fl_pods", "fl_ports", "fl_flows", "fl_levels"):
+        for name in ("fl_peers", "fl_vteps", "fl_pods", "fl_ports", "fl_flows", "fl_levels", "fl_asked"):
             for key in self.maps[name].items():
                 self.maps[name].delete(key)
         self.void_open()
@@ -193,6 +193,12 @@ class Node:
         raw = self.maps["fl_peers"].lookup(subnet.pack())
         assert raw
         return abi.Peer.unpack(raw)
+
+    def asked(self, node: Remote) -> int:
+        """Return how many packets to a peer went by way of the station of all peers."""
+        key = abi.SubnetKey(self.config.peer_len, node.subnet.network_address)
+        raw = self.maps["fl_asked"].lookup(key.pack())
+        return abi.Asked.unpack(raw).packets if raw else 0
 
     def add_peer(self, node: Remote, peer: abi.Peer, *, member: bool = True) -> None:
         length = self.config.peer_len or node.subnet.prefixlen

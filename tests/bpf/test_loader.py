@@ -36,6 +36,7 @@ def test_loads_pins_and_sets_constants(request_: LoadRequest) -> None:
         "fl_open",
         "fl_lessons",
         "fl_levels",
+        "fl_asked",
         "fl_proof",
         "fl_node",
         "fl_peer_stats",
