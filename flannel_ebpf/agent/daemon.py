@@ -136,6 +136,8 @@ class Daemon:
         overlays = (backend_of(config).overlay_name(config, pool.family) for pool in config.pools)
         for overlay in filter(None, overlays):
             enter(claim(f"device {overlay}", "each vxlan network of a host needs a Backend.VNI of its own"))
+        written = str(self._options.subnet_file.resolve())[-80:]  # a socket's name has 107 characters
+        enter(claim(f"subnet file {written}", "each network of a host needs a --subnet-file of its own"))
 
     def _keep(self, node: Node, source: LeaseSource) -> None:
         """Open the edges, start the threads that wake the loop, and run it."""

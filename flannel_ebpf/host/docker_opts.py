@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flannel_ebpf.base.errors import ConfigError
+from flannel_ebpf.host.files import read_small
 from flannel_ebpf.host.subnet_env import assignments
 
 PREFIX = "DOCKER_OPT_"
@@ -17,7 +18,7 @@ def read_values(path: Path) -> dict[str, str]:
     flannel's script goes on without one, and Docker then starts on its own 172.17.0.0/16.
     """
     try:
-        return dict(assignments(path.read_text(encoding="utf-8")))
+        return dict(assignments(read_small(path)))
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else "it is no text"
         raise ConfigError(

@@ -13,6 +13,7 @@ from typing import Literal
 
 from flannel_ebpf.base.errors import AlreadyRunning, ConfigError
 from flannel_ebpf.base.family import Network
+from flannel_ebpf.host.files import read_small
 from flannel_ebpf.host.places import place
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def holder(path: Path) -> int:
 def role_of(path: Path) -> str:
     """Return the role in which a lock file was last held; "" when that cannot be told."""
     try:
-        return path.read_text().split()[1]
+        return read_small(path).split()[1]
     except (OSError, ValueError, IndexError):
         return ""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flannel_ebpf.base.errors import ConfigError
 from flannel_ebpf.base.family import Network
+from flannel_ebpf.host.files import read_small, replace_file
 from flannel_ebpf.host.places import place
 
 SUFFIX = ".before.json"
@@ -42,7 +43,7 @@ def path_of(state_dir: Path, network: Network) -> Path:
 def read(state_dir: Path, network: Network) -> Before:
     """Return what is remembered; nothing when the file is missing or broken."""
     try:
-        values = json.loads(path_of(state_dir, network).read_text())
+        values = json.loads(read_small(path_of(state_dir, network)))
         sysctls = {path: value for path, value in values["sysctls"].items() if _is_ours(path, value)}
         return Before(sysctls, tuple(map(ip_network, values["routes"])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -77,13 +78,10 @@ def remember_routes(state_dir: Path, network: Network, routes: Iterable[Network]
 
 
 def _write(state_dir: Path, network: Network, what: Before) -> None:
-    path = path_of(state_dir, network)
-    new = path.with_name(path.name + ".new")
     text = json.dumps({"sysctls": dict(what.sysctls), "routes": [str(route) for route in what.routes]})
     try:
         state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        new.write_text(text + "\n")
-        new.rename(path)
+        replace_file(path_of(state_dir, network), text + "\n")
     except OSError as error:
         raise ConfigError(
             "--state-dir", str(state_dir), f"a folder that can be written ({error.strerror})"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_ebpf.base.family import Network
+from flannel_ebpf.host.files import read_small, replace_file
 from flannel_ebpf.host.places import networks_of, place
 
 SUFFIX = ".status.json"
@@ -90,7 +91,7 @@ def read(state_dir: Path, network: Network) -> Content | None:
     version wrote it, or where Kubernetes holds the leases: `kube` has a `node` then.
     """
     try:
-        found = json.loads(path_of(state_dir, network).read_text())
+        found = json.loads(read_small(path_of(state_dir, network)))
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(found, dict):
@@ -113,10 +114,7 @@ def read_all(state_dir: Path) -> Iterator[tuple[Network, Content | None]]:
 
 def write(state_dir: Path, content: Content) -> None:
     """Replace the report of a network in one step; raises OSError."""
-    path = path_of(state_dir, ip_network(content["network"]))
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(content, indent=2) + "\n")
-    new.rename(path)
+    replace_file(path_of(state_dir, ip_network(content["network"])), json.dumps(content, indent=2) + "\n")
 
 
 def _fits(value: Any, shape: Any) -> bool:

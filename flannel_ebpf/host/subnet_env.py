@@ -6,14 +6,13 @@ spaces, so the file is written without any; it is read back as tolerantly as fla
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from flannel_ebpf.base.errors import ConfigError
 from flannel_ebpf.base.family import Family, Network, family_of
+from flannel_ebpf.host.files import read_small, replace_file
 
 _ASSIGNMENT = re.compile(
     r"""\s* (?:export\s+)? (?P<key>[A-Za-z_][\w.]*) \s*[=:]\s*
@@ -65,15 +64,7 @@ def write(path: Path, env: SubnetEnv) -> None:
     """
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(render(env))
-                os.fchmod(file.fileno(), 0o644)  # mkstemp makes 0600, and a umask must not matter
-            Path(temporary).rename(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(path, render(env))
     except OSError as error:
         raise ConfigError(
             "--subnet-file", str(path), f"a file that can be written ({error.strerror})"
@@ -83,7 +74,7 @@ def write(path: Path, env: SubnetEnv) -> None:
 def update(path: Path, env: SubnetEnv) -> None:
     """Write the file unless it says just this already; raises ConfigError."""
     try:
-        if path.read_text(encoding="ascii") == render(env):
+        if read_small(path) == render(env):
             return
     except (OSError, UnicodeDecodeError):
         pass  # missing or unreadable: writing replaces it
@@ -96,7 +87,7 @@ def read(path: Path) -> Previous:
     Never raises: an unusable file is a file that says nothing, with a warning.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_small(path)
     except FileNotFoundError:
         return Previous()
     except (OSError, UnicodeDecodeError) as error:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from flannel_ebpf.base.family import Network
+from flannel_ebpf.host.files import read_small, replace_file
 from flannel_ebpf.host.places import place
 
 SUFFIX = ".monitor.json"
@@ -17,10 +18,8 @@ SUFFIX = ".monitor.json"
 
 def ask(state_dir: Path, network: Network, sample: int, seconds: float) -> None:
     """Ask for one packet in `sample` for so long; asking again goes on. Raises OSError."""
-    path = place(state_dir, network, SUFFIX)
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps({"sample": sample, "until": _now() + seconds}))
-    new.rename(path)
+    text = json.dumps({"sample": sample, "until": _now() + seconds})
+    replace_file(place(state_dir, network, SUFFIX), text)
 
 
 def end(state_dir: Path, network: Network) -> None:
@@ -31,7 +30,7 @@ def end(state_dir: Path, network: Network) -> None:
 def sample(state_dir: Path, network: Network) -> int:
     """Return what is asked for now: one packet in so many, 0 for none."""
     try:
-        asked = json.loads(place(state_dir, network, SUFFIX).read_text())
+        asked = json.loads(read_small(place(state_dir, network, SUFFIX)))
         return max(int(asked["sample"]), 0) if asked["until"] > _now() else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0

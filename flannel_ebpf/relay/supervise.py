@@ -26,6 +26,7 @@ from typing import Literal
 
 from flannel_ebpf.base.errors import ConfigError, KernelError, edge
 from flannel_ebpf.base.family import Address, Network
+from flannel_ebpf.host.files import read_small, replace_file
 from flannel_ebpf.kernel.netlink import tun
 from flannel_ebpf.relay import counters
 from flannel_ebpf.relay.peers import decode, encode
@@ -97,7 +98,7 @@ class Relay:
         try:
             now = path.stat()
             if self._told is None or _stamp(now) != _stamp(self._told[0]):
-                self._told = now, decode(path.read_text(), str(path))
+                self._told = now, decode(read_small(path), str(path))
         except (OSError, UnicodeDecodeError, ConfigError):
             return {}
         return dict(self._told[1].items())
@@ -107,10 +108,8 @@ class Relay:
         if peers and peers == self.peers():
             return False
         path = self._path("peers.json")
-        new = path.with_name("peers.json.new")
         with edge(f"relay's peers {path}"):
-            new.write_text(encode(peers))
-            new.rename(path)
+            replace_file(path, encode(peers))
         self._signal(signal.SIGHUP)
         return True
 
@@ -165,7 +164,7 @@ class Relay:
     def _running_command(self) -> list[str]:
         """Return what the lock's holder has written there, empty while it has not."""
         try:
-            found = json.loads(self._path("lock").read_text())
+            found = json.loads(read_small(self._path("lock")))
         except (OSError, ValueError):
             return []
         return [str(word) for word in found] if isinstance(found, list) else []

@@ -23,6 +23,7 @@ from flannel_ebpf.commands.diagnose.paths import ip
 from flannel_ebpf.commands.diagnose.tables import pods_of
 from flannel_ebpf.commands.told import source_of
 from flannel_ebpf.host import subnet_env
+from flannel_ebpf.host.files import read_small
 from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.hooks.standing import Hook, standing
 from flannel_ebpf.kernel.programs import pins
@@ -216,7 +217,7 @@ def _clock() -> bool:
 
 
 def _subnet_file(path: Path) -> dict[str, str]:
-    return dict(subnet_env.assignments(path.read_text()))
+    return dict(subnet_env.assignments(read_small(path)))
 
 
 def _driver(device: str) -> str:

@@ -319,12 +319,18 @@ def second_network(lab: Lab, node: Node, folder: Path, vni: int) -> list[str]:
     )
 
 
-def test_two_networks_of_one_vni_are_refused(make_lab: MakeLab, tmp_path: Path) -> None:
+def test_two_networks_of_one_vni_or_one_subnet_file_are_refused(make_lab: MakeLab, tmp_path: Path) -> None:
     lab = make_lab(nodes=1, datapath="kernel", pods_per_node=0)
-    refused = lab.node("n1").run(second_network(lab, lab.node("n1"), tmp_path, 1), check=False, timeout=60)
+    node = lab.node("n1")
+    refused = node.run(second_network(lab, node, tmp_path, 1), check=False, timeout=60)
     assert refused.returncode == 1
     assert "device flannel.1 is served by another" in refused.stderr
     assert "Backend.VNI" in refused.stderr
+    same_file = [*second_network(lab, node, tmp_path, 2), f"--subnet-file={node.subnet_file}"]
+    refused = node.run(same_file, check=False, timeout=60)
+    assert refused.returncode == 1
+    assert f"{node.subnet_file} is served by another" in refused.stderr
+    assert "--subnet-file" in refused.stderr
 
 
 def test_two_networks_on_one_host_do_not_touch_each_other(make_lab: MakeLab, tmp_path: Path) -> None:

@@ -99,6 +99,24 @@ def test_relay_outlives_its_daemon_and_is_adopted(
     assert successor.stop()
 
 
+def test_a_relay_that_is_replaced_is_no_crash(tmp_path: Path) -> None:
+    """Its settings have changed; whoever watched the old one has nothing to say."""
+    said: list[str] = []
+    first = Relay(lab.spec(tmp_path), said.append)
+    with inside(NODE):
+        assert first.ensure_running() == "started"
+        watchers = [thread for thread in threading.enumerate() if "relay" in thread.name]
+        first.forget()
+        second = Relay(lab.spec(tmp_path, port=8286), said.append)
+        assert second.ensure_running() == "replaced"
+    for thread in watchers:
+        thread.join(lab.PATIENCE)
+        assert not thread.is_alive()
+    assert said == []
+    os.kill(second.pid(), signal.SIGKILL)
+    eventually(lambda: len(said) == 1, "the new one's end is said")
+
+
 def test_new_peers_count_at_once(relay: Relay, wire: socket.socket, app: socket.socket) -> None:
     pid = relay.pid()
     assert not relay.update_peers(lab.PEERS)
