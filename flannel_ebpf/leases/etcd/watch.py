@@ -110,7 +110,6 @@ class Watch:
         finally:
             ended.set()  # a callback of the call would not be called when the call is over already
             call.cancel()
-            ended.set()  # the callback is not called when the stream was over before it was added
 
     def _requests(self, ended: threading.Event) -> Iterator[Any]:
         request = messages.WatchRequest()
