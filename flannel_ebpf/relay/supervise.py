@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import select
 import shutil
 import signal
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 Done = Literal["running", "adopted", "started", "restarted", "replaced"]
 """What `ensure_running` did: nothing, found a predecessor's, made the first, made one after a crash, or
 made one because its settings differ from the running one's."""
+
+_STAMP = re.compile(r"[\d-]+ [\d:,]+ [A-Z]+ ")
+"""What the relay's log puts before a message."""
 
 _START_SECONDS = 10.0
 _STOP_SECONDS = 3.0
@@ -204,7 +208,8 @@ class Relay:
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
             lines = self._path("log").read_text(errors="replace").split("\n")
-            return next((line for line in reversed(lines) if line), "it said nothing")
+            words = next((line for line in reversed(lines) if line), "it said nothing")
+            return _STAMP.sub("", words)  # else each try would be another problem for the log
         return "it left no log"
 
     def _signal(self, number: signal.Signals) -> bool:
