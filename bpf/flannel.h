@@ -58,7 +58,7 @@ struct fl_config {
 	__u16 sport_max;
 	__u32 vni;
 	__u32 uplink;	/* ifindex */
-	__u32 peer_len; /* prefix length shared by every lease: fl_peers is a hash; 0: it is an LPM trie */
+	__u32 peer_len; /* prefix length of every subnet in fl_peers; members with another are in fl_vteps alone */
 	__u32 revalidate_ms;
 	enum fl_cap caps; /* bits */
 	enum fl_mode backend;

@@ -24,7 +24,6 @@
 /* Filled in by the loader before load. */
 const volatile struct fl_config fl_cfg = {};
 
-/* The loader turns it into an LPM trie where fl_cfg.peer_len is 0: hence no preallocation. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);

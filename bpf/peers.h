@@ -7,9 +7,8 @@
 
 static __always_inline struct fl_subnet_v4 peer_key(__u32 addr)
 {
-	__u32 len = fl_cfg.peer_len ? fl_cfg.peer_len : 32;
-	__u32 masked = fl_cfg.peer_len ? addr & bpf_htonl(~0U << (32 - len)) : addr;
-	struct fl_subnet_v4 key = { .len = len };
+	__u32 masked = addr & bpf_htonl(~0U << (32 - fl_cfg.peer_len));
+	struct fl_subnet_v4 key = { .len = fl_cfg.peer_len };
 
 	__builtin_memcpy(key.addr, &masked, sizeof(key.addr));
 	return key;
@@ -42,8 +41,8 @@ static __always_inline bool is_member(__u32 addr)
 
 /*
  * May the node at `outer` send packets from `inner`? Its own subnet's, and its own address's. Not from what is
- * somebody else's; what is nobody's is the kernel's. *peer is the holder of inner's subnet, or NULL; for a node's
- * own address, that node.
+ * somebody else's; what is nobody's, or in a subnet of another length than fl_cfg.peer_len, is the kernel's. *peer
+ * is the holder of inner's subnet, or NULL; for a node's own address, that node.
  */
 static __always_inline enum fl_reason check_peer_source(struct fl_peer_v4 **peer, __u32 outer, __u32 inner)
 {
@@ -54,7 +53,7 @@ static __always_inline enum fl_reason check_peer_source(struct fl_peer_v4 **peer
 	subnet = find_member(outer);
 	if (subnet && inner == outer) {
 		*peer = find_peer(*(const __u32 *)subnet->addr);
-		return FL_GO_ON;
+		return *peer ? FL_GO_ON : FL_PEER_SOURCE;
 	}
 	if (fl_cfg.source_check == FL_CHECK_OFF)
 		return *peer ? FL_GO_ON : FL_PEER_SOURCE;

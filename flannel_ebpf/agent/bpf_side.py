@@ -51,6 +51,7 @@ MOST_HOOKS, MOST_SLOW_HOOKS = 1000, 50
 
 _EXPEDITED = "rcu-expedited"
 _OF_PEERS = ("fl_peers", "fl_vteps")
+_OF_OTHER_LENGTH = "{} leases are no /{} as the others are: the kernel carries their packets"
 _CROWDED = (
     "{} leases, and the programs' tables hold {}: the others take the kernel path, and --source-check is "
     "off, because it does not know them"
@@ -100,6 +101,8 @@ class BpfSide:
         self._ever_loaded = False
         self._entries: list[MapEntry] = []
         self._room: int | None = None
+        self._length = 0
+        self._others = 0
         self._made_of: Sequence[Peer] = ()
         self._held: list[MapEntry] = []
         self._made: list[MapEntry] = []
@@ -169,12 +172,16 @@ class BpfSide:
         held = [entry for entry in self._entries if entry.map in _OF_PEERS]
         if peers is not self._made_of or not same_objects(held, self._held):
             fitting = list(contents.carried(peers))[: self._room]
-            self._slots = contents.assign_slots(fitting, contents.slots_in(held), size)
+            hashed = contents.of_length(fitting, self._length)
+            self._others = len(fitting) - len(hashed)
+            self._slots = contents.assign_slots(hashed, contents.slots_in(held), size)
             there = {entry.key: entry for entry in held}
             made = contents.peer_entries(fitting, self._slots)
             self._made = [there[one.key] if there.get(one.key) == one else one for one in made]
             self._made_of, self._held = peers, held
         self.slots = self._slots
+        if self._others:
+            self.warnings.append(_OF_OTHER_LENGTH.format(self._others, self._length))
         return self._made
 
     def _conntrack(self) -> list[Sysctl]:
@@ -214,6 +221,7 @@ class BpfSide:
 
     def _constants(self, stack: Stack, peers: Sequence[Peer], now: Round) -> abi.Config:
         config = contents.constants(stack, peers, self._settings)
+        self._length = config.peer_len
         if self._room is not None and len(peers) > self._room:
             config = replace(config, source_check=abi.Check.OFF)
         config = replace(config, monitor=watching.sample(self._state_dir, now.node.config.network))

@@ -229,7 +229,7 @@ class Config(Record):
     """What a program knows when it is loaded; constant afterwards, so the verifier removes dead branches.
 
     `port` is the tunnel's, `sport_min` to `sport_max` the kernel's local port range; `uplink` an ifindex;
-    `peer_len` the prefix length shared by every lease (fl_peers is a hash), or 0 (it is an LPM trie).
+    `peer_len` the prefix length of every subnet in fl_peers.
     `direct_routing`: some peers of a vxlan network are Mode.DIRECT; `ttl` is for outer headers.
     `uplink_finishes`: what leaves the uplink is cut to size and has its checksums; only then may all packets
     take the udp format, because a peer's relay reads datagrams. `learning`: a

@@ -73,16 +73,17 @@ def follow(
     if _contested(new, sharing) or not _of_one_length(peers, new):
         return None
     peers.update((peer.subnet, peer) for peer in new)
-    if _peer_len(node, peers.values()) != _peer_len(node, settled.peers.values()):
+    length = _peer_len(node, peers.values())
+    if length != _peer_len(node, settled.peers.values()):
         return None
-    after = replace(settled, leases=leases, peers=peers, slots=_slots(settled, touched, new))
+    after = replace(settled, leases=leases, peers=peers, slots=_slots(settled, touched, new, length))
     return after, plan(_objects(after, [*sharing, *new]), _objects(settled, [*sharing, *old]))
 
 
-def _peer_len(node: Node, peers: Iterable[Peer]) -> int | None:
-    """Return all that the programs' constants depend on of the peers."""
+def _peer_len(node: Node, peers: Iterable[Peer]) -> int:
+    """Return all that the programs' constants depend on of the peers; 0 without programs."""
     stack = node.stack(Family.V4)
-    return contents.peer_len(contents.carried(peers), stack.pool.subnet_len) if stack else None
+    return contents.peer_len(contents.carried(peers), stack.pool.subnet_len) if stack else 0
 
 
 def _contested(new: Iterable[Peer], others: Iterable[Peer]) -> bool:
@@ -104,13 +105,14 @@ def _sharing(peers: Collection[Peer], with_these: Sequence[Peer]) -> list[Peer]:
 
 
 def _slots(
-    settled: Settled, touched: Collection[Network], new: Sequence[Peer]
+    settled: Settled, touched: Collection[Network], new: Sequence[Peer], length: int
 ) -> Mapping[Network, int] | None:
     if settled.slots is None:
         return None
     slots = dict(settled.slots)
     taken = {subnet: slots.pop(subnet) for subnet in touched if subnet in slots}
-    return slots | contents.assign_slots([*contents.carried(new)], taken, settled.size, slots.values())
+    hashed = contents.of_length(contents.carried(new), length)
+    return slots | contents.assign_slots(hashed, taken, settled.size, slots.values())
 
 
 def _objects(state: Settled, peers: Sequence[Peer]) -> list[Object]:

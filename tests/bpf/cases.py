@@ -10,7 +10,19 @@ from scapy.packet import Packet
 
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import PodFlag, Reason
-from tests.bpf.node import DROP, KERNEL, OTHER_PORT, PEER, POD, REDIRECT, VXLAN, XDP_DROP, XDP_PASS, Node
+from tests.bpf.node import (
+    DROP,
+    KERNEL,
+    OTHER_PORT,
+    PEER,
+    POD,
+    REDIRECT,
+    STRANGER,
+    VXLAN,
+    XDP_DROP,
+    XDP_PASS,
+    Node,
+)
 
 COUNT_ONLY = replace(VXLAN, source_check=abi.Check.COUNT)
 NO_CHECK = replace(VXLAN, source_check=abi.Check.OFF)
@@ -64,6 +76,12 @@ def with_inner_type(frame: Packet, ethertype: int) -> bytes:
 
 def peer_mode(mode: abi.Mode) -> Callable[[Node], None]:
     return lambda node: node.add_peer(PEER, PEER.peer(mode))
+
+
+def odd_member(node: Node) -> None:
+    """STRANGER has 10.1.8.0/22, and fl_peers only /24s."""
+    subnet = abi.SubnetKey(22, IPv4Address("10.1.8.0"))
+    node.maps["fl_vteps"].update(abi.AddrKey(STRANGER.public_ip).pack(), subnet.pack())
 
 
 def no_pod(node: Node) -> None:

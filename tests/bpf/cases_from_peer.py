@@ -22,6 +22,7 @@ from tests.bpf.cases import (
     OUTSIDE,
     Case,
     no_pod,
+    odd_member,
     peer_mode,
     shaped_pod,
     silent_daemon,
@@ -139,6 +140,19 @@ FROM_PEER = [
         "no member's own address",
         vxlan(packet(STRANGER.public_ip, POD), sender=STRANGER),
         Reason.DROP_NOT_MEMBER,
+    ),
+    row("from a subnet of another length", vxlan(sender=STRANGER), Reason.PEER_SOURCE, setup=odd_member),
+    row(
+        "from its node's own address",
+        vxlan(packet(STRANGER.public_ip, POD), sender=STRANGER),
+        Reason.PEER_SOURCE,
+        setup=odd_member,
+    ),
+    row(
+        "what is somebody else's, from such a member",
+        vxlan(packet(PEER.pod, POD), sender=STRANGER),
+        Reason.DROP_PEER_SOURCE,
+        setup=odd_member,
     ),
     row("ARP from no member", with_inner_type(vxlan(sender=STRANGER), 0x0806), Reason.DROP_NOT_MEMBER),
     row(

@@ -8,7 +8,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.packet import Raw
 
 from flannel_ebpf.contract.abi import Reason
-from tests.bpf.cases import COUNT_ONLY, HOST, OUTSIDE, Case, silent_daemon, with_inner_type
+from tests.bpf.cases import COUNT_ONLY, HOST, OUTSIDE, Case, odd_member, silent_daemon, with_inner_type
 from tests.bpf.frames import l4, on_wire, packet, udp_tunnel, vxlan
 from tests.bpf.node import DIRECT, OTHER_POD, PEER, POD, STRANGER, UDP, XDP_PASS
 
@@ -22,6 +22,7 @@ XDP = [
     row("source that is nobody's", vxlan(packet(OUTSIDE, POD)), Reason.PEER_SOURCE),
     row("our own source", vxlan(packet(OTHER_POD, POD)), Reason.DROP_PEER_SOURCE),
     row("no member, of a silent daemon", vxlan(sender=STRANGER), Reason.STAND_ASIDE, setup=silent_daemon),
+    row("subnet of another length", vxlan(sender=STRANGER), Reason.PEER_SOURCE, setup=odd_member),
     row("ARP from no member", with_inner_type(vxlan(sender=STRANGER), 0x0806), Reason.DROP_NOT_MEMBER),
     row("another network", vxlan(vni=2, sender=STRANGER), Reason.VNI),
     row("another port", vxlan(dport=53, sender=STRANGER), Reason.NOT_OVERLAY),

@@ -189,7 +189,7 @@ class Node:
         self.maps["fl_levels"].update(key.pack(), abi.Level(flags).pack())
 
     def peer(self, node: Remote) -> abi.Peer:
-        subnet = abi.SubnetKey(self.config.peer_len or node.subnet.prefixlen, node.subnet.network_address)
+        subnet = abi.SubnetKey(self.config.peer_len, node.subnet.network_address)
         raw = self.maps["fl_peers"].lookup(subnet.pack())
         assert raw
         return abi.Peer.unpack(raw)
@@ -201,7 +201,7 @@ class Node:
         return abi.Asked.unpack(raw).packets if raw else 0
 
     def add_peer(self, node: Remote, peer: abi.Peer, *, member: bool = True) -> None:
-        length = self.config.peer_len or node.subnet.prefixlen
+        length = self.config.peer_len
         subnet = abi.SubnetKey(length, node.subnet.network_address)
         self.maps["fl_peers"].update(subnet.pack(), peer.pack())
         if member:

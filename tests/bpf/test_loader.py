@@ -81,27 +81,12 @@ def test_daemon_side_never_imports_the_binding(request_: LoadRequest) -> None:
     subprocess.run([sys.executable, "-c", script], input=pickle.dumps(request_), check=True)
 
 
-def test_leases_of_several_lengths_make_peers_a_trie(request_: LoadRequest) -> None:
-    loaded = ensure_loaded(replace(request_, config=replace(FLOWS, peer_len=0)))
-
-    with Map.open(loaded.maps / "fl_peers") as peers:
-        assert peers.info.type == 11
-        wide = abi.SubnetKey(16, IPv4Address("10.1.0.0")).pack()
-        value = bytes(peers.info.value_size)
-        peers.update_many([(wide, value), (abi.SubnetKey(24, IPv4Address("10.1.7.0")).pack(), value)])
-        assert peers.lookup(abi.SubnetKey(32, IPv4Address("10.1.9.9")).pack()) == value
-        assert len(peers.items()) == 2
-        assert peers.delete(wide)
-        assert peers.lookup(abi.SubnetKey(32, IPv4Address("10.1.9.9")).pack()) is None
-
-
-@pytest.mark.parametrize("peer_len", [24, 0])
 @pytest.mark.parametrize("fastpath", abi.Fastpath)
 @pytest.mark.parametrize("backend", [abi.Mode.VXLAN, abi.Mode.DIRECT, abi.Mode.UDP])
 def test_real_objects_load_in_every_mode(
-    request_: LoadRequest, backend: abi.Mode, fastpath: abi.Fastpath, peer_len: int
+    request_: LoadRequest, backend: abi.Mode, fastpath: abi.Fastpath
 ) -> None:
-    config = replace(FLOWS, backend=backend, fastpath=fastpath, peer_len=peer_len, caps=probe())
+    config = replace(FLOWS, backend=backend, fastpath=fastpath, caps=probe())
     loaded = ensure_loaded(replace(request_, config=config, objects=OBJECTS, xdp=True))
 
     assert loaded.xdp_error == ""

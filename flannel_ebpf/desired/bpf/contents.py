@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -26,12 +28,19 @@ def carried(peers: Iterable[Peer]) -> Iterator[Peer]:
 
 
 def peer_len(peers: Iterable[Peer], subnet_len: int) -> int:
-    """Return the prefix length that all peers share (fl_peers is a hash), 0 when they differ (an LPM trie).
+    """Return the prefix length of subnets in fl_peers: the network's SubnetLen, or what most have.
 
-    Without peers it is the network's SubnetLen, which the first peer will have.
+    A lease of another length changes the maps for nobody else: the kernel carries its packets.
     """
-    lengths = {peer.subnet.prefixlen for peer in peers} or {subnet_len}
-    return lengths.pop() if len(lengths) == 1 else 0
+    lengths = Counter(peer.subnet.prefixlen for peer in peers)
+    if not lengths or subnet_len in lengths:
+        return subnet_len
+    return max(lengths, key=lambda length: (lengths[length], length))
+
+
+def of_length(peers: Iterable[Peer], length: int) -> list[Peer]:
+    """Return the peers that fl_peers has."""
+    return [peer for peer in peers if peer.subnet.prefixlen == length]
 
 
 def assign_slots(
@@ -52,10 +61,10 @@ def assign_slots(
 
 
 def peer_entries(peers: Sequence[Peer], slots: Slots) -> list[MapEntry]:
-    """Return fl_peers and fl_vteps for these peers; of a member's several subnets, fl_vteps has the last."""
-    pairs = [_peer_entries(peer, slots[peer.subnet]) for peer in peers]
-    members = {vtep.map_key: vtep for _, vtep in pairs}
-    return [*(entry for entry, _ in pairs), *members.values()]
+    """Return fl_peers for those with a slot, and fl_vteps, which has the last of a member's subnets."""
+    pairs = [(peer.subnet in slots, *_peer_entries(peer, slots.get(peer.subnet, 0))) for peer in peers]
+    members = {vtep.map_key: vtep for _, _, vtep in pairs}
+    return [*(entry for here, entry, _ in pairs if here), *members.values()]
 
 
 @Kept  # packing 5,000 anew takes 75 ms, finding them 10
@@ -167,7 +176,19 @@ def headroom_ports(config: NetworkConfig, ports: Sequence[PodPort]) -> list[Head
     """Return one port for each of the pods' bridges; none for host-gw, which adds no header."""
     if isinstance(config.backend, HostGwConfig):
         return []
-    return [HeadroomPort(f"flannel-h{bridge}", bridge) for bridge in {port.bridge for port in ports} - {0}]
+    return [HeadroomPort(headroom_name(bridge), bridge) for bridge in {port.bridge for port in ports} - {0}]
+
+
+def headroom_name(bridge: int) -> str:
+    """Return the name of a bridge's port: `flannel-h` and its index to base 36, at most 15 characters.
+
+    Every pod's veth takes an index, so that there may be millions (IFNAMSIZ is 16, with the end).
+    """
+    digits = ""
+    while bridge:
+        bridge, digit = divmod(bridge, 36)
+        digits = string.printable[digit] + digits
+    return f"flannel-h{digits}"
 
 
 @dataclass(frozen=True, slots=True)

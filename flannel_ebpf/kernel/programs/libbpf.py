@@ -17,8 +17,6 @@ from typing import Any
 from flannel_ebpf.base.errors import BpfUnavailable, VerifierRejected
 from flannel_ebpf.kernel.programs import pins
 
-LPM_TRIE = 11  # BPF_MAP_TYPE_LPM_TRIE
-_NO_PREALLOC = 1  # BPF_F_NO_PREALLOC, which the kernel demands of an LPM trie
 _REJECTED = "BEGIN PROG LOAD LOG"  # libbpf prints the verifier's log between such lines
 _LOG_LINES = 25
 
@@ -27,15 +25,14 @@ _LOG_LINES = 25
 class Job:
     """One object to load. Paths are text and bytes hexadecimal, because a job travels as JSON.
 
-    `rodata` replaces the initial value of section `rodata_section`. `types` and `entries` override the type
-    (BPF_MAP_TYPE_*) and the size of maps by name. `maps` is the folder where maps are found or pinned,
-    `programs` the folder that appears when every program is loaded.
+    `rodata` replaces the initial value of section `rodata_section`. `entries` overrides the size of maps by
+    name. `maps` is the folder where maps are found or pinned, `programs` the folder that appears when every
+    program is loaded.
     """
 
     object: str
     rodata_section: str
     rodata: str
-    types: dict[str, int]
     entries: dict[str, int]
     maps: str
     programs: str
@@ -91,10 +88,6 @@ def _prepare(library: Any, handle: int, job: Job) -> None:
     for one, name in _each(library.bpf_object__next_map, library.bpf_map__name, handle):
         if library.bpf_map__is_internal(one):
             continue
-        if name in job.types:
-            _accept(library.bpf_map__set_type(one, job.types[name]), f"set the type of {name}")
-            if job.types[name] == LPM_TRIE:
-                _accept(library.bpf_map__set_map_flags(one, _NO_PREALLOC), f"set the flags of {name}")
         if name in job.entries:
             _accept(library.bpf_map__set_max_entries(one, job.entries[name]), f"set the size of {name}")
         _accept(library.bpf_map__set_pin_path(one, str(folder / name).encode()), f"set the pin of {name}")

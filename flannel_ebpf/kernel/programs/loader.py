@@ -36,7 +36,7 @@ _DIGEST_BYTES = 8
 class LoadRequest:
     """What should be in the kernel.
 
-    `entries` overrides the size of maps by name. fl_peers becomes an LPM trie when `config.peer_len` is 0.
+    `entries` overrides the size of maps by name.
     `objects` is the folder of datapath.bpf.o and xdp.bpf.o.
     """
 
@@ -103,7 +103,7 @@ def ensure_loaded(request: LoadRequest) -> Loaded:
     tc = _Object(request.objects / _TC_OBJECT, complete=True)
     xdp, xdp_error = _optional_xdp(request)
     maps = where.generation("maps", _layout_digest([tc, xdp] if xdp else [tc], request)).path
-    _drop_strangers(maps, [tc, xdp] if xdp else [tc], request)
+    _drop_strangers(maps, [tc, xdp] if xdp else [tc])
     wanted: dict[pins.Kind, _Object] = {"progs": tc}
     if request.xdp and xdp:
         wanted["xdp"] = xdp
@@ -125,13 +125,9 @@ def ensure_loaded(request: LoadRequest) -> Loaded:
     return Loaded(maps, tuple(folders.values()), programs, changed, xdp_error if request.xdp else "")
 
 
-def _drop_strangers(maps: Path, objects: list[_Object], request: LoadRequest) -> None:
+def _drop_strangers(maps: Path, objects: list[_Object]) -> None:
     """Unpin what lies under a map's name and is no map of its type: libbpf would refuse to load beside it."""
-    types = {
-        name: _types(request).get(name, shape.numbers.get("type", 0))
-        for one in objects
-        for name, shape in one.btf.maps.items()
-    }
+    types = {name: shape.numbers.get("type", 0) for one in objects for name, shape in one.btf.maps.items()}
     with edge(f"pins in {maps}", BpfError):
         for name, kind in types.items():
             pin = maps / name
@@ -156,17 +152,11 @@ def _optional_xdp(request: LoadRequest) -> tuple[_Object | None, str]:
         return None, str(error)
 
 
-def _types(request: LoadRequest) -> dict[str, int]:
-    return {} if request.config.peer_len else {"fl_peers": libbpf.LPM_TRIE}
-
-
 def _layout_digest(objects: list[_Object], request: LoadRequest) -> str:
-    types = _types(request)
     shapes = []
     every = [item for one in objects for item in one.btf.maps.items()]
     for name, shape in sorted(every, key=lambda item: item[0]):
         numbers = dict(shape.numbers)
-        numbers["type"] = types.get(name, numbers.get("type", 0))
         numbers["max_entries"] = request.entries.get(name, numbers.get("max_entries", 0))
         shapes.append((name, sorted(numbers.items()), shape.key, shape.value))
     return _digest(repr(shapes).encode())
@@ -179,7 +169,6 @@ def _job(request: LoadRequest, one: _Object, maps: Path, where: pins.Pins, kind:
         object=str(one.path),
         rodata_section=section,
         rodata=rodata.hex(),
-        types=_types(request),
         entries=dict(request.entries),
         maps=str(maps),
         programs=str(where.generation(kind, digest).path),

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 from flannel_ebpf.base.errors import BpfError, LabError
 from flannel_ebpf.base.family import Family
 from flannel_ebpf.contract import abi
+from flannel_ebpf.desired.bpf import contents
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Lab, Node
 from flannel_ebpf.lab.stock import DEVICES
@@ -182,7 +183,7 @@ def difference(wanted: str, found: str) -> str:
 def headroom_port(node: Node) -> str:
     """Return the name of the device that gives the packets of the pods at cni0 headroom."""
     bridge = node.run(["ip", "-o", "link", "show", "cni0"]).stdout.partition(":")[0]
-    return f"flannel-h{bridge}"
+    return contents.headroom_name(int(bridge))
 
 
 def _value(name: str, value: bytes) -> str:

@@ -56,22 +56,25 @@ def vteps(node: Node) -> dict[str, str]:
         }
 
 
-def test_a_lease_follows_another_onto_the_same_address_and_vtep_and_off_again(lab: Lab) -> None:
+def test_an_address_goes_to_the_last_lease_and_a_vtep_to_the_next_when_its_node_is_gone(lab: Lab) -> None:
     node = lab.node("n1")
     eventually(lambda: routes(node), "settled")
     mac = "02:00:00:00:01:c8"
     put(lab, 200, mac=200)
     eventually(lambda: fdb(node).get(mac) == "192.168.64.200", "the first has the VTEP")
     put(lab, 201, ip="192.168.64.77", mac=200)
-    eventually(lambda: fdb(node).get(mac) == "192.168.64.77", "of two leases with one VTEP the last has it")
+    refused = f"VtepMAC {mac} is that of 192.168.64.200 already"
+    eventually(lambda: refused in node.daemon_log(), "another node's lease with it is skipped")
     put(lab, 202, ip="192.168.64.200")
     eventually(lambda: vteps(node).get("192.168.64.200") == "10.1.202.0", "of two with one address the last")
-    delete(lab, 201, 202)
-    eventually(lambda: fdb(node).get(mac) == "192.168.64.200", "the VTEP is back")
-    eventually(lambda: vteps(node).get("192.168.64.200") == "10.1.200.0", "the address is back")
+    assert fdb(node).get(mac) == "192.168.64.200"
     assert "192.168.64.77" not in vteps(node)
     delete(lab, 200)
+    eventually(lambda: fdb(node).get(mac) == "192.168.64.77", "the VTEP is the other node's now")
+    eventually(lambda: vteps(node).get("192.168.64.77") == "10.1.201.0", "and so is its subnet")
+    delete(lab, 201, 202)
     eventually(lambda: mac not in fdb(node), "all is gone")
+    assert not {"192.168.64.77", "192.168.64.200"} & set(vteps(node))
 
 
 def test_after_any_leases_a_whole_pass_finds_nothing_to_change(lab: Lab) -> None:

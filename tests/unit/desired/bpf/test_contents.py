@@ -129,6 +129,32 @@ def test_every_bridge_with_pods_gets_headroom_where_headers_are_added(
     assert len({port.name for port in found}) == len(found)
 
 
+@pytest.mark.parametrize(
+    ("bridge", "name"),
+    [(3, "flannel-h3"), (10, "flannel-ha"), (1_000_000, "flannel-hlfls"), (2**31 - 1, "flannel-hzik0zj")],
+)
+def test_a_port_has_a_name_however_many_devices_there_were(bridge: int, name: str) -> None:
+    assert contents.headroom_name(bridge) == name
+    assert len(name) < 16
+
+
+@pytest.mark.parametrize(
+    ("lengths", "length"),
+    [([], 24), ([24, 24], 24), ([24, 22, 22], 24), ([25, 25, 22], 25), ([22], 22), ([25, 22], 25)],
+)
+def test_one_lease_of_another_length_changes_the_programs_of_nobody(lengths: list[int], length: int) -> None:
+    found = [peer_of(n, bits) for n, bits in enumerate(lengths, 1)]
+    assert contents.peer_len(found, 24) == length
+    alike = contents.of_length(found, length)
+    entries = contents.peer_entries(found, contents.assign_slots(alike, {}, 8))
+    assert [entry.map for entry in entries] == ["fl_peers"] * len(alike) + ["fl_vteps"] * len(found)
+
+
+def peer_of(number: int, length: int) -> Peer:
+    subnet = IPv4Network((0x0A010000 + (number << 10), length))
+    return Peer(subnet, IPv4Address("192.0.2.0") + number, abi.Mode.VXLAN, 1500, on_link=True, vtep_mac=HERE)
+
+
 def test_aside_every_peer_is_the_kernels_and_all_else_as_it_was() -> None:
     peer = Peer(
         IPv4Network("10.1.7.0/24"),
