@@ -139,7 +139,8 @@ class Loop:
         cost = time.thread_time() - begun
         self._budget.spend(cost, time.monotonic())
         _count(outcome, cost)
-        delay = min(max(cost / SHARE, SHORTEST), self._parts.firewall.lifetime)
+        sign_of_life = self._options.stand_aside / 3 or math.inf  # each pass gives the programs one
+        delay = min(max(cost / SHARE, SHORTEST), self._parts.firewall.lifetime, sign_of_life)
         if outcome.stopped or outcome.failures:
             delay = self._retry if outcome.errors("own") else max(self._retry, cost / FAILING_SHARE)
             self._retry = min(self._retry * 2, LONGEST_RETRY)

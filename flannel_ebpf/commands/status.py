@@ -65,7 +65,7 @@ def kernel_side(network: Network, root: Path) -> dict[str, Any]:
 
 def _text(one: dict[str, Any]) -> str:
     kernel = one["kernel"]
-    daemon = f"daemon    {'running, process ' + str(one['pid']) if one['running'] else 'NOT running'}"
+    daemon = f"daemon    {_daemon(one)}"
     if "lost" in one:
         lines = [
             f"network   {one['network']}",
@@ -106,9 +106,23 @@ def _text(one: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _daemon(one: dict[str, Any]) -> str:
+    """Say whether one runs, and what becomes of the programs that it left."""
+    if one["running"]:
+        return f"running, process {one['pid']}"
+    left = one["kernel"].get("stand_aside_in")
+    if not one["kernel"].get("hooks") or left == 0:
+        return "NOT running"
+    if left is None:
+        return "NOT running; its programs go on with what they know, for ever"
+    return f"NOT running; its programs go on with what they know for {left} s, then they stand aside"
+
+
 def _datapath(one: dict[str, Any]) -> str:
     """Say how packets travel: what stands in the kernel counts, whatever a daemon once reported."""
     hooks, datapath = one["kernel"].get("hooks", ()), one["datapath"]
+    if hooks and one["kernel"].get("stand_aside_in") == 0:
+        return "kernel: the programs stand aside, because no daemon has been heard of for too long"
     if hooks:
         return "BPF by " + " and ".join(sorted({hook["via"] for hook in hooks}))
     if one["handed_over"]:

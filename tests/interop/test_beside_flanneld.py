@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from flannel_ebpf.lab import Lab, Node
+from flannel_ebpf.lab import Lab, Node, Pod
 from tests.interop.flanneld import Flanneld, started
 from tests.netns.kinds import BULK
 from tests.netns.labs import MakeLab
-from tests.netns.life import chat, flannel, ready, stream
+from tests.netns.life import chat, flannel, ready, stream, tell
 from tests.netns.paths import watch
 from tests.netns.traffic import ping, transfer
 from tests.polls import eventually, unchanging
@@ -144,3 +145,77 @@ def test_flanneld_whose_key_is_deleted_ends_and_comes_back_beside_us(
     assert n2.subnet == subnet
     eventually(lambda: str(subnet) in n1.run(["ip", "route"]).stdout, "the peer is back")
     assert ping(lab.pod("n1p1"), lab.pod("n2p1").ip, 20) == 20
+
+
+def pings(source: Pod, target: Pod) -> Callable[[], bool]:
+    return lambda: ping(source, target.ip, 3, patience=1) == 3
+
+
+def told(node: Node) -> str:
+    return tell(node, "status").stdout
+
+
+def test_a_daemon_that_ended_without_down_leaves_the_node_to_flanneld(
+    make_lab: MakeLab, flanneld: Path
+) -> None:
+    """Its programs do not know the node that joins, and drop what comes from it until they stand aside."""
+    lab = make_lab(datapath="ebpf", start_daemons=False, pods_per_node=1, nodes=3, backend="vxlan")
+    n1, n2, n3 = lab.nodes
+    started(flanneld, [n2])
+    n1.start_daemon(["--stand-aside=6"])
+    ready(n1)
+    one, two = n1.add_pod(), n2.add_pod()
+    lab.wait_attached([n1])
+    with (
+        stream(one, two) as there,
+        stream(two, one) as back,
+        chat(one, two),
+    ):
+        n1.kill_daemon()
+        assert "its programs go on with what they know for" in told(n1)
+        started(flanneld, [n1, n3])
+        three = n3.add_pod()
+        eventually(pings(one, three), lambda: f"a node that joined is reached:\n{told(n1)}", 30)
+        eventually(pings(three, one), "and reaches us", 30)
+        assert "the programs stand aside" in told(n1)
+        assert "stand before it" in " ".join(tell(n1, "doctor").stdout.split())
+        for one_way in (there, back):
+            one_way.more(500)
+        flannel(n1, "down")
+        for one_way in (there, back):
+            one_way.more(500)
+    assert (there.lost, back.lost) == (0, 0)
+    assert n1.hooks() == []
+    assert pings(one, three)()
+
+
+@pytest.mark.parametrize("name", ["vxlan", "host-gw", "nftables"])
+def test_both_at_once_on_one_node_do_not_fight(make_lab: MakeLab, flanneld: Path, name: str) -> None:
+    lab, _ = mixed(make_lab, flanneld, name, "--ip-masq")
+    n1 = lab.node("n1")
+    [beside] = started(flanneld, [n1], "-ip-masq")
+
+    def changes() -> int:
+        return n1.daemon_log().count("changes made")
+
+    unchanging(changes, "the number of changes made", 3)
+    watched, ours = (
+        (["nft", "monitor"], "flannel") if name == "nftables" else (["ip", "monitor", "route"], "10.1.")
+    )
+    monitor = n1.popen(watched)
+    unchanging(changes, "the number of changes made", 5)
+    monitor.terminate()
+    events = monitor.communicate()[0].splitlines()
+    assert not [line for line in events if ours in line]
+    assert beside.running
+    assert ping(lab.pod("n1p1"), lab.pod("n2p1").ip, 20) == 20
+    n1.stop_daemon()
+    assert ping(lab.pod("n2p1"), lab.pod("n1p1").ip, 20) == 20
+    flannel(n1, "down")
+    assert ping(lab.pod("n2p1"), lab.pod("n1p1").ip, 20) == 20
+    n1.start_daemon(["--ip-masq"])
+    ready(n1)
+    beside.stop()
+    lab.wait_attached([n1])
+    assert ping(lab.pod("n1p1"), lab.pod("n2p1").ip, 20) == 20
+    assert "Traceback" not in n1.daemon_log()

@@ -40,9 +40,11 @@ def daemon(facts: Facts) -> Iterator[Finding]:
         yield Finding("no daemon has run here", "this host has no overlay", do, only_stopped=True)
         return
     if not facts.here.pid:
-        effect = "packets go on as they went, but no change of the cluster reaches this host"
         do = "systemctl start flannel-ebpf; journalctl -u flannel-ebpf says why it ended"
-        yield Finding("the daemon does not run", effect, do, only_stopped=True)
+        yield Finding("the daemon does not run", _without_daemon(facts), do, only_stopped=True)
+        if facts.hooks and "flanneld" in facts.processes:
+            what = "flanneld runs, and programs of a flannel-ebpf that ended without `down` stand before it"
+            yield Finding(what, _without_daemon(facts), "flannel-ebpf down")
     for failure in facts.report.get("failures", ()):
         yield Finding(
             f"the daemon could not: {failure}", "it tries again and again", "journalctl -u flannel-ebpf"
@@ -55,9 +57,19 @@ def daemon(facts: Facts) -> Iterator[Finding]:
     if facts.report.get("peers", {}).get("held"):
         what = f"peers are kept although their leases were suddenly lost: {facts.report['peers']['held']}"
         yield Finding(what, "they go after --wipe-grace", "see what happened there", "note")
-    if "flanneld" in facts.processes:
+    if facts.here.pid and "flanneld" in facts.processes:
         effect = "two daemons write the same routes, rules and lease"
         yield Finding("flanneld runs here too", effect, "systemctl disable --now flanneld")
+
+
+def _without_daemon(facts: Facts) -> str:
+    stale = "no change of the cluster reaches this host"
+    if not facts.hooks:
+        return f"packets go on as they went, but {stale}"
+    if facts.stand_aside_in == 0:
+        return "its programs stand aside and the kernel carries all; who keeps that up to date, if anybody?"
+    until = "for ever" if facts.stand_aside_in is None else f"for {facts.stand_aside_in} s"
+    return f"its programs go on with what they know {until}, and drop what they know nothing of; {stale}"
 
 
 def leases(facts: Facts) -> Iterator[Finding]:

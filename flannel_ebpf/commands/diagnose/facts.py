@@ -28,7 +28,7 @@ from flannel_ebpf.kernel import sysctl
 from flannel_ebpf.kernel.hooks.standing import Hook, standing
 from flannel_ebpf.kernel.programs import pins
 from flannel_ebpf.kernel.programs.probe import has_tcx, probe
-from flannel_ebpf.kernel.programs.readout import reasons
+from flannel_ebpf.kernel.programs.readout import reasons, seconds_left
 
 Json = Mapping[str, Any]
 
@@ -74,6 +74,8 @@ class Facts:
     sockets: str = ""
     processes: Sequence[str] = ()
     hooks: Sequence[Hook] = ()
+    stand_aside_in: int | None = None
+    """Seconds until the programs stand aside if no daemon is heard of, 0 when they do; None: never."""
     reasons: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     pods: Sequence[Json] = ()
     peers: Sequence[Json] = ()
@@ -132,6 +134,7 @@ def gather(options: Options, here: Here | None) -> Facts:
         sockets=_output("ss", "-H", "-u", "-l", "-n", "-p"),
         processes=_processes(),
         hooks=read("hooks", standing, here.network, otherwise=()) if here else (),
+        stand_aside_in=read("sign of life", seconds_left, maps, otherwise=None) if maps else None,
         reasons=read("reasons", reasons, maps, otherwise={}) if maps else {},
         pods=read("pods", pods_of, here, otherwise=()) if here and maps else (),
         source=_source(options, here),

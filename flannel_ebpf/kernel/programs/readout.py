@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from flannel_ebpf.base.family import Network
 from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.kernel.programs.pins import Pins
+
+_NEVER = 10**18
+"""Nanoseconds; --stand-aside is a day at most."""
 
 
 def newest_maps(network: Network, root: Path) -> Path | None:
@@ -23,12 +27,30 @@ def newest_maps(network: Network, root: Path) -> Path | None:
 def read_pinned(network: Network, root: Path) -> dict[str, Any]:
     """Return what the pinned maps hold: peers with their traffic, pods, reasons by hook; {} without maps.
 
-    Raises BpfError.
+    `stand_aside_in`: as `seconds_left`. Raises BpfError.
     """
     newest = newest_maps(network, root)
     if newest is None:
         return {}
-    return {"peers": list(read_peers(newest)), "pods": list(_pods(newest)), "reasons": reasons(newest)}
+    return {
+        "peers": list(read_peers(newest)),
+        "pods": list(_pods(newest)),
+        "reasons": reasons(newest),
+        "stand_aside_in": seconds_left(newest),
+    }
+
+
+def seconds_left(folder: Path) -> int | None:
+    """Return in how many seconds the programs stand aside if they hear nothing of a daemon, 0 when they do.
+
+    None: never, or they are of a version that does not. Raises BpfError.
+    """
+    if not (folder / "fl_node").exists():
+        return None
+    with Map.open(folder / "fl_node") as one:
+        until = abi.NodeState.unpack(one.lookup(abi.pack_u32(0)) or bytes(one.info.value_size)).until
+    left = until - time.monotonic_ns()
+    return None if left > _NEVER else max(0, round(left / 1e9))
 
 
 def read_peers(folder: Path) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.now, self.cost = 1000.0, 0.0
         self._cpu = 0.0
-        self._options = Options(subnet_file=folder / "subnet.env")
+        self.options = Options(subnet_file=folder / "subnet.env")
         monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
         monkeypatch.setattr(loop.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(loop.time, "thread_time", self._thread_time)
@@ -45,7 +46,7 @@ class Clock:
                 stop.set()
 
         wake.wait = wait  # type: ignore[method-assign]
-        Still(self._options, NODE, parts).run(stop, wake)  # type: ignore[arg-type]  # of edges' shape
+        Still(self.options, NODE, parts).run(stop, wake)  # type: ignore[arg-type]  # of edges' shape
         return seconds
 
 
@@ -63,6 +64,14 @@ def test_dear_passes_come_rarely_and_each_minute_at_least(clock: Clock) -> None:
     assert clock.waits(Outcome(), Outcome()) == [pytest.approx(10, rel=0.01)] * 2
     clock.cost = 0.3
     assert clock.waits(Outcome()) == [60.0]
+
+
+@pytest.mark.parametrize(("silence", "seconds"), [(30, 10.0), (300, 60.0), (0, 60.0)])
+def test_programs_that_would_stand_aside_hear_of_the_daemon_in_time(
+    clock: Clock, silence: float, seconds: float
+) -> None:
+    clock.cost, clock.options = 0.3, replace(clock.options, stand_aside=silence)
+    assert clock.waits(Outcome()) == [seconds]
 
 
 def test_what_failed_is_tried_again_ever_more_rarely_and_then_as_if_nothing_had_been(clock: Clock) -> None:

@@ -52,6 +52,25 @@ def test_a_host_without_anything_is_told_how_to_start() -> None:
     assert [name for name, _ in found(Facts(bpf_error="no bpffs", root=True))] == ["kernel", "daemon"]
 
 
+@pytest.mark.parametrize(
+    ("left", "effect"),
+    [
+        (200, "its programs go on with what they know for 200 s, and drop what they know nothing of"),
+        (0, "its programs stand aside and the kernel carries all"),
+        (None, "its programs go on with what they know for ever"),
+    ],
+)
+def test_programs_without_their_daemon_are_named(left: int | None, effect: str) -> None:
+    silent = replace(GOOD, here=replace(GOOD.here, pid=0), stand_aside_in=left)  # type: ignore[type-var]
+    [stopped] = examine(silent)["daemon"]
+    assert (stopped.what, stopped.only_stopped) == ("the daemon does not run", True)
+    assert stopped.effect.startswith(effect)
+    _, beside = examine(replace(silent, processes=("flanneld",)))["daemon"]
+    assert "programs of a flannel-ebpf that ended without `down` stand before it" in beside.what
+    assert (beside.effect, beside.do, beside.only_stopped) == (stopped.effect, "flannel-ebpf down", False)
+    assert len(examine(replace(silent, processes=("flanneld",), hooks=()))["daemon"]) == 1
+
+
 DOCKER_MASQUERADE = "-A POSTROUTING -s 10.1.5.0/24 ! -o docker0 -j MASQUERADE\n"
 DOCKER_28 = "-A PREROUTING -d 10.1.5.2/32 ! -i docker0 -j DROP\n"
 OURS_FIRST = "-A POSTROUTING -m comment --comment flanneld -j FLANNEL-POSTRTG\n"
