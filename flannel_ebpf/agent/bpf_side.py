@@ -235,11 +235,12 @@ class BpfSide:
             return []
         scope = scope_of(now.node.stacks[0])
         try:
-            folders = pins.Pins.of(scope.network, self._pin_root).generations()
+            pinned = pins.Pins.of(scope.network, self._pin_root)
+            folders = pinned.generations()
         except BpfError as error:
             raise KernelError(str(error), error.code) from error
         return [
-            *self._hooks.read(now.seen, scope, partial(name_in, scope.network)),
+            *self._hooks.read(now.seen, scope, partial(name_in, scope.network, pinned=pinned.programs)),
             *self._entries,
             *(PinFolder(str(one.path)) for one in folders),
         ]

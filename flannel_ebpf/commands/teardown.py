@@ -107,7 +107,7 @@ class Teardown:
         self._tell_failures()
 
     def _programs(self, kernel: KernelNetwork, seen: Seen, scope: Scope) -> set[Object]:
-        return kernel.hooks.read(seen, scope, partial(name_in, self._network))
+        return kernel.hooks.read(seen, scope, partial(name_in, self._network, pinned=self._pins.programs))
 
     def _read(
         self, kernel: KernelNetwork, seen: Seen, wanted: Mapping[Network, Address | None] | None = None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from flannel_ebpf.base.errors import BpfError
 from flannel_ebpf.desired.objects import Direction, Filter
-from flannel_ebpf.kernel.bpf import TCX_HOOKS, Program, call
+from flannel_ebpf.kernel.bpf import TCX_HOOKS, call
 from flannel_ebpf.kernel.hooks import ownership
 from flannel_ebpf.kernel.seen import Seen
 
@@ -51,7 +51,7 @@ def put_filter(want: Filter, old: Filter | None, program: int) -> None:
     if old is None:
         _change(_ATTACH, want, program)
         return
-    with Program.by_id(old.prog_id) as before:
+    with ownership.opened(old.prog_id) as before:
         _change(_ATTACH, want, program, _REPLACE, before.fd)
 
 
@@ -61,7 +61,7 @@ def delete_filter(there: Filter) -> None:
     Raises BpfError.
     """
     try:
-        with Program.by_id(there.prog_id) as program:
+        with ownership.opened(there.prog_id) as program:
             _change(_DETACH, there, program.fd)
     except BpfError as error:
         if error.code not in _GONE:

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 OBJECTS = Path(__file__).parents[2] / "_programs"
 _TC_OBJECT, _XDP_OBJECT, _CONSTANTS = "datapath.bpf.o", "xdp.bpf.o", "fl_cfg"
+_VARIABLES = (".rodata", ".data", ".bss")
 _TIMEOUT_S = 60
 _DIGEST_BYTES = 8
 
@@ -185,7 +186,8 @@ def _digest(*parts: bytes) -> str:
 def _intact(programs: Path, maps: Path, one: _Object) -> bool:
     """Whether the programs are pinned, are ours, and use the maps that are pinned.
 
-    Somebody may have unpinned one, or pinned one of his own under its name.
+    Somebody may have unpinned one, or pinned one of his own under its name. Asked of pins alone: opening
+    anything by its id takes CAP_SYS_ADMIN, which a container need not have.
     """
     if not programs.is_dir():
         return False
@@ -199,12 +201,8 @@ def _intact(programs: Path, maps: Path, one: _Object) -> bool:
     if any(info.name != name[:15] for name, info in standing.items()):
         return False
     used = {map_id for info in standing.values() for map_id in info.map_ids}
-    short_names = {name[:15] for name in pinned}
-    for map_id in used - set(pinned.values()):
-        with Map.by_id(map_id) as stray:
-            if stray.info.name in short_names:
-                return False
-    return bool(used)
+    unpinned = used - set(pinned.values())  # variables and constants are maps, too, and stay without a pin
+    return bool(used) and len(unpinned) <= sum(name.startswith(_VARIABLES) for name in one.elf.sections)
 
 
 def _run(jobs: Mapping[pins.Kind, libbpf.Job]) -> dict[pins.Kind, BpfError]:

@@ -86,6 +86,15 @@ class Pins:
                 if kind == known and path.is_dir():
                     yield Generation(known, rest.removesuffix(_UNFINISHED), path)
 
+    def programs(self) -> dict[int, Path]:
+        """Return where this network's programs are pinned, by id; what cannot be opened is none."""
+        found: dict[int, Path] = {}
+        for one in self.generations():
+            if one.kind != "maps":
+                with suppress(BpfError):
+                    found |= {info.id: one.path / name for name, info in programs(one.path).items()}
+        return found
+
     def remove_all(self) -> None:
         """Unpin everything of this network. What is attached keeps running until it is detached."""
         for one in self.generations():
