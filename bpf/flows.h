@@ -21,7 +21,10 @@
 #define FL_YOUNG 12
 #define FL_CELL_FULL 255
 
+/* Of the sketch. A test's is longer: on a busy machine minutes pass between two of its packets. */
+#ifndef FL_EPOCH_SHIFT
 #define FL_EPOCH_SHIFT 31
+#endif
 #define FL_TIME_SHIFT 20 /* of a word in fl_flow */
 #define FL_TICK 16	 /* in such units: more than a tick of the coarse clock */
 #define FL_ESTABLISHED (1ULL << 40)

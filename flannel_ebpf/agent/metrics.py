@@ -127,7 +127,7 @@ def _outcome(outcome: Outcome | None) -> Iterator[Metric]:
 
 
 def _kernel_path(overlay: str) -> Iterator[Metric]:
-    """Yield what the overlay's device counts: packets that went the kernel's way, both families."""
+    """Yield what the overlay's device counts: packets that went the kernel's way whole, both families."""
     lines = Path("/proc/self/net/dev").read_text().splitlines() if overlay else []
     counted = next((line.split()[1:] for line in lines if line.strip().startswith(f"{overlay}:")), None)
     if counted is None:

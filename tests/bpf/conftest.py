@@ -16,7 +16,17 @@ from flannel_ebpf.kernel.programs.loader import LoadRequest
 from tests import namespaces
 from tests.bpf.kernel_path import KernelNode
 from tests.bpf.loading import HEADERS, build, use
-from tests.bpf.node import FLOWS, NETWORK, OTHER_PORT, OVERLAY, POD_PORT, UPLINK, UPLINK_MAC, Node
+from tests.bpf.node import (
+    EPOCH_SHIFT,
+    FLOWS,
+    NETWORK,
+    OTHER_PORT,
+    OVERLAY,
+    POD_PORT,
+    UPLINK,
+    UPLINK_MAC,
+    Node,
+)
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +89,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     They also have a minute for what takes microseconds between the kernel's ends.
     """
     folder = tmp_path_factory.mktemp("objects")
-    defines = "-DFL_TICKET=mark -DFL_LESSON_TIME=60000"
+    defines = f"-DFL_TICKET=mark -DFL_LESSON_TIME=60000 -DFL_EPOCH_SHIFT={EPOCH_SHIFT}"
     make = ["make", "--silent", f"--directory={HEADERS}", f"OUT={folder}", f"DEFINES={defines}"]
     subprocess.run(make, check=True)
     return folder

@@ -110,9 +110,13 @@ def tcp_server(host: Host, port: int = 0) -> socket.socket:
     return sock
 
 
-def tcp_client(host: Host, to: Address, patience: float = PATIENCE) -> socket.socket:
+def tcp_client(host: Host, to: Address, patience: float = PATIENCE, port: int = 0) -> socket.socket:
+    """Connect, from `port` if it is given, which may have other connections; OSError after `patience`."""
     with inside(host.ns):
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    if port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("", port))
     sock.settimeout(patience)
     sock.connect(to)
     return sock

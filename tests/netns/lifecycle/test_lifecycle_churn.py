@@ -87,7 +87,8 @@ def test_an_address_that_moves_to_a_new_pod_never_reaches_the_old_one(lab: Lab) 
     eventually(lambda: places(node).get(old.ip) == ifindex(node, old.veth), "the old place is known")
     # The old pod stays, deaf to ARP but with its link up: whatever comes to its veth now was sent wrongly.
     old.run(["ip", "addr", "flush", "dev", "eth0"])
-    node._address_file(old).unlink()  # host-local gives the address away, as CNI's would
+    for file in node._address_files(old):
+        file.unlink()  # host-local gives the address away, as CNI's would
     new = node.add_pod(name="n1p9", ip=old.ip)
     new.run([sys.executable, "-c", ANNOUNCE, str(new.ip)])
     before = received(old)
