@@ -106,7 +106,11 @@ static __always_inline struct fl_cell *cell_at(__u32 place)
 	__u32 index = place / FL_LINE;
 	struct fl_line *line = bpf_map_lookup_elem(&fl_sketch, &index);
 
-	return line ? &line->cells[place % FL_LINE] : NULL;
+	if (!line)
+		return NULL;
+	/* LLVM 16 and newer would add to the pointer before it was checked, which Linux 5.10 refuses */
+	asm volatile("" : "+r"(line));
+	return &line->cells[place % FL_LINE];
 }
 
 /* Fill in all but the veth; false never happens. */
