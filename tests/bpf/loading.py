@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
-from flannel_ebpf.kernel.programs import pins
+from flannel_ebpf.base.errors import BpfError
+from flannel_ebpf.kernel.programs import libbpf, loader, pins
 from flannel_ebpf.kernel.programs.loader import LoadRequest
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -28,6 +30,12 @@ def build(target: Path, *defines: str, headers: Path = HEADERS, debug: bool = Tr
 def use(request: LoadRequest, built: Path, variant: str, name: str = "datapath.bpf.o") -> None:
     """Put a variant of the small object where the loader will take it from."""
     shutil.copy(built / variant, request.objects / name)
+
+
+def run_here(jobs: Mapping[pins.Kind, libbpf.Job]) -> dict[pins.Kind, BpfError]:
+    """Do here what the loader starts a process for: that takes ten seconds where CPUs are emulated."""
+    answers = {kind: loader._attempt(job) for kind, job in jobs.items()}
+    return {kind: loader._failure(answer) for kind, answer in answers.items() if answer}
 
 
 def pinned_ids(maps: Path) -> set[int]:

@@ -10,11 +10,15 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map, Program
+from flannel_ebpf.kernel.programs import loader
 from flannel_ebpf.kernel.programs.loader import Loaded, LoadRequest, ensure_loaded
 from flannel_ebpf.kernel.programs.probe import probe
+from tests.bpf.loading import run_here
 
 NETWORK = IPv4Network("10.1.0.0/16")
 SUBNET = IPv4Network("10.1.1.0/24")
@@ -152,7 +156,9 @@ class Node:
         request = LoadRequest(
             NETWORK, config, entries={"fl_flows": 1024}, root=root, xdp=True, objects=objects
         )
-        loaded: Loaded = ensure_loaded(request)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loader, "_run", run_here)
+            loaded: Loaded = ensure_loaded(request)
         assert not loaded.xdp_error
         self.programs = {name: Program.by_id(number) for name, number in loaded.programs.items()}
         self.maps = {path.name: Map.open(path) for path in loaded.maps.iterdir()}
