@@ -7,6 +7,7 @@ import logging
 from flannel_ebpf.base.config import NetworkConfig
 from flannel_ebpf.base.errors import BpfError, ConfigError
 from flannel_ebpf.base.options import Options
+from flannel_ebpf.contract import features
 from flannel_ebpf.contract.abi import Cap, Check, Fastpath
 from flannel_ebpf.desired.bpf.contents import Settings
 from flannel_ebpf.desired.objects import Attach, XdpMode
@@ -38,13 +39,17 @@ def open_datapath(options: Options, config: NetworkConfig) -> tuple[Datapath | N
         return None, Cap(0), ""
     try:
         pins.require_bpffs(options.bpf_pin_root)
-        caps = probe()
+        found = probe()
     except BpfError as error:
         if options.datapath == "ebpf":
             raise
         log.warning("no BPF on this host, packets take the kernel path: %s", error)
         return None, Cap(0), str(error)
-    log.info("kernel has %s", ", ".join(cap.name or "" for cap in caps) or "none of the optional helpers")
+    caps = found & ~features.together(options.without)
+    used, unused = features.names(caps), features.names(found & ~caps)
+    log.info("kernel has %s", ", ".join(used) or "none of the optional features")
+    if unused:
+        log.info("and %s, which --without leaves alone", ", ".join(unused))
     bpf = Datapath(
         config.network,
         options.bpf_pin_root,

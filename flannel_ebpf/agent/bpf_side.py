@@ -15,7 +15,7 @@ from flannel_ebpf.agent.side import Round, scope_of
 from flannel_ebpf.base.errors import BpfError, KernelError, ProgramsRequired
 from flannel_ebpf.base.family import Family, ipv4
 from flannel_ebpf.base.kept import same_objects
-from flannel_ebpf.contract import abi
+from flannel_ebpf.contract import abi, features
 from flannel_ebpf.contract.abi import Fastpath
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Peer, Stack
@@ -83,6 +83,8 @@ class BpfSide:
         self.bpf = bpf
         self.attach = settings.attach
         self.why_not = why_not
+        self.lacks = features.names(~settings.caps)
+        """The kernel features that the programs do without."""
         self.due = 0.0
         """Seconds after the last round at which there is something to do in any case; 0: nothing waits."""
         self.slots: contents.Slots | None = None

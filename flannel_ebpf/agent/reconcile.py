@@ -58,7 +58,8 @@ class Outcome:
 
     `failures` are the operations that failed; `stopped` is what ended the pass before it had tried them
     all. `writes` counts the operations carried out, 0 when everything was right. `accelerated` is whether BPF
-    programs stand on their hooks, `attach` how; `why_not` says why they do not although they were asked for.
+    programs stand on their hooks, `attach` how; `why_not` says why they do not although they were asked for;
+    `lacks` names the kernel features that they do without.
     `warnings` are things about this host that endanger connections. `again`: seconds after which a pass has
     something to do in any case, 0 when nothing waits.
     """
@@ -72,6 +73,7 @@ class Outcome:
     accelerated: bool = False
     attach: str = ""
     why_not: str = ""
+    lacks: Sequence[str] = ()
     warnings: Sequence[str] = ()
     again: float = 0.0
 
@@ -160,6 +162,7 @@ class Reconciler:
             accelerated=bpf.accelerated,
             attach=bpf.attach if bpf.accelerated else "",
             why_not=bpf.why_not,
+            lacks=bpf.lacks if bpf.accelerated else (),
             warnings=[*self._sides.kernel.warnings, *bpf.warnings],
             again=bpf.due,
         )

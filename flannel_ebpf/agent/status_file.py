@@ -55,6 +55,7 @@ class Report:
                 "attach": outcome.attach,
                 "why_not": outcome.why_not,
             },
+            "lacks": list(outcome.lacks),
             "peers": {"wanted": len(outcome.peers), "held": view.doubt},
             "pods": outcome.pods,
             "skipped": _first([f"{one.key}: {one.why}" for one in (*view.skipped, *outcome.skipped)]),

@@ -21,7 +21,7 @@ XdpChoice = Literal["off", "generic", "native", "auto"]
 AttachChoice = Literal["auto", "tcx", "clsact"]
 LogFormat = Literal["klog", "json"]
 
-Spelling = Literal["", "endpoints", "prefix", "listen", "listen-address"]
+Spelling = Literal["", "endpoints", "prefix", "listen", "listen-address", "features"]
 """How a value is written, where its type does not say so."""
 
 BPF_PIN_ROOT = Path("/sys/fs/bpf/flannel-ebpf")
@@ -145,6 +145,9 @@ class Options:
     )
     flow_entries: int = flag(262_144, "Size of the flow table.", least=64, most=2**24)
     attach: AttachChoice = flag("auto", "How programs come onto tc hooks; auto: tcx where there is one.")
+    without: tuple[str, ...] = flag(
+        (), "Comma list of kernel features not to use, even where there are.", spelling="features"
+    )
     pod_grace: float = flag(
         2.0, "Seconds that a new pod's veth is left to CNI plugins before clsact.", least=0, most=60
     )

@@ -30,6 +30,7 @@ from flannel_ebpf.base.options import (
 )
 from flannel_ebpf.commands.values import (
     Endpoints,
+    Features,
     Listen,
     ListenAddress,
     Number,
@@ -73,6 +74,7 @@ class Flag(click.Option):
 _PATH = click.Path(path_type=Path)
 _SPELLINGS: Mapping[Spelling, click.ParamType[Any]] = {
     "endpoints": Endpoints(),
+    "features": Features(),
     "prefix": Prefix(),
     "listen": Listen(),
     "listen-address": ListenAddress(),
@@ -83,7 +85,7 @@ def _flag(one: Described, prefix: str = "") -> Callable[[Any], Any]:
     """Build the click option of one flag."""
     attributes: dict[str, Any] = {}
     default = one.default
-    if one.about.spelling == "endpoints":
+    if one.about.spelling in {"endpoints", "features"}:
         default = ",".join(default)
     elif one.kind == tuple[str, ...]:
         attributes["multiple"] = True

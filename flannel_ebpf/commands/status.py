@@ -16,6 +16,7 @@ from flannel_ebpf.base.errors import BpfError, ConfigError, KernelError
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.which import Asked, chosen
+from flannel_ebpf.contract.features import NAMES, WITHOUT
 from flannel_ebpf.host import report
 from flannel_ebpf.host.lock import claimant, holder, lock_path, role_of
 from flannel_ebpf.kernel.hooks.standing import standing
@@ -83,6 +84,7 @@ def _text(one: dict[str, Any]) -> str:
         f"node      {address} on {one['uplink']}, subnet {subnet}",
         daemon,
         f"datapath  {_datapath(one)}",
+        *(f"lacks     {name}: {WITHOUT[NAMES[name]]}" for name in one["lacks"] if name in NAMES),
         f"peers     {one['peers']['wanted']}, pods {one['pods']}",
     ]
     relay = one.get("relay", {})

@@ -11,6 +11,7 @@ import click
 
 from flannel_ebpf.base import family
 from flannel_ebpf.base.family import Family
+from flannel_ebpf.contract import features
 
 Parameter = click.Parameter | None
 Context = click.Context | None
@@ -57,6 +58,22 @@ class Endpoints(click.ParamType[tuple[str, ...]]):
         if not endpoints:
             self.fail("at least one URL such as http://192.0.2.1:2379 is needed.", param, ctx)
         return endpoints
+
+
+class Features(click.ParamType[tuple[str, ...]]):
+    """A comma list of kernel features that programs can do without."""
+
+    name = "features"
+
+    def convert(self, value: Any, param: Parameter, ctx: Context) -> tuple[str, ...]:
+        """Return a tuple of names."""
+        if isinstance(value, tuple):
+            return value
+        given = tuple(part.strip() for part in value.lower().split(",") if part.strip())
+        for name in given:
+            if name not in features.NAMES:
+                self.fail(f"{name!r} is not one of {', '.join(features.NAMES)}.", param, ctx)
+        return given
 
 
 class Prefix(click.ParamType[str]):

@@ -28,6 +28,7 @@ _SHAPE: Mapping[str, Any] = {
     "families": [{"network": ip_network, "overlay": str, "public_ip": ip_address, "subnet": ip_network}],
     "reservation": bool,
     "datapath": {"asked": str, "accelerated": bool, "attach": str, "why_not": str},
+    "lacks": [str],
     "peers": {"wanted": int, "held": str},
     "pods": int,
     "skipped": [str],
@@ -61,6 +62,7 @@ What is said of a family stands in `families`, and of the first one beside it to
 _LATER: Content = {
     "etcd_prefix": "",
     "families": [],
+    "lacks": [],
     "ready": False,
     "warnings": [],
     "handed_over": False,

@@ -253,6 +253,7 @@ def test_a_variable_that_is_no_flags_is_said(
         (["--public-ipv6=192.0.2.1"], ["--public-ipv6", "192.0.2.1"]),
         (["--etcd-endpoints=ftp://a:1"], ["--etcd-endpoints", "ftp://a:1", "https://"]),
         (["--etcd-endpoints=http://a:b"], ["--etcd-endpoints", "http://a:b"]),
+        (["--without=redirect_neigh,warp"], ["--without", "warp", "csum_level"]),
         (["--etcd-endpoints=,"], ["--etcd-endpoints", "at least one"]),
         (["--etcd-prefix="], ["--etcd-prefix", "/coreos.com/network"]),
         (["--etcd-keyfile=/k"], ["--etcd-keyfile", "/k", "--etcd-certfile"]),

@@ -59,6 +59,7 @@ def test_it_says_what_the_pass_found_and_whose_it_is(options: Options) -> None:
         accelerated=True,
         attach="tcx",
         why_not="",
+        lacks=["csum_level"],
         warnings=("a warning",),
     )
     Report(options).write(NODE, LEASE, replace(VIEW, doubt="etcd was wiped"), outcome, ready=True)
@@ -77,6 +78,7 @@ def test_it_says_what_the_pass_found_and_whose_it_is(options: Options) -> None:
         "pods": 3,
         "skipped": ["/subnets/x: no subnet", "/subnets/y: overlaps"],
         "ready": True,
+        "lacks": ["csum_level"],
         "warnings": ["a warning"],
         "failures": ["failure 2", "failure 1"],
         "handed_over": False,

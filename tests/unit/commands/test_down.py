@@ -95,6 +95,7 @@ def content(network: IPv4Network = NETWORK, **changes: Any) -> report.Content:
         "pods": 2,
         "skipped": [],
         "ready": True,
+        "lacks": [],
         "warnings": [],
         "failures": [],
         "handed_over": False,

@@ -22,7 +22,17 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_an_older_versions_report_lacks_what_came_later(tmp_path: Path) -> None:
-    later = ("etcd_prefix", "families", "handed_over", "ready", "warnings", "etcd", "kube", "options")
+    later = (
+        "etcd_prefix",
+        "families",
+        "handed_over",
+        "lacks",
+        "ready",
+        "warnings",
+        "etcd",
+        "kube",
+        "options",
+    )
     report.write(tmp_path, {key: value for key, value in content().items() if key not in later})
     read = report.read(tmp_path, NETWORK)
     assert read
