@@ -69,8 +69,8 @@ fuzz: setup ## feed FUZZ_FRAMES mutated frames to the BPF programs, FUZZ_RULESET
 	@$(PYTHON) -m pytest tests -m fuzz --fuzz-frames=$(FUZZ_FRAMES) --fuzz-rulesets=$(FUZZ_RULESETS) \
 		--timeout=7200 $(PYTEST_ARGS)
 
-kernels: setup ## probe, bpf tests and two talking nodes on Debian's 5.10, 6.1 and 6.12; downloads them
-	@tools/kernel_matrix.sh $(KERNELS)
+kernels: setup ## boot Debian's kernels from 5.10 to the newest and run the tests there; downloads them
+	@$(PYTHON) tools/kernel_matrix.py $(KERNELS)
 
 bench: setup ## measure every mode against every workload, into bench/
 	@mkdir -p bench

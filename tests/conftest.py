@@ -16,7 +16,7 @@ settings.register_profile("any-speed", deadline=None, suppress_health_check=[Hea
 settings.load_profile("any-speed")
 
 ROOT = Path(__file__).parent
-KINDS = ("hosts", "interop", "kube", "netns", "bpf", "unit")
+KINDS = ("kernels", "hosts", "interop", "kube", "netns", "bpf", "unit")
 
 # Helpers' assertions are as talkative as the tests'.
 pytest.register_assert_rewrite("tests.polls", "tests.bpf", "tests.netns")

@@ -1,30 +1,56 @@
 #!/usr/bin/env bash
-# What tools/kernel_matrix.sh runs inside the virtual machine. $1: the folder that both sides may write.
-set -euo pipefail
+# What runs inside the virtual machine, as `init` has made its root: stages of tests, told in lines that begin
+# with "kernels: ". The line "kernels: passed" comes when all of them have. From the kernel command line:
+# $checkout, $kernel (the folder of fetch.sh); from $kernel/settings: STAGES, JOBS, LIMIT (seconds), RUN.
+set -uo pipefail
 
-out=$1
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C.UTF-8
+mkdir -p /dev/pts /dev/shm "/lib/modules/$(uname -r)" /run/lock
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t bpf bpf /sys/fs/bpf
+mount --bind "$kernel/lib/modules/$(uname -r)" "/lib/modules/$(uname -r)"
+if [ "$snapshot" != "$checkout" ]; then
+    # the snapshot stands where the checkout is, with the checkout's Python environment
+    mkdir /run/venv
+    mount --bind "$checkout/.venv" /run/venv
+    mount --bind "$snapshot" "$checkout"
+    mount --bind /run/venv "$checkout/.venv"
+fi
+if [ -d /opt-python ]; then export PYTHONPATH=/opt-python:$checkout; fi # the arm64 root's
+ip link set lo up
+modprobe tun # no udev here: the module itself makes /dev/net/tun
 # shellcheck source=/dev/null
-. "$out/settings"
-root=/run/cached
+. "$kernel/settings"
+cd "$checkout" || exit
 
-# The host's file system once more, this time cached: without, every Python start takes ten seconds.
-mkdir -p "$root"
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,cache=loose,ro cached "$root"
-for folder in proc sys dev; do mount --rbind "/$folder" "$root/$folder"; done
-for folder in tmp run; do mount -t tmpfs tmpfs "$root/$folder"; done
-mount --bind "$out" "$root$out"
+failed=0
+# stage NAME COMMAND...: the last line of what it prints is its result
+stage() {
+    local name=$1 limit status
+    shift
+    limit=$((LIMIT - $(cut -d. -f1 /proc/uptime)))
+    [[ " $STAGES " == *" $name "* ]] || return 0
+    echo "kernels: $name begins"
+    timeout --kill-after=10 "$limit" "$@" 2>&1 | tee /tmp/said
+    status=$?
+    [ "$status" = 0 ] || failed=1
+    [ "$status" != 124 ] || echo "not ended after $limit s" >> /tmp/said
+    echo "kernels: result: $name: $status: $(grep -v '^$' /tmp/said | tail -n 1 | tr -d '=')"
+}
+tests() { .venv/bin/python -m pytest -p no:cacheprovider -n "$JOBS" --dist loadgroup --tb=short --color=no --quiet "$@"; }
+export -f tests
+export JOBS
 
-# The kernel loads modules by itself, from where its package was unpacked.
-printf '#!/bin/sh\nexec /sbin/modprobe -d %q "$@"\n' "$root$KERNEL" > /run/modprobe
-chmod 755 /run/modprobe
-echo /run/modprobe > /proc/sys/kernel/modprobe
-/run/modprobe tun # no udev here: the module itself makes /dev/net/tun
-
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp
-export PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$CHECKOUT
-inside() { chroot "$root" /usr/bin/env --chdir="$CHECKOUT" .venv/bin/python "$@"; }
-
-inside -c 'from flannel_ebpf.kernel.programs.probe import has_tcx, probe; print("kernels: probe:", probe().name, "tcx:", has_tcx())'
-inside tools/kernels/two_nodes.py
-inside -m pytest -p no:cacheprovider --fuzz-frames=300 --timeout=900 --tb=short --color=no --quiet $TESTS
-touch "$out/passed"
+echo "kernels: booted $(uname -r) in $(cut -d' ' -f1 /proc/uptime) s"
+if [ -n "$RUN" ]; then stage run bash -c "$RUN"; fi
+stage features .venv/bin/python tools/kernels/features.py
+stage objects bash -c "tests tests/kernels/test_objects.py --objects='${kernel%/*}/objects'"
+stage bpf bash -c 'tests tests/bpf --fuzz-frames=300 --timeout=400'
+stage nodes bash -c 'tests tests/kernels/test_nodes.py --timeout=400'
+stage devices bash -c 'tests tests/kernels/test_devices.py --timeout=400'
+[ "$failed" = 1 ] || echo "kernels: passed"
+sync
+echo o > /proc/sysrq-trigger
+sleep 10
