@@ -12,7 +12,7 @@ from typing import Any
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import PodFlag, Record
 from flannel_ebpf.kernel.bpf import Map
-from flannel_ebpf.kernel.programs.readout import read_peers
+from flannel_ebpf.kernel.programs.readout import pods_in, read_peers
 
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
 _TCP = 6
@@ -39,13 +39,11 @@ def pods(folder: Path, names: dict[int, str], programs: dict[str, list[str]]) ->
 
     `names` are those of devices, `programs` what stands on each.
     """
-    with Map.open(folder / "fl_pods") as known, Map.open(folder / "fl_ports") as ports:
+    learned = pods_in(folder)
+    with Map.open(folder / "fl_ports") as ports:
         flags = {abi.unpack_u32(key): abi.Port.unpack(value).flags for key, value in ports.items().items()}
-        learned = {
-            abi.AddrKey.unpack(key).addr: abi.Pod.unpack(value) for key, value in known.items().items()
-        }
     found = []
-    for address, pod in sorted(learned.items()):
+    for address, pod in learned.items():
         shaped = PodFlag.SHAPED in (pod.flags | flags.get(pod.ifindex, PodFlag(0)))
         found.append(
             {"ip": str(address), "mac": str(pod.mac), **_place(pod.ifindex, names, programs, shaped)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,18 @@ def read_peers(folder: Path) -> Iterator[dict[str, Any]]:
             }
 
 
-def _pods(folder: Path) -> Iterator[dict[str, Any]]:
+def pods_in(folder: Path) -> dict[IPv4Address, abi.Pod]:
+    """Return the pods in a folder of maps, in order; the node's own addresses beside them are none."""
     with Map.open(folder / "fl_pods") as pods:
-        for key, value in sorted(pods.items().items()):
-            pod = abi.Pod.unpack(value)
-            yield {"ip": str(abi.AddrKey.unpack(key).addr), "ifindex": pod.ifindex, "mac": str(pod.mac)}
+        found = (
+            (abi.AddrKey.unpack(key), abi.Pod.unpack(value)) for key, value in sorted(pods.items().items())
+        )
+        return {key.addr: pod for key, pod in found if abi.PodFlag.NODE not in pod.flags}
+
+
+def _pods(folder: Path) -> Iterator[dict[str, Any]]:
+    for address, pod in pods_in(folder).items():
+        yield {"ip": str(address), "ifindex": pod.ifindex, "mac": str(pod.mac)}
 
 
 def reasons(folder: Path) -> dict[str, dict[str, int]]:

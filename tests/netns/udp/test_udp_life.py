@@ -90,7 +90,7 @@ def test_everything_goes_on_without_etcd(lab: Lab) -> None:
         mark = len(node.daemon_log())
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: "8285 restarted" in node.daemon_log()[mark:], "the relay is back")
-        assert [seen.path for seen in tcp(pair)] == ["BPF", "BPF"]
+        eventually(lambda: [seen.path for seen in tcp(pair)] == ["BPF", "BPF"], "so are the programs", 30)
     finally:
         lab.etcd.start()
 

@@ -179,6 +179,10 @@ def test_everything_arrives_by_the_path_it_should(
     between = Pair(lab, lab.node(pair[0]), lab.node(pair[1]))
     relays = [relayed(node) for node in (between.sender, between.receiver)]
     seen = row.kind(between)
+    if any(counted.any(Reason.LEARN_PEER) > 20 for counted in seen):
+        # The outer leg was looked at again just then, which takes as long as a relay does.
+        relays = [relayed(node) for node in (between.sender, between.receiver)]
+        seen = row.kind(between)
     said = [dict(counted.reasons) for counted in seen]
     ends = "-".join(NAMES[DATAPATHS[one]] for one in pair)
     expected = row.wire if link == "wire" else row.veth.get(ends, ("", ""))
