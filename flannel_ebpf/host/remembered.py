@@ -14,7 +14,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from flannel_ebpf.base.errors import ConfigError
-from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.family import Network, in_order
 from flannel_ebpf.host.files import read_small, replace_file
 from flannel_ebpf.host.places import place
 
@@ -72,7 +72,7 @@ def forget_sysctls(state_dir: Path, network: Network) -> None:
 def remember_routes(state_dir: Path, network: Network, routes: Iterable[Network]) -> None:
     """Remember destinations whose routes no longer carry our mark; raises ConfigError."""
     known = read(state_dir, network)
-    every = tuple(sorted({*known.routes, *routes}))
+    every = tuple(sorted({*known.routes, *routes}, key=in_order))
     if every != known.routes:
         _write(state_dir, network, replace(known, routes=every))
 

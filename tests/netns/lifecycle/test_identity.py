@@ -115,8 +115,8 @@ def test_networking_may_be_restarted(lab: Lab) -> None:
     ip(node, "address add 10.20.0.5/16 dev eth1", "route add default via 10.20.0.1 metric 900")
     before = lease(lab, node)
     ip(node, "address flush dev eth0")
-    looked_at(node)
-    assert "192.168.64.1 is gone from eth0: unless it is back" in node.daemon_log()
+    gone = "192.168.64.1 is gone from eth0: unless it is back"
+    eventually(lambda: gone in node.daemon_log(), "the daemon has seen that it is gone")
     ip(node, "address add 192.168.64.1/24 dev eth0", f"route add {DEFAULT}")
     looked_at(node)
     assert lease(lab, node) == before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, ip_network
 from pathlib import Path
 
 import pytest
@@ -65,3 +65,9 @@ def test_what_was_given_back_is_forgotten(tmp_path: Path) -> None:
 def test_a_folder_in_its_place_remembers_nothing(tmp_path: Path) -> None:
     remembered.path_of(tmp_path, NETWORK).mkdir()
     assert remembered.read(tmp_path, NETWORK) == remembered.Before()
+
+
+def test_routes_of_both_families_are_remembered(tmp_path: Path) -> None:
+    routes = [ip_network("fd10:1:0:7::/64"), ip_network("10.1.7.0/24")]
+    remembered.remember_routes(tmp_path, NETWORK, routes)
+    assert remembered.read(tmp_path, NETWORK).routes == (routes[1], routes[0])
