@@ -117,9 +117,9 @@ class NetworkConfig:
 def parse_network_config(text: str, source: str) -> NetworkConfig:
     """Read and check a network config; `source` says in errors where `text` came from.
 
-    Keys match in any letter case, unknown keys are ignored, null counts as not given, CIDRs are masked to
-    their network address: all as flanneld reads it. Raises ConfigError, and as its subclass UnknownBackend
-    for a backend that only another program, or none, can run.
+    Keys match in any letter case, unknown keys are ignored, CIDRs are masked to their network address, null
+    counts as not given: as flanneld reads it, which refuses null for SubnetMin and SubnetMax alone. Raises
+    ConfigError, and as its subclass UnknownBackend for a backend that only another program, or none, can run.
     """
     keys = read_object(text, source)
     enabled = {Family.V4: keys.flag("EnableIPv4", True), Family.V6: keys.flag("EnableIPv6", False)}

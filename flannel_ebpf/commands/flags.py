@@ -196,6 +196,19 @@ def _add(command: Function, flags: Sequence[Callable[[Any], Any]]) -> Function:
     return command
 
 
+def without_effect(options: Options) -> list[str]:
+    """Return what was asked for and cannot count beside the other flags."""
+    usual = Options()
+    of_programs = ("fastpath", "attach", "xdp", "source_check", "flow_entries", "revalidate")
+    found = []
+    if options.datapath == "kernel":
+        changed = (name for name in of_programs if getattr(options, name) != getattr(usual, name))
+        found += [f"--{name.replace('_', '-')} does nothing with --datapath=kernel" for name in changed]
+    if options.datapath != "kernel" and options.fastpath == "off" and options.xdp != "off":
+        found.append("--xdp does nothing with --fastpath=off")
+    return found
+
+
 def options_from(values: dict[str, Any]) -> Options:
     """Build Options from parsed flags; those a command has not keep their defaults.
 

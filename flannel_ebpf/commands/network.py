@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import click
 
 from flannel_ebpf.base import family
 from flannel_ebpf.base.config import NetworkConfig, parse_network_config
+from flannel_ebpf.base.config_keys import unknown_keys
 from flannel_ebpf.base.errors import ConfigError, LeaseConflict
 from flannel_ebpf.base.family import Family, family_of
 from flannel_ebpf.base.model import Claim, Endpoint, Lease, named
@@ -19,28 +19,13 @@ from flannel_ebpf.commands.flags import etcd_flags, options_from
 from flannel_ebpf.commands.told import etcd_options
 from flannel_ebpf.commands.values import Address, Subnet
 from flannel_ebpf.leases.allocate import shared
-from flannel_ebpf.leases.lease_format import config_key
+from flannel_ebpf.leases.lease_format import config_key, subnet_key
 
 if TYPE_CHECKING:
     from flannel_ebpf.leases.etcd import Registry
 
 LEASE_TTL = 86_400
 """Seconds: how long flannel's leases live."""
-
-
-_CONFIG_KEYS = frozenset(
-    """
-    enableipv4 enableipv6 enablenftables network subnetlen subnetmin subnetmax
-    ipv6network ipv6subnetlen ipv6subnetmin ipv6subnetmax backend
-    """.split()  # noqa: SIM905 - a list of them would be a page long
-)
-_BACKEND_KEYS = frozenset(
-    """
-    type vni port mtu gbp learning directrouting macprefix name psk listenport listenportv6
-    persistentkeepaliveinterval mode udpencap espproposal
-    """.split()  # noqa: SIM905 - likewise
-)
-"""Those of flannel's documentation, in small letters; Go's JSON reader knows no case."""
 
 
 @click.group()
@@ -76,15 +61,8 @@ def set_config(text: str, **values: Any) -> None:
         key = config_key(registry.prefix)
     networks = ", ".join(f"{pool.network} in /{pool.subnet_len}" for pool in checked.pools)
     click.echo(f"{key}: network {networks}, backend {checked.backend_type}")
-    for name in unknown_keys(json.loads(text)):
+    for name in unknown_keys(text):
         click.echo(f"warning: key {name} is none of flannel's and is ignored", err=True)
-
-
-def unknown_keys(config: dict[str, Any]) -> list[str]:
-    """Return the keys of a network config that no backend of flannel's knows, in any letter case."""
-    backend = next((value for key, value in config.items() if key.lower() == "backend"), None)
-    inside = [f"Backend.{key}" for key in backend or {} if key.lower() not in _BACKEND_KEYS]
-    return [key for key in config if key.lower() not in _CONFIG_KEYS] + inside
 
 
 @click.command()
@@ -118,6 +96,9 @@ def reserve(
                 held_by = f"{named(lease.subnets)} belongs to {lease.public_ip}"
                 raise LeaseConflict(f"{held_by}, so {claim.public_ip} cannot have it")
         held = next((lease for lease in snapshot.leases if lease.subnets == subnets), None)
+        key = subnet_key(registry.prefix, subnets)
+        if any(one.key == key for one in snapshot.skipped):
+            raise LeaseConflict(f"etcd key {key} holds no lease: delete it, or mend what it holds")
         if held is None:
             registry.create_alone(Lease.of(subnets, claim), 0, snapshot)
         elif held.etcd_lease:

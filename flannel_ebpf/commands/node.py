@@ -17,6 +17,7 @@ from flannel_ebpf.commands.flags import (
     options_from,
     unknown_variables,
     up_flags,
+    without_effect,
 )
 from flannel_ebpf.commands.values import Subnet
 
@@ -41,6 +42,8 @@ def up(verbosity: int, **values: Any) -> int:
     unknown = unknown_variables(click.get_current_context().command, os.environ)
     if unknown:
         log.warning("these variables are no flag's and are ignored: %s", ", ".join(unknown))
+    for text in without_effect(options):
+        log.warning("%s", text)
     return run(options)
 
 

@@ -136,3 +136,14 @@ def test_remove_all_leaves_an_empty_bpffs(request_: LoadRequest) -> None:
     pins.Pins.of(request_.network, request_.root).remove_all()
 
     assert not request_.root.exists()
+
+
+def test_no_code_of_the_current_folder_runs(
+    request_: LoadRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up` may be started in /tmp, where anybody may have put a json.py."""
+    for name in ("json", "bcc", "ctypes", "flannel_ebpf"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w').write('as root')")
+    monkeypatch.chdir(tmp_path)
+    assert ensure_loaded(request_).changed
+    assert not (tmp_path / "ran").exists()

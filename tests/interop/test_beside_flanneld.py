@@ -219,3 +219,16 @@ def test_both_at_once_on_one_node_do_not_fight(make_lab: MakeLab, flanneld: Path
     lab.wait_attached([n1])
     assert ping(lab.pod("n1p1"), lab.pod("n2p1").ip, 20) == 20
     assert "Traceback" not in n1.daemon_log()
+
+
+def test_the_way_back_with_udp(make_lab: MakeLab, flanneld: Path) -> None:
+    """flanneld needs port and device for itself, which our relay would keep."""
+    lab, _ = mixed(make_lab, flanneld, "udp")
+    n1 = lab.node("n1")
+    one, two = lab.pod("n1p1"), lab.pod("n2p1")
+    assert ping(one, two.ip, 20) == 20
+    subnet = n1.subnet
+    flannel(n1, "down")
+    [back] = started(flanneld, [n1])
+    eventually(pings(one, two), back.tail, 30)
+    assert (n1.subnet, back.running) == (subnet, True)

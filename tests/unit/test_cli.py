@@ -16,6 +16,7 @@ import pytest
 from flannel_ebpf.base.errors import KernelError
 from flannel_ebpf.base.options import EtcdOptions, KubeOptions, Options
 from flannel_ebpf.cli import COMMANDS, as_flanneld, main
+from flannel_ebpf.commands.flags import without_effect
 from flannel_ebpf.commands.which import Asked
 
 
@@ -453,3 +454,24 @@ def test_a_reader_that_has_seen_enough_is_no_trace() -> None:
 )
 def test_a_short_lease_is_renewed_in_its_life(margin: int, ttl: int, seconds: float) -> None:
     assert Options(subnet_lease_renew_margin=margin, lease_ttl=ttl).renew_margin == seconds
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, []),
+        ({"datapath": "kernel"}, []),
+        ({"fastpath": "off"}, []),
+        ({"fastpath": "off", "xdp": "native"}, ["--xdp does nothing with --fastpath=off"]),
+        ({"datapath": "kernel", "fastpath": "subnets"}, ["--fastpath does nothing with --datapath=kernel"]),
+        (
+            {"datapath": "kernel", "xdp": "generic", "flow_entries": 64},
+            [
+                "--xdp does nothing with --datapath=kernel",
+                "--flow-entries does nothing with --datapath=kernel",
+            ],
+        ),
+    ],
+)
+def test_a_flag_that_cannot_count_is_said(changed: dict[str, Any], said: list[str]) -> None:
+    assert without_effect(replace(Options(), **changed)) == said

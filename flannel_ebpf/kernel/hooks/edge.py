@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.errors import DeviceMissing, KernelError
 from flannel_ebpf.desired.objects import Filter, HeadroomPort, Object, Scope, XdpMode, XdpProgram
 from flannel_ebpf.desired.plan import Failure, Op, Put
 from flannel_ebpf.kernel.hooks import clsact, tcx
@@ -39,11 +39,13 @@ class Hooks:
     def apply(self, ops: Sequence[Op], scope: Scope, programs: Mapping[str, int]) -> list[Failure]:
         """Carry out every operation, in order; return those that failed. One failure stops no other.
 
-        `programs` gives the descriptor of each program by name.
+        `programs` gives the descriptor of each program by name. A pod's veth that went since it was seen is
+        no failure.
         """
         failures: list[Failure] = []
         for op in ops:
-            failures += carry_out(op, partial(self._apply_one, op, scope, programs))
+            failed = carry_out(op, partial(self._apply_one, op, scope, programs))
+            failures += [one for one in failed if not _went(one)]
         return failures
 
     def _apply_one(self, op: Op, scope: Scope, programs: Mapping[str, int]) -> None:
@@ -99,6 +101,11 @@ class Hooks:
             return clsact.drop_idle_clsact(self._ip, seen, ifindex)
         except NetlinkError as error:
             raise KernelError(f"clsact of device {ifindex}: {os.strerror(error.code)}", error.code) from error
+
+
+def _went(failure: Failure) -> bool:
+    obj, of_pods = failure.op.obj, ("fl_from_pod", "fl_to_pod")
+    return isinstance(obj, Filter) and obj.program in of_pods and isinstance(failure.error, DeviceMissing)
 
 
 def _program(programs: Mapping[str, int], name: str) -> int:

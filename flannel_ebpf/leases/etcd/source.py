@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 
 from flannel_ebpf.base.config import NetworkConfig, parse_network_config
+from flannel_ebpf.base.config_keys import unknown_keys
 from flannel_ebpf.base.errors import ConfigError, LeaseLost
 from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.base.model import Claim, Lease, LeasePart
@@ -20,6 +22,8 @@ from flannel_ebpf.leases.lease_keeper import LeaseKeeper
 from flannel_ebpf.leases.servers import Servers
 from flannel_ebpf.leases.snapshot import Snapshot, View
 from flannel_ebpf.leases.snapshot_guard import SnapshotGuard
+
+log = logging.getLogger(__name__)
 
 EXAMPLE = '{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}'
 
@@ -70,7 +74,10 @@ class EtcdSource:
         source = f"etcd key {config_key(self._registry.prefix)}"
         if text is None:
             raise ConfigError(source, None, "the network config, such as " + EXAMPLE)
-        return parse_network_config(text, source)
+        config = parse_network_config(text, source)
+        for key in unknown_keys(text):
+            log.warning("%s: key %s is none of flannel's and is ignored", source, key)
+        return config
 
     def addresses(self) -> dict[Family, Address]:
         """Return nothing: etcd knows a node by the address that it has."""

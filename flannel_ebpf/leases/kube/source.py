@@ -6,6 +6,7 @@ otherwise stands in annotations of the node objects.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flannel_ebpf.base.config import NetworkConfig, parse_network_config
+from flannel_ebpf.base.config_keys import unknown_keys
 from flannel_ebpf.base.errors import ConfigError, InvalidLease, KubeUnavailable, LeaseLost
 from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.base.model import Claim, Lease, LeasePart, Skipped
@@ -26,6 +28,8 @@ from flannel_ebpf.leases.kube.nodes import KubeNode, annotation_prefix, lease_of
 from flannel_ebpf.leases.servers import Servers
 from flannel_ebpf.leases.snapshot import Snapshot, View
 from flannel_ebpf.leases.snapshot_guard import SnapshotGuard
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 600.0
 """Seconds after which CONT_WHEN_CACHE_NOT_READY=true lets a node go on without having seen the others."""
@@ -107,7 +111,10 @@ class KubeSource:
         except OSError as error:
             expected = f"the network config, as in flannel's ConfigMap kube-flannel-cfg ({error.strerror})"
             raise ConfigError("--net-config-path", str(path), expected) from None
-        return parse_network_config(text, str(path))
+        config = parse_network_config(text, str(path))
+        for key in unknown_keys(text):
+            log.warning("%s: key %s is none of flannel's and is ignored", str(path), key)
+        return config
 
     def addresses(self) -> dict[Family, Address]:
         """Return what an operator wrote on our node: annotations node-public-ip and node-public-ipv6."""

@@ -160,7 +160,7 @@ def test_without_bpf_a_node_takes_the_kernel_path_or_ends(
     assert "Traceback" not in n1.daemon_log() + said.stderr
 
 
-@pytest.mark.parametrize("user", ["nobody"])
+@pytest.mark.parametrize("user", ["nobody", "root"])
 def test_without_rights_one_line_says_so(lab: Lab, n1: Node, user: str) -> None:
     keep = "-all,+dac_read_search"  # the checkout may be somewhere that nobody else can read
     drop = ["setpriv", f"--bounding-set={keep}", f"--inh-caps={keep}", f"--ambient-caps={keep}"]

@@ -98,11 +98,11 @@ def test_deleting_a_filter_that_is_gone_is_no_failure(
 
 
 def test_filter_on_a_missing_device_is_said(kernel: KernelNetwork, uplink: int, tiny: Program) -> None:
-    lost = Put(Filter(9999, "ingress", "fl_from_pod", tiny.info().id, "clsact"))
-    [failure] = kernel.hooks.apply([lost], scope(uplink), {"fl_from_pod": tiny.fd})
+    lost = Put(Filter(9999, "ingress", "fl_from_peer", tiny.info().id, "clsact"))
+    [failure] = kernel.hooks.apply([lost], scope(uplink), {"fl_from_peer": tiny.fd})
     assert isinstance(failure.error, DeviceMissing)
     [failure] = kernel.hooks.apply([lost], scope(uplink), {})
-    assert str(failure.error) == "program 'fl_from_pod' is not loaded"
+    assert str(failure.error) == "program 'fl_from_peer' is not loaded"
 
 
 def test_xdp_put_change_of_mode_and_removal(kernel: KernelNetwork, uplink: int, xdp: Program) -> None:

@@ -56,6 +56,14 @@ def test_a_program_is_put_found_and_deleted(kernel: KernelNetwork, uplink: int, 
     assert attached_by_tcx(uplink, "ingress") == ()
 
 
+@pytest.mark.parametrize("via", WAYS)
+def test_a_pod_that_went_while_we_looked_is_no_failure(
+    kernel: KernelNetwork, uplink: int, ours: Program, via: Attach
+) -> None:
+    gone = Filter(12345, "ingress", "fl_from_pod", ours.info().id, via)
+    assert kernel.hooks.apply([Put(gone)], scope(uplink), {"fl_from_pod": ours.fd}) == []
+
+
 def test_a_program_is_replaced_in_its_place(
     kernel: KernelNetwork, uplink: int, ours: Program, newer: Program
 ) -> None:

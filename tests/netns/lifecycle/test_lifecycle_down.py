@@ -210,6 +210,25 @@ def test_down_works_on_a_full_disk(make_lab: MakeLab) -> None:
     assert lab.pod("n1p1").run(["ping", "-c1", "-W2", str(lab.pod("n2p1").ip)]).returncode == 0
 
 
+def test_a_daemon_starts_on_a_full_disk(make_lab: MakeLab) -> None:
+    """It has no report, and says so; packets go."""
+    lab = make_lab(datapath="ebpf", pods_per_node=1)
+    node = lab.node("n1")
+    node.stop_daemon()
+    full = f"mount -t tmpfs -o size=4k full {node.state_dir}; head -c 1M /dev/zero > {node.state_dir}/x"
+    log = node.folder / "full.log"
+    script = f"{full}; exec {' '.join(node.daemon_command())} 2>{log}"
+    daemon = node.popen(["unshare", "--mount", "sh", "-c", script])
+    try:
+        eventually(lambda: log.exists() and "ready: subnet" in log.read_text(), log.read_text, 30)
+        assert "No space left on device" in log.read_text()
+        assert lab.pod("n1p1").run(["ping", "-c1", "-W5", str(lab.pod("n2p1").ip)]).returncode == 0
+    finally:
+        daemon.terminate()
+        daemon.communicate(timeout=30)
+    assert "Traceback" not in log.read_text()
+
+
 def test_several_downs_at_once_all_end_well(make_lab: MakeLab) -> None:
     lab = make_lab(nodes=1, datapath="ebpf", pods_per_node=1)
     node = lab.node("n1")

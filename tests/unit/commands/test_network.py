@@ -33,6 +33,7 @@ class Etcd:
         self.options: EtcdOptions | None = None
         self.open = 0
         self.down = False
+        self.rubbish = "/coreos.com/network/subnets/junk"
 
     def client(self, options: EtcdOptions) -> Etcd:
         self.options = options
@@ -56,7 +57,7 @@ class Etcd:
         self.config = text
 
     def snapshot(self) -> Any:
-        skipped = (Skipped("/coreos.com/network/subnets/junk", "no subnet"),)
+        skipped = (Skipped(self.rubbish, "no subnet"),)
         return flannel_ebpf.leases.snapshot.Snapshot(7, 1, tuple(self.leases.values()), skipped)
 
     def create_alone(self, lease: Lease, ttl: int, before: Any) -> None:
@@ -185,6 +186,13 @@ def test_reserve_refuses_what_no_node_would_take(
     assert status == expected
     assert [part for part in parts if part not in err] == []
     assert etcd.leases == before
+
+
+def test_reserve_names_a_key_that_holds_no_lease(run: Run, etcd: Etcd) -> None:
+    etcd.rubbish = "/coreos.com/network/subnets/10.1.5.0-24"
+    status, _, err = run("reserve", "10.1.5.0/24", "--public-ip=192.0.2.1")
+    assert status == 1
+    assert f"etcd key {etcd.rubbish} holds no lease" in err
 
 
 def test_unreserve_gives_the_key_a_life_so_that_its_node_goes_on(run: Run, etcd: Etcd) -> None:

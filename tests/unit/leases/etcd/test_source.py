@@ -50,6 +50,15 @@ def test_a_config_is_named_by_its_key() -> None:
         assert "etcd key /net/a/config" in str(refused.value)
 
 
+def test_keys_that_mean_nothing_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    text = '{"network":"10.1.0.0/16","Foo":1,"Backend":{"Type":"vxlan","VNI":1,"Bar":3}}'
+    assert source(Registry(text)).network_config().backend_type == "vxlan"
+    assert caplog.messages == [
+        f"etcd key /net/a/config: key {key} is none of flannel's and is ignored"
+        for key in ("Foo", "Backend.Bar")
+    ]
+
+
 def test_the_example_of_a_config_is_one() -> None:
     assert parse_network_config(module.EXAMPLE, "the example").backend_type == "vxlan"
 
