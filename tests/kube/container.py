@@ -1,6 +1,6 @@
 """Runs a manifest's container on a lab's node as a runtime would: its own root, mounts, pids, capabilities.
 
-The root is this host's, under an overlay, with our program at /opt/bin/flanneld, as the image has it.
+The root is this host's, under an overlay, with our programs where the image has them.
 Volumes lie in the node's folder; what is the host's own (bpffs, /proc/sys/net) is the node's. As with a
 container that is not privileged, /proc/sys and /sys can only be read.
 """
@@ -88,9 +88,9 @@ class Container:
 
     def _line(self) -> list[str]:
         root = self.folder / "root"
-        for folder in (root, Path(f"{root}.upper/opt/bin"), Path(f"{root}.work"), self.host):
+        for folder in (root, Path(f"{root}.work"), self.host):
             folder.mkdir(parents=True, exist_ok=True)
-        self._install(Path(f"{root}.upper/opt/bin"))
+        self._install(Path(f"{root}.upper"))
         mounts = self.folder / "mounts"
         mounts.write_text("".join(f"{source} {target}\n" for source, target in self._mounts()))
         return [
@@ -103,13 +103,17 @@ class Container:
             *self.spec.get("args", []),
         ]
 
-    def _install(self, folder: Path) -> None:
+    def _install(self, root: Path) -> None:
         """Put our programs where the image has them."""
-        flanneld = folder / "flanneld"
-        flanneld.write_text(f'#!/bin/sh\nexec {sys.executable} -m flannel_ebpf up "$@"\n')
-        install_conf = folder / "install-conf"
-        install_conf.write_text((TOP / "deploy/image/install-conf").read_text())
-        for program in (flanneld, install_conf):
+        ours = f"#!/bin/sh\nexec {sys.executable} -m flannel_ebpf"
+        for path, text in (
+            ("opt/bin/flanneld", f'{ours} up "$@"\n'),
+            ("opt/bin/install-conf", (TOP / "deploy/image/install-conf").read_text()),
+            ("usr/bin/flannel-ebpf", f'{ours} "$@"\n'),
+        ):
+            program = root / path
+            program.parent.mkdir(parents=True, exist_ok=True)
+            program.write_text(text)
             program.chmod(0o755)
 
     def _mounts(self) -> list[tuple[Path, str]]:

@@ -15,6 +15,7 @@ from flannel_ebpf.base.config import parse_network_config
 from flannel_ebpf.lab import Lab, Node
 from flannel_ebpf.lab.kube_server import RULES
 from tests.kube.container import TOP, Container, write_config
+from tests.netns.kube.cluster import notes
 from tests.netns.labs import MakeLab
 from tests.netns.life import Delivery, stream
 from tests.netns.traffic import ping
@@ -126,11 +127,16 @@ def attached(node: Node) -> set[str]:
     return {hook.device for hook in node.hooks()}
 
 
+def programs(node: Node) -> set[int]:
+    return {hook.prog_id for hook in node.hooks()}
+
+
 def test_a_rolling_update_loses_no_packet(lab: Lab, agents: list[Agent]) -> None:
     """Each pod is ended and made anew, as after `kubectl set image`."""
     one, two = lab.pods
     eventually(lambda: ping(one, two.ip, 5) == 5, "pods talk")
     results: list[Delivery] = []
+    before = [programs(node) for node in lab.nodes]
     with stream(one, two, 7001) as there, stream(two, one, 7002) as back:
         results += [there, back]
         for agent in agents:
@@ -145,6 +151,7 @@ def test_a_rolling_update_loses_no_packet(lab: Lab, agents: list[Agent]) -> None
         1000 * max(it.gap for it in results),
     )
     assert lost == 0
+    assert [programs(node) for node in lab.nodes] == before, "the new pod knows the programs of the old one"
 
 
 def test_flannels_own_manifest_with_our_image(lab: Lab) -> None:
@@ -176,3 +183,27 @@ def test_flannels_own_manifest_with_our_image(lab: Lab) -> None:
     finally:
         for agent in made:
             agent.main.stop()
+
+
+def test_removal_leaves_nothing(lab: Lab) -> None:
+    """The DaemonSet is deleted, and uninstall.yml's runs on every node."""
+    template = of_kind("DaemonSet")["spec"]["template"]["spec"]
+    agents = [Agent(lab, node, template) for node in lab.nodes]
+    for one in agents:
+        one.start()
+    for one in agents:
+        eventually(lambda one=one: one.ready, one.main.said, 30)  # type: ignore[misc]  # bound now
+    for one in agents:
+        one.main.stop()
+    removal = of_kind("DaemonSet", "uninstall.yml")["spec"]["template"]["spec"]
+    for node in lab.nodes:
+        for container in removal["initContainers"]:
+            Container(lab, node, removal, container).run()
+        said = node.run(["sh", "-c", "ip link; ip route; iptables-save; nft list ruleset"]).stdout
+        assert "flannel" not in said.lower(), said
+        assert "10.244." not in node.run(["ip", "route", "show", "proto", "251"]).stdout
+        assert not node.hooks()
+        assert not list(node.pin_root.iterdir())
+        assert not (node.folder / "host/etc/cni/net.d/10-flannel.conflist").exists()
+        assert not (node.folder / "host/run/flannel/subnet.env").exists()
+        assert notes(lab, node.name) == {}
