@@ -6,10 +6,13 @@ They run on node n1, so that its uplink can be cut while the server lives.
 from __future__ import annotations
 
 import logging
+import socket
+import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -249,6 +252,43 @@ def test_a_stranger_for_a_server(kube_lab: Lab, tmp_path: Path) -> None:
     )
 
 
+def test_an_authority_that_is_replaced_is_read_for_the_next_connection(kube_lab: Lab, tmp_path: Path) -> None:
+    """The kubelet writes the new one; what runs goes on, and a file broken meanwhile changes nothing."""
+    ca = tmp_path / "mounted.crt"
+    ca.write_bytes(self_signed(tmp_path, 2).read_bytes())
+    client = KubeClient(access(kube_lab, ca=Pem(ca)))
+    with pytest.raises(KubeUnavailable, match="its certificate is not accepted"):
+        on_n1(kube_lab, lambda: client.get(f"{NODES}/n1"))
+    ca.write_bytes(kube_lab.kube.certificate.read_bytes())
+    assert on_n1(kube_lab, lambda: client.get(f"{NODES}/n1"))["metadata"]["name"] == "n1"
+    ca.write_text("half a file")
+    client.reconnect()
+    assert on_n1(kube_lab, lambda: client.get(f"{NODES}/n2"))["metadata"]["name"] == "n2"
+
+
+def test_a_certificate_that_has_expired(kube_lab: Lab, tmp_path: Path) -> None:
+    """One line says so, with the server's name."""
+    certificate = expired(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, tmp_path / "key.pem")
+    with on_n1(kube_lab, lambda: socket.create_server(("127.0.0.1", 0))) as server:
+        thread = threading.Thread(target=handshake, args=(server, context))
+        thread.start()
+        url = f"https://127.0.0.1:{server.getsockname()[1]}"
+        client = KubeClient(Access(url, "test", ca=Pem(certificate)))
+        with pytest.raises(KubeUnavailable, match=r"its certificate is not accepted.*expired") as caught:
+            on_n1(kube_lab, lambda: client.get(NODES))
+        thread.join()
+    assert str(caught.value).startswith(url)
+    assert "\n" not in str(caught.value)
+
+
+def handshake(server: socket.socket, context: ssl.SSLContext) -> None:
+    plain, _ = server.accept()
+    with suppress(OSError), context.wrap_socket(plain, server_side=True):
+        pass
+
+
 def test_a_server_that_is_not_there(kube_lab: Lab) -> None:
     client = KubeClient(Access("https://192.168.64.254:1", "test", ca=Pem(kube_lab.kube.certificate)))
     with pytest.raises(KubeUnavailable, match=r"https://192\.168\.64\.254:1: Connection refused"):
@@ -284,3 +324,14 @@ def self_signed(folder: Path, days: int) -> Path:
         check=True, capture_output=True,
     )  # fmt: skip
     return path
+
+
+def expired(folder: Path) -> Path:
+    """A certificate whose last day was yesterday, which `openssl req` alone makes not; its key: key.pem."""
+    made = (
+        "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=expired"
+        " -addext subjectAltName=IP:127.0.0.1 -keyout key.pem |"
+        " openssl x509 -req -signkey key.pem -days -1 -copy_extensions copyall -out expired.pem"
+    )
+    subprocess.run(["sh", "-c", made], cwd=folder, check=True, capture_output=True)
+    return folder / "expired.pem"
