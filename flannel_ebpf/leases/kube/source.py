@@ -207,7 +207,11 @@ class KubeSource:
         return self._keeper.look(self._name)
 
     def _entry(self, found: Mapping[str, Any]) -> _Entry:
+        """Return what we know of a node; the very same while nothing changes but what kubelets write."""
         node = read_node(found, self._prefix)
+        before = self._mirror.node(node.name) if self._mirror else None
+        if before and before.node == node:
+            return before
         try:
             return _Entry(node, lease_of(node, self._families))
         except InvalidLease as error:
