@@ -43,7 +43,7 @@ static __always_inline enum fl_reason judge(const struct fl_direction *d, const 
 }
 
 /* Draw the consequences of judge()'s answer; return what is to be counted. `ttl_taken` as for start_lesson(). */
-static __always_inline enum fl_reason learn(struct __sk_buff *skb, const struct iphdr *ip, const void *end,
+static __always_inline enum fl_reason learn(struct __sk_buff *skb, const ip_header *ip, const void *end,
 					    const struct fl_packet *p, __u8 ttl_taken,
 					    const struct fl_direction *d, enum fl_reason judged)
 {
@@ -83,9 +83,9 @@ static __always_inline enum fl_reason admit_tx(struct __sk_buff *skb, const stru
 }
 
 /* Is this packet's flow open towards a pod? FL_GO_ON: yes, and to *pod, if its place is known. */
-static __always_inline enum fl_reason admit_flow_rx(struct __sk_buff *skb, const struct iphdr *ip, const void *end,
+static __always_inline enum fl_reason admit_flow_rx(struct __sk_buff *skb, const ip_header *ip, const void *end,
 						    const struct fl_packet *p, __u8 ttl_taken, __u64 now,
-						    struct fl_pod_v4 **pod)
+						    struct fl_pod **pod)
 {
 	struct fl_direction d;
 	enum fl_reason reason;
@@ -109,9 +109,9 @@ static __always_inline enum fl_reason admit_flow_rx(struct __sk_buff *skb, const
 }
 
 /* May this packet for a pod leave the kernel's path, and where to? FL_GO_ON: yes, to *pod. */
-static __always_inline enum fl_reason admit_rx(struct __sk_buff *skb, const struct iphdr *ip, const void *end,
+static __always_inline enum fl_reason admit_rx(struct __sk_buff *skb, const ip_header *ip, const void *end,
 					       const struct fl_packet *p, __u8 ttl_taken, __u64 now,
-					       struct fl_pod_v4 **pod)
+					       struct fl_pod **pod)
 {
 	struct fl_direction d;
 	enum fl_reason reason;

@@ -19,9 +19,9 @@ static __always_inline bool for_any_peer(const struct __sk_buff *skb)
 	return data + FL_ETH_LEN <= (void *)(long)skb->data_end && same_mac(data, station);
 }
 
-static __always_inline void note_asked(__u32 addr)
+static __always_inline void note_asked(ip_addr addr)
 {
-	struct fl_subnet_v4 key = peer_key(addr);
+	struct fl_subnet key = peer_key(addr);
 	struct fl_asked *asked = bpf_map_lookup_elem(&fl_asked, &key);
 	struct fl_asked first = { .packets = 1 };
 

@@ -6,24 +6,22 @@
 #include "send.h"
 
 /* `ip` is the packet in place; every check has passed. */
-static __always_inline enum fl_reason direct_send(struct __sk_buff *skb, struct iphdr *ip,
-						  const struct fl_peer_v4 *peer)
+static __always_inline enum fl_reason direct_send(struct __sk_buff *skb, ip_header *ip, const struct fl_peer *peer)
 {
 	decrement_ttl(ip, ttl_cost(FL_MODE_DIRECT));
 	return send_to_peer(skb, peer, FL_FAST_DIRECT);
 }
 
 /* Would send_to_peer() reach the station that the kernel just sent this frame to? */
-static __always_inline bool same_next_hop(struct __sk_buff *skb, const struct ethhdr *eth, struct fl_peer_v4 *peer)
+static __always_inline bool same_next_hop(struct __sk_buff *skb, const struct ethhdr *eth, struct fl_peer *peer)
 {
-	struct bpf_fib_lookup route = { .family = FL_AF_INET, .ifindex = fl_cfg.uplink };
+	struct bpf_fib_lookup route = { .family = FL_AF, .ifindex = fl_cfg.uplink };
 	const __u16 *dmac = (const __u16 *)route.dmac; /* two bytes off a word */
 	const __u16 *dest = (const __u16 *)eth->h_dest;
 
 	if (!(peer->flags & FL_PEER_ON_LINK) || same_mac(eth->h_dest, peer->next_mac))
 		return true;
-	route.ipv4_src = FL_CFG_ADDR(public_ip);
-	route.ipv4_dst = public_ip(peer);
+	set_route(&route, own_ip(), public_ip(peer));
 	if (bpf_fib_lookup(skb, &route, sizeof(route), BPF_FIB_LOOKUP_DIRECT | BPF_FIB_LOOKUP_OUTPUT) ||
 	    dmac[0] != dest[0] || dmac[1] != dest[1] || dmac[2] != dest[2])
 		return false;

@@ -4,13 +4,23 @@
  * reason, and nothing else. flannel_ebpf/contract/abi.py mirrors it; a test and every start of the daemon compare
  * the mirror with the compiled object's BTF.
  *
- * Addresses are __u8[4] in wire order, so that `bpftool map dump` prints them readably. Ports and counters
+ * Addresses are bytes in wire order, so that `bpftool map dump` prints them readably. Ports and counters
  * are host byte order unless a comment says otherwise. All padding is written out.
  */
 #ifndef FLANNEL_H
 #define FLANNEL_H
 
 #include <linux/types.h>
+
+/*
+ * Every source is compiled once for each family of IP. What a network of one family has, programs, maps and
+ * everything in them, knows nothing of the other one; only the length of an address is another.
+ */
+#ifdef FL_IPV6
+#define FL_ADDR_LEN 16
+#else
+#define FL_ADDR_LEN 4
+#endif
 
 /* How packets reach a peer. */
 enum fl_mode {
@@ -47,11 +57,11 @@ enum fl_cap {
 
 /* Set once before load, read-only afterwards: the verifier removes branches they rule out. */
 struct fl_config {
-	__u8 public_ip[4];
-	__u8 network[4];
-	__u8 network_mask[4];
-	__u8 subnet[4];
-	__u8 subnet_mask[4];
+	__u8 public_ip[FL_ADDR_LEN];
+	__u8 network[FL_ADDR_LEN];
+	__u8 network_mask[FL_ADDR_LEN];
+	__u8 subnet[FL_ADDR_LEN];
+	__u8 subnet_mask[FL_ADDR_LEN];
 	__u8 vtep_mac[6];
 	__u16 port;	 /* tunnel's UDP port: 8472 vxlan, 8285 udp */
 	__u16 sport_min; /* net.ipv4.ip_local_port_range, inclusive, for vxlan's source port */
@@ -80,9 +90,9 @@ struct fl_node {
 };
 
 /* fl_peers: remote subnet -> how to get there. The same key serves a hash and an LPM trie. */
-struct fl_subnet_v4 {
+struct fl_subnet {
 	__u32 len; /* prefix length in bits */
-	__u8 addr[4];
+	__u8 addr[FL_ADDR_LEN];
 };
 
 enum fl_peer_flag {
@@ -90,13 +100,16 @@ enum fl_peer_flag {
 	FL_PEER_BPF = 1 << 1, /* udp: its programs take packets whose checksum or cutting is still to be done */
 };
 
-struct fl_peer_v4 {
-	__u8 public_ip[4];
+struct fl_peer {
+	__u8 public_ip[FL_ADDR_LEN];
 	__u8 vtep_mac[6]; /* zero unless mode is FL_MODE_VXLAN */
 	__u8 mode;	  /* enum fl_mode */
 	__u8 flags;	  /* enum fl_peer_flag bits */
 	__u16 mtu;	  /* largest outer IPv4 packet on the way to public_ip */
 	__u16 slot;	  /* index of this peer's counters in fl_peer_stats */
+#ifdef FL_IPV6
+	__u8 pad6[4];
+#endif
 	/* What follows is the programs': the outer leg as the kernel takes it, see outer.h. */
 	__u64 tx_until; /* ns, CLOCK_MONOTONIC */
 	__u64 rx_until;
@@ -119,8 +132,8 @@ struct fl_asked {
 };
 
 /* fl_vteps: public address of a member -> its subnet (a member with several subnets: any of them). */
-struct fl_addr_v4 {
-	__u8 addr[4];
+struct fl_addr {
+	__u8 addr[FL_ADDR_LEN];
 };
 
 enum fl_pod_flag {
@@ -141,7 +154,7 @@ struct fl_proof {
 };
 
 /* fl_pods: local address -> where it lives. Learned by fl_to_pod, removed by the daemon. */
-struct fl_pod_v4 {
+struct fl_pod {
 	__u32 ifindex; /* host side of the veth */
 	__u8 mac[6];
 	__u8 gateway_mac[6]; /* source of frames that the kernel delivers to the pod */
@@ -156,9 +169,9 @@ struct fl_port {
 };
 
 /* fl_flows: one entry per connection, seen from the pod. */
-struct fl_flow_key_v4 {
-	__u8 pod[4];
-	__u8 remote[4];
+struct fl_flow_key {
+	__u8 pod[FL_ADDR_LEN];
+	__u8 remote[FL_ADDR_LEN];
 	__u16 pod_port; /* network byte order; ICMP echo: its id in both */
 	__u16 remote_port;
 	__u8 proto;
@@ -183,7 +196,7 @@ struct fl_flow {
  * carries the number, and the program at the far end compares.
  */
 struct fl_lesson {
-	struct fl_flow_key_v4 key;
+	struct fl_flow_key key;
 	__u32 seq; /* TCP's; both wire order */
 	__u32 ack;
 	__u16 id;  /* wire order */
@@ -225,13 +238,21 @@ struct fl_line {
 
 /* fl_open: hash of a flow's key and direction -> directions that were found open in fl_flows lately. */
 struct fl_open {
-	struct fl_flow_key_v4 key;
+	struct fl_flow_key key;
 	__u32 hash;    /* of the key */
 	__u32 ifindex; /* pod's veth */
 	__u64 until;   /* bits 0-39: 2^20 ns, CLOCK_MONOTONIC; 40-47: fl_cell.ended when fl_flows was looked at */
+#ifdef FL_IPV6
+	__u8 pad[8];
+#endif
 };
 
-#define FL_OPEN_WAYS 2 /* in a cache line */
+/* In a cache line. */
+#ifdef FL_IPV6
+#define FL_OPEN_WAYS 1
+#else
+#define FL_OPEN_WAYS 2
+#endif
 
 struct fl_open_set {
 	struct fl_open ways[FL_OPEN_WAYS];
@@ -269,16 +290,18 @@ struct fl_event {
 	__u64 at; /* ns, CLOCK_MONOTONIC */
 	__u32 ifindex;
 	__u32 len;
-	__u8 source[4]; /* of the inner packet, where there is one */
-	__u8 target[4];
-	__u8 outer[4]; /* who sent the tunnel packet, else 0 */
+	__u8 source[FL_ADDR_LEN]; /* of the inner packet, where there is one */
+	__u8 target[FL_ADDR_LEN];
+	__u8 outer[FL_ADDR_LEN]; /* who sent the tunnel packet, else 0 */
 	__u16 source_port;
 	__u16 target_port;
 	__u8 proto;
 	__u8 hook;   /* enum fl_hook */
 	__u8 reason; /* enum fl_reason */
 	__u8 tcp_flags;
+#ifndef FL_IPV6
 	__u8 pad[4];
+#endif
 };
 
 /*
@@ -306,17 +329,17 @@ enum fl_reason {
 	FL_STAND_ASIDE,	     /* the daemon is silent */
 	FL_MEMBER,	     /* fl_xdp: a member's tunnel packet, passed on */
 	FL_NOT_OVERLAY,	     /* no peer's subnet and not our tunnel, or a peer that is the kernel's */
-	FL_NOT_IPV4,	     /* ARP, IPv6 and other EtherTypes, VLAN tags */
+	FL_NOT_FAMILY,	     /* another EtherType than that of these programs' IP, or a VLAN tag */
 	FL_NOT_UNICAST,	     /* multicast or broadcast, frame or address */
 	FL_TRUNCATED,
 	FL_BAD_HEADER, /* version, header length, total length or checksum */
-	FL_IP_OPTIONS,
+	FL_IP_OPTIONS, /* of IPv4, or extension headers of IPv6 */
 	FL_FRAGMENT,
 	FL_TTL,
 	FL_TOO_BIG,	     /* larger than the path: the kernel fragments or answers */
-	FL_PROTOCOL,	     /* neither TCP, UDP nor ICMP echo */
+	FL_PROTOCOL,	     /* neither TCP, UDP nor ICMP echo; neighbour discovery */
 	FL_GSO,		     /* a super-packet of a kind the kernel must segment */
-	FL_CHECKSUM,	     /* udp: checksum still to be filled in, and the peer has but a relay */
+	FL_CHECKSUM,	     /* udp: checksum still to be filled in, and the peer has but a relay; IPv6: none */
 	FL_ECN,		     /* RFC 6040 says drop or log: the kernel decides */
 	FL_OUTER,	     /* outer IPv4 options, fragment or length that does not fit */
 	FL_VXLAN_HEADER,     /* reserved bits, or no I flag */

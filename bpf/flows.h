@@ -43,7 +43,7 @@
 
 /* One direction of a flow, as a packet in hand meets it. */
 struct fl_direction {
-	struct fl_flow_key_v4 key;
+	struct fl_flow_key key;
 	struct fl_cell *cell;
 	__u64 now; /* ns */
 	__u32 hash;
@@ -53,10 +53,10 @@ struct fl_direction {
 	__u8 ended; /* fl_cell.ended before fl_flows was looked at */
 };
 
-static __always_inline struct fl_flow_key_v4 flow_key(__u32 pod, __u32 remote, __u16 pod_port, __u16 remote_port,
-						      __u8 proto)
+static __always_inline struct fl_flow_key flow_key(ip_addr pod, ip_addr remote, __u16 pod_port, __u16 remote_port,
+						   __u8 proto)
 {
-	struct fl_flow_key_v4 key = {
+	struct fl_flow_key key = {
 		.pod_port = pod_port,
 		.remote_port = remote_port,
 		.proto = proto,
@@ -68,27 +68,42 @@ static __always_inline struct fl_flow_key_v4 flow_key(__u32 pod, __u32 remote, _
 }
 
 /* Key of a packet on its way from or to a pod. */
-static __always_inline struct fl_flow_key_v4 key_of(const struct fl_packet *p, __u8 way)
+static __always_inline struct fl_flow_key key_of(const struct fl_packet *p, __u8 way)
 {
 	if (way == FL_WAY_OUT)
 		return flow_key(p->src, p->dst, p->sport, p->dport, p->proto);
 	return flow_key(p->dst, p->src, p->dport, p->sport, p->proto);
 }
 
-static __always_inline bool same_key(const struct fl_flow_key_v4 *a, const struct fl_flow_key_v4 *b)
-{
-	const __u64 *left = (const __u64 *)a, *right = (const __u64 *)b;
+#define FL_KEY_WORDS ((int)sizeof(struct fl_flow_key) / 8)
 
-	return left[0] == right[0] && left[1] == right[1];
+static __always_inline bool same_words(const void *a, const void *b, int count)
+{
+	const __u64 *left = a, *right = b;
+
+	for (int i = 0; i < count; i++) {
+		if (left[i] != right[i])
+			return false;
+	}
+	return true;
 }
 
-static __always_inline __u32 flow_hash(const struct fl_flow_key_v4 *key)
+static __always_inline bool same_key(const struct fl_flow_key *a, const struct fl_flow_key *b)
+{
+	return same_words(a, b, FL_KEY_WORDS);
+}
+
+static __always_inline __u32 flow_hash(const struct fl_flow_key *key)
 {
 	const __u64 *word = (const __u64 *)key;
 	__u64 hash = word[0] ^ hash_key();
 
+#pragma unroll
+	for (int i = 1; i < FL_KEY_WORDS - 1; i++)
+		hash = ((hash ^ (hash >> 29)) * 0x9e3779b97f4a7c15ULL) ^ word[i];
 	hash = (hash ^ (hash >> 29)) * 0x9e3779b97f4a7c15ULL;
-	return (hash ^ (hash >> 32) ^ word[1]) * 0xbf58476d1ce4e5b9ULL >> 32; /* low bits mix badly */
+	return (hash ^ (hash >> 32) ^ word[FL_KEY_WORDS - 1]) * 0xbf58476d1ce4e5b9ULL >>
+	       32; /* low bits mix badly */
 }
 
 /*
@@ -167,7 +182,7 @@ static __always_inline void note_learned(__u32 place, __u64 now)
  * Forget a flow, and void what fl_open knows of it. Looked up first, because deleting from an LRU takes the
  * bucket's lock even on a miss.
  */
-static __always_inline void end_flow(const struct fl_flow_key_v4 *key, __u32 place)
+static __always_inline void end_flow(const struct fl_flow_key *key, __u32 place)
 {
 	struct fl_cell *this = cell_at(place), *other = cell_at(place ^ FL_LINE);
 

@@ -11,7 +11,7 @@
 
 /* What there is to know of a packet from a peer, once its outer side was found in order. */
 struct fl_arrival {
-	struct fl_peer_v4 *peer; /* who sent it */
+	struct fl_peer *peer; /* who sent it */
 	__u64 now;
 	__u8 mode;
 	__u8 tos;	 /* outer */
@@ -20,8 +20,8 @@ struct fl_arrival {
 };
 
 /* Carry an admitted packet into its pod. */
-static __always_inline enum fl_reason carry_in(struct __sk_buff *skb, const struct fl_arrival *a, struct iphdr *ip,
-					       const struct fl_packet *p, const struct fl_pod_v4 *pod)
+static __always_inline enum fl_reason carry_in(struct __sk_buff *skb, const struct fl_arrival *a, ip_header *ip,
+					       const struct fl_packet *p, const struct fl_pod *pod)
 {
 	enum fl_reason reason = FL_GO_ON;
 	__u32 count = segments(skb);
@@ -43,15 +43,15 @@ static __always_inline enum fl_reason carry_in(struct __sk_buff *skb, const stru
 static __always_inline enum fl_reason admit(struct __sk_buff *skb, const struct fl_arrival *a, bool padded)
 {
 	struct fl_packet p = {};
-	struct fl_pod_v4 *pod;
+	struct fl_pod *pod;
 	enum fl_reason reason;
-	struct iphdr *ip;
+	ip_header *ip;
 	void *data, *end;
 
-	if (!readable_ipv4(skb, a->offset, &data, &end))
+	if (!readable_ip(skb, a->offset, &data, &end))
 		return FL_TRUNCATED;
 	ip = data + a->offset;
-	reason = parse_ipv4(ip, end, skb->len - a->offset, padded, ttl_cost(a->mode), &p);
+	reason = parse_packet(ip, end, skb->len - a->offset, padded, ttl_cost(a->mode), &p);
 	if (reason)
 		return reason;
 	if (a->mode != FL_MODE_DIRECT && keeps_tunnel_state(skb, &p))
@@ -68,13 +68,13 @@ static __always_inline enum fl_reason admit(struct __sk_buff *skb, const struct 
 static __always_inline enum fl_reason from_wire(struct __sk_buff *skb, __u64 now)
 {
 	struct fl_arrival a = { .now = now, .mode = FL_MODE_DIRECT, .offset = FL_ETH_LEN };
-	struct iphdr *ip;
+	ip_header *ip;
 	void *data, *end;
 
 	if (!readable(skb, FL_ETH_LEN + FL_IP_LEN, &data, &end))
 		return FL_TRUNCATED;
 	ip = data + FL_ETH_LEN;
-	a.peer = find_peer(ip->saddr);
+	a.peer = find_peer(source_of(ip));
 	if (!a.peer || a.peer->mode != FL_MODE_DIRECT)
 		return FL_NOT_OVERLAY;
 	return admit(skb, &a, true);
@@ -86,7 +86,7 @@ static __always_inline enum fl_reason match_tunnel(struct __sk_buff *skb, struct
 	struct fl_outer *outer;
 	enum fl_reason reason;
 	struct ethhdr *inner;
-	struct iphdr *ip;
+	ip_header *ip;
 	void *data, *end;
 
 	a->mode = fl_cfg.backend;
@@ -98,22 +98,22 @@ static __always_inline enum fl_reason match_tunnel(struct __sk_buff *skb, struct
 	reason = match_outer(outer, skb->len);
 	if (reason)
 		return reason;
-	a->tos = outer->ip.tos;
+	a->tos = tos_of(&outer->ip);
 	a->from_relay = a->mode == FL_MODE_UDP && outer->udp.check;
 	if (a->mode == FL_MODE_UDP) {
-		if (ip->ttl <= 1)
+		if (ttl_of(ip) <= 1)
 			return FL_TTL; /* it ends at our relay */
 		/* several datagrams of a relay in one piece: nothing has cut them on the way */
-		return skb->gso_size && bpf_ntohs(ip->tot_len) != skb->len - FL_UDP_INNER ? FL_GSO : FL_GO_ON;
+		return skb->gso_size && length_of(ip) != skb->len - FL_UDP_INNER ? FL_GSO : FL_GO_ON;
 	}
 	reason = match_vxlan((void *)(outer + 1));
 	if (reason)
 		return reason;
 	inner = (struct ethhdr *)ip - 1;
-	if (inner->h_proto != bpf_htons(ETH_P_IP))
-		return FL_NOT_IPV4;
+	if (inner->h_proto != FL_ETHERTYPE)
+		return FL_NOT_FAMILY;
 	reason = match_inner_mac(inner);
-	return reason ? reason : match_ecn(a->tos, ip->tos);
+	return reason ? reason : match_ecn(a->tos, tos_of(ip));
 }
 
 /* A packet for our public address. *taken: it goes on from the overlay's device. */
@@ -131,7 +131,7 @@ static __always_inline enum fl_reason from_tunnel(struct __sk_buff *skb, __u64 n
 	if (skb->pkt_type != 0) /* PACKET_HOST */
 		return FL_NOT_UNICAST;
 	if (skb->vlan_present)
-		return FL_NOT_IPV4;
+		return FL_NOT_FAMILY;
 	reason = match_tunnel(skb, &a);
 	if (reason)
 		return reason;
@@ -167,7 +167,7 @@ static __always_inline enum fl_reason from_overlay(struct __sk_buff *skb)
 		return FL_GO_ON;
 	if (ticket == FL_TICKET_KERNEL)
 		skb->FL_TICKET = 0;
-	if ((!offset || skb->protocol == bpf_htons(ETH_P_IP)) && readable(skb, offset + FL_IP_LEN, &data, &end))
+	if ((!offset || skb->protocol == FL_ETHERTYPE) && readable(skb, offset + FL_IP_LEN, &data, &end))
 		see_received(data + offset);
 	return FL_GO_ON;
 }
@@ -175,7 +175,7 @@ static __always_inline enum fl_reason from_overlay(struct __sk_buff *skb)
 static __always_inline enum fl_reason from_peer(struct __sk_buff *skb, bool *taken)
 {
 	struct ethhdr *eth;
-	struct iphdr *ip;
+	ip_header *ip;
 	void *data, *end;
 	__u64 now;
 
@@ -187,10 +187,10 @@ static __always_inline enum fl_reason from_peer(struct __sk_buff *skb, bool *tak
 		return FL_TRUNCATED;
 	eth = data;
 	ip = (void *)(eth + 1);
-	if (eth->h_proto != bpf_htons(ETH_P_IP))
-		return FL_NOT_IPV4;
-	if (fl_cfg.backend != FL_MODE_DIRECT && ip->daddr == FL_CFG_ADDR(public_ip)) {
-		if (ip->protocol != IPPROTO_UDP)
+	if (eth->h_proto != FL_ETHERTYPE)
+		return FL_NOT_FAMILY;
+	if (fl_cfg.backend != FL_MODE_DIRECT && same_addr(target_of(ip), own_ip())) {
+		if (!may_be_udp(ip))
 			return FL_NOT_OVERLAY;
 		now = clock_ns();
 		return stands_aside(now) ? FL_STAND_ASIDE : from_tunnel(skb, now, taken);
@@ -198,8 +198,8 @@ static __always_inline enum fl_reason from_peer(struct __sk_buff *skb, bool *tak
 	if (skb->pkt_type != 0)
 		return FL_NOT_UNICAST;
 	if (skb->vlan_present)
-		return FL_NOT_IPV4;
-	if ((fl_cfg.backend == FL_MODE_DIRECT || fl_cfg.direct_routing) && in_own_subnet(ip->daddr)) {
+		return FL_NOT_FAMILY;
+	if ((fl_cfg.backend == FL_MODE_DIRECT || fl_cfg.direct_routing) && in_own_subnet(target_of(ip))) {
 		now = clock_ns();
 		return stands_aside(now) ? FL_STAND_ASIDE : from_wire(skb, now);
 	}

@@ -8,7 +8,7 @@
 #include "outer.h"
 #include "verdict.h"
 
-static __always_inline __u32 overhead(const struct fl_peer_v4 *peer)
+static __always_inline __u32 overhead(const struct fl_peer *peer)
 {
 	switch (peer->mode) {
 	case FL_MODE_VXLAN:
@@ -21,8 +21,8 @@ static __always_inline __u32 overhead(const struct fl_peer_v4 *peer)
 }
 
 /* Carry an admitted packet to its peer. fl_cfg.backend comes first, so that unused modes cost nothing. */
-static __always_inline enum fl_reason send(struct __sk_buff *skb, struct iphdr *ip, const void *end,
-					   const struct fl_packet *p, const struct fl_peer_v4 *peer)
+static __always_inline enum fl_reason send(struct __sk_buff *skb, ip_header *ip, const void *end,
+					   const struct fl_packet *p, const struct fl_peer *peer)
 {
 	__u32 count = segments(skb);
 	enum fl_reason reason;
@@ -30,7 +30,7 @@ static __always_inline enum fl_reason send(struct __sk_buff *skb, struct iphdr *
 	if (p->tos)
 		skb->priority = priority_of(p->tos);
 	if (fl_cfg.backend == FL_MODE_VXLAN && peer->mode == FL_MODE_VXLAN)
-		reason = vxlan_send(skb, p->len, p->tos, ttl_cost(FL_MODE_VXLAN), peer);
+		reason = vxlan_send(skb, p, ttl_cost(FL_MODE_VXLAN), peer);
 	else if (fl_cfg.backend == FL_MODE_UDP && peer->mode == FL_MODE_UDP)
 		reason = udp_send(skb, ip, end, p, ttl_cost(FL_MODE_UDP), false, peer);
 	else if (peer->mode == FL_MODE_DIRECT)
@@ -43,21 +43,26 @@ static __always_inline enum fl_reason send(struct __sk_buff *skb, struct iphdr *
 }
 
 /* A pod that sends tunnel packets could be any pod of any node. Fragments and options are looked at, too. */
-static __always_inline bool is_forged_tunnel(const struct iphdr *ip, const void *end)
+static __always_inline bool is_forged_tunnel(const ip_header *ip, const void *end)
 {
-	const struct udphdr *udp = (const void *)ip + ip->ihl * 4;
+	const struct udphdr *udp;
+	enum fl_reason reason;
+	bool first;
 
-	if (fl_cfg.backend == FL_MODE_DIRECT || ip->protocol != IPPROTO_UDP || ip->frag_off & bpf_htons(0x1fff))
+	if (fl_cfg.backend == FL_MODE_DIRECT)
 		return false;
-	if ((const void *)(udp + 1) > end || udp->dest != bpf_htons(fl_cfg.port))
+	reason = find_udp(ip, end, &udp, &first);
+	if (reason && reason != FL_TRUNCATED)
 		return false;
-	return ip->daddr == FL_CFG_ADDR(public_ip) || is_member(ip->daddr);
+	if (!reason && ((const void *)(udp + 1) > end || udp->dest != bpf_htons(fl_cfg.port)))
+		return false;
+	return same_addr(target_of(ip), own_ip()) || is_member(target_of(ip));
 }
 
 /* Not for another node's pods: the kernel's, whatever it is. */
-static __always_inline enum fl_reason not_overlay(const struct iphdr *ip, const void *end)
+static __always_inline enum fl_reason not_overlay(const ip_header *ip, const void *end)
 {
-	if (is_multicast_v4(ip->daddr))
+	if (is_multicast(target_of(ip)))
 		return FL_NOT_UNICAST;
 	return fl_cfg.source_check != FL_CHECK_OFF && is_forged_tunnel(ip, end) ? FL_DROP_POD_TUNNEL
 										: FL_NOT_OVERLAY;
@@ -66,36 +71,35 @@ static __always_inline enum fl_reason not_overlay(const struct iphdr *ip, const 
 static __always_inline enum fl_reason from_pod(struct __sk_buff *skb)
 {
 	enum fl_reason reason;
-	struct fl_peer_v4 *peer;
+	struct fl_peer *peer;
 	struct fl_packet p = {};
 	struct ethhdr *eth;
-	struct iphdr *ip;
+	ip_header *ip;
 	void *data, *end;
 	__u64 now;
 
-	if (skb->FL_TICKET)
-		skb->FL_TICKET = 0; /* a pod's own programs may have set it */
-	if (!readable_ipv4(skb, FL_ETH_LEN, &data, &end))
+	if (!readable_ip(skb, FL_ETH_LEN, &data, &end))
 		return FL_TRUNCATED;
 	eth = data;
 	ip = (void *)(eth + 1);
-	if (eth->h_proto == bpf_htons(ETH_P_ARP))
-		hear_arp(skb, eth);
-	if (eth->h_proto != bpf_htons(ETH_P_IP) || skb->vlan_present)
-		return FL_NOT_IPV4;
+	hear_claim(skb, eth, end);
+	if (eth->h_proto != FL_ETHERTYPE || skb->vlan_present)
+		return FL_NOT_FAMILY;
+	if (skb->FL_TICKET)
+		skb->FL_TICKET = 0; /* a pod's own programs may have set it */
 	if (eth->h_dest[0] & 1)
 		return FL_NOT_UNICAST;
 	now = clock_ns();
 	if (stands_aside(now))
 		return FL_STAND_ASIDE;
-	if (!in_network(ip->daddr) || in_own_subnet(ip->daddr))
+	if (!in_network(target_of(ip)) || in_own_subnet(target_of(ip)))
 		return not_overlay(ip, end);
-	peer = find_peer(ip->daddr);
+	peer = find_peer(target_of(ip));
 	if (!peer || peer->mode == FL_MODE_NONE)
 		return not_overlay(ip, end);
 	if (!(fl_cfg.caps & FL_CAP_REDIRECT_NEIGH))
 		return FL_HELPER;
-	reason = parse_ipv4(ip, end, skb->len - FL_ETH_LEN, false, ttl_cost(fl_cfg.backend), &p);
+	reason = parse_packet(ip, end, skb->len - FL_ETH_LEN, false, ttl_cost(fl_cfg.backend), &p);
 	if (reason)
 		return reason;
 	if (segment_len(skb, &p) + overhead(peer) > peer->mtu || p.len + overhead(peer) > 0xffff)

@@ -37,7 +37,7 @@
  * Write down how a packet looks: `ip` in the frame, `p` what was parsed of it, `ttl` what it will have at the far
  * end. False when its TCP header is not readable, which parse_l4() has seen before.
  */
-static __always_inline bool describe(struct fl_lesson *lesson, struct __sk_buff *skb, const struct iphdr *ip,
+static __always_inline bool describe(struct fl_lesson *lesson, struct __sk_buff *skb, const ip_header *ip,
 				     const void *end, const struct fl_packet *p, __u8 ttl, __u8 way)
 {
 	const __u32 *l4 = (const void *)(ip + 1);
@@ -50,7 +50,7 @@ static __always_inline bool describe(struct fl_lesson *lesson, struct __sk_buff 
 		lesson->seq = l4[1];
 		lesson->ack = l4[2];
 	}
-	lesson->id = ip->id;
+	lesson->id = id_of(ip);
 	lesson->len = segment_len(skb, p);
 	lesson->tos = p->tos;
 	lesson->ttl = ttl;
@@ -60,7 +60,7 @@ static __always_inline bool describe(struct fl_lesson *lesson, struct __sk_buff 
 }
 
 /* Start a lesson with this packet. `ttl_taken`: what the kernel will take from its TTL. */
-static __always_inline void start_lesson(struct __sk_buff *skb, const struct iphdr *ip, const void *end,
+static __always_inline void start_lesson(struct __sk_buff *skb, const ip_header *ip, const void *end,
 					 const struct fl_packet *p, __u8 ttl_taken, const struct fl_direction *d)
 {
 	struct fl_lesson *lesson;
@@ -72,7 +72,7 @@ static __always_inline void start_lesson(struct __sk_buff *skb, const struct iph
 		return;
 	book->last = book->last < FL_TICKET_LAST ? book->last + 1 : 1;
 	lesson = &book->lessons[book->last % FL_LESSONS];
-	if (!describe(lesson, skb, ip, end, p, ip->ttl - ttl_taken, d->way))
+	if (!describe(lesson, skb, ip, end, p, ttl_of(ip) - ttl_taken, d->way))
 		return;
 	lesson->number = book->last;
 	lesson->ifindex = d->ifindex;
@@ -101,9 +101,7 @@ static __always_inline struct fl_lesson *take_lesson(__u32 ticket, __u64 now)
 /* Is the packet in hand the one that this lesson began with, unchanged? */
 static __always_inline bool same_packet(const struct fl_lesson *a, const struct fl_lesson *b)
 {
-	const __u64 *left = (const __u64 *)a, *right = (const __u64 *)b;
-
-	return left[0] == right[0] && left[1] == right[1] && left[2] == right[2] && left[3] == right[3];
+	return same_words(a, b, offsetof(struct fl_lesson, number) / 8);
 }
 
 /* What a lesson taught: this tuple is carried as it is, or another at the far end: then neither may be open. */

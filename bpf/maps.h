@@ -28,16 +28,16 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct fl_subnet_v4);
-	__type(value, struct fl_peer_v4);
+	__type(key, struct fl_subnet);
+	__type(value, struct fl_peer);
 } fl_peers SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct fl_addr_v4);
-	__type(value, struct fl_subnet_v4);
+	__type(key, struct fl_addr);
+	__type(value, struct fl_subnet);
 } fl_vteps SEC(".maps");
 
 struct {
@@ -59,8 +59,8 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct fl_addr_v4);
-	__type(value, struct fl_pod_v4);
+	__type(key, struct fl_addr);
+	__type(value, struct fl_pod);
 } fl_pods SEC(".maps");
 
 struct {
@@ -75,7 +75,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct fl_subnet_v4);
+	__type(key, struct fl_subnet);
 	__type(value, struct fl_level);
 } fl_levels SEC(".maps");
 
@@ -90,14 +90,14 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
-	__type(key, struct fl_subnet_v4);
+	__type(key, struct fl_subnet);
 	__type(value, struct fl_asked);
 } fl_asked SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 262144);
-	__type(key, struct fl_flow_key_v4);
+	__type(key, struct fl_flow_key);
 	__type(value, struct fl_flow);
 } fl_flows SEC(".maps");
 

@@ -14,9 +14,8 @@
 
 #include <bpf/bpf_endian.h>
 
-#include "maps.h"
+#include "parse.h"
 
-#define FL_MONITOR_IP 20    /* IPv4 header without options */
 #define FL_MONITOR_UDP 8    /* UDP header */
 #define FL_MONITOR_VXLAN 22 /* VXLAN header and inner Ethernet header */
 
@@ -35,19 +34,26 @@ struct {
 	__type(value, struct fl_event);
 } fl_present SEC(".maps");
 
-/* Note the addresses of the IPv4 header `at` bytes behind skb's outermost one, and ports or ICMP's identifier. */
-static __always_inline void describe_ipv4(struct __sk_buff *skb, __u32 at, struct fl_event *event)
+/* Note the addresses of the IP header `at` bytes behind skb's outermost one, and ports or ICMP's identifier. */
+static __always_inline void describe_ip(struct __sk_buff *skb, __u32 at, struct fl_event *event)
 {
-	__u8 ip[FL_MONITOR_IP];
+	__u8 ip[FL_IP_LEN];
 	__u8 l4[14] = {};
 	__u32 next;
 
 	if (bpf_skb_load_bytes_relative(skb, at, ip, sizeof(ip), BPF_HDR_START_NET))
 		return;
+#ifdef FL_IPV6
+	next = at + FL_IP_LEN;
+	__builtin_memcpy(event->source, ip + 8, FL_ADDR_LEN);
+	__builtin_memcpy(event->target, ip + 24, FL_ADDR_LEN);
+	event->proto = ip[6];
+#else
 	next = at + (ip[0] & 0xf) * 4;
-	__builtin_memcpy(event->source, ip + 12, 4);
-	__builtin_memcpy(event->target, ip + 16, 4);
+	__builtin_memcpy(event->source, ip + 12, FL_ADDR_LEN);
+	__builtin_memcpy(event->target, ip + 16, FL_ADDR_LEN);
 	event->proto = ip[9];
+#endif
 	if (event->proto != IPPROTO_TCP && event->proto != IPPROTO_UDP)
 		return;
 	if (bpf_skb_load_bytes_relative(skb, next, l4, event->proto == IPPROTO_TCP ? 14 : 4, BPF_HDR_START_NET))
@@ -59,7 +65,7 @@ static __always_inline void describe_ipv4(struct __sk_buff *skb, __u32 at, struc
 
 static __always_inline void watch(struct __sk_buff *skb)
 {
-	__u32 zero = 0, inner = FL_MONITOR_IP + FL_MONITOR_UDP;
+	__u32 zero = 0, inner = FL_IP_LEN + FL_MONITOR_UDP;
 	struct fl_event *event;
 
 	if (!fl_cfg.monitor)
@@ -70,14 +76,14 @@ static __always_inline void watch(struct __sk_buff *skb)
 	__builtin_memset(event, 0, sizeof(*event));
 	event->ifindex = skb->ifindex;
 	event->len = skb->len;
-	if (skb->protocol != bpf_htons(ETH_P_IP))
+	if (skb->protocol != FL_ETHERTYPE)
 		return;
-	describe_ipv4(skb, 0, event);
+	describe_ip(skb, 0, event);
 	if (event->proto != IPPROTO_UDP || event->target_port != bpf_htons(fl_cfg.port) || !fl_cfg.port)
 		return;
-	__builtin_memcpy(event->outer, event->source, 4);
+	__builtin_memcpy(event->outer, event->source, FL_ADDR_LEN);
 	event->source_port = event->target_port = 0;
-	describe_ipv4(skb, fl_cfg.backend == FL_MODE_UDP ? inner : inner + FL_MONITOR_VXLAN, event);
+	describe_ip(skb, fl_cfg.backend == FL_MODE_UDP ? inner : inner + FL_MONITOR_VXLAN, event);
 }
 
 static __always_inline void tell(enum fl_hook hook, enum fl_reason reason)

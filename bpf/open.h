@@ -30,7 +30,7 @@ static __always_inline struct fl_open *find_entry(struct fl_open_set *set, const
 {
 	if (is_entry(&set->ways[0], d))
 		return &set->ways[0];
-	return is_entry(&set->ways[1], d) ? &set->ways[1] : NULL;
+	return is_entry(&set->ways[FL_OPEN_WAYS - 1], d) ? &set->ways[FL_OPEN_WAYS - 1] : NULL;
 }
 
 /* Is this entry still good? No entry lasts longer than an opening: what seems to is one of times that wrapped. */
@@ -59,7 +59,7 @@ static __always_inline void note_open(const struct fl_direction *d, __u64 until)
 		return;
 	open = find_entry(set, d);
 	if (!open)
-		open = &set->ways[is_good(&set->ways[0], d->now)];
+		open = &set->ways[FL_OPEN_WAYS > 1 && is_good(&set->ways[0], d->now)];
 	open->key = d->key;
 	open->hash = d->hash;
 	open->ifindex = d->ifindex;

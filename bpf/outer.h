@@ -17,7 +17,7 @@
 #include "vxlan.h"
 
 /* Does BPF do the outer leg to this peer? Without tunnel there is none. */
-static __always_inline bool may_send(const struct fl_peer_v4 *peer, __u64 now)
+static __always_inline bool may_send(const struct fl_peer *peer, __u64 now)
 {
 	return fl_cfg.backend == FL_MODE_DIRECT || peer->mode == FL_MODE_DIRECT || !is_past(peer->tx_until, now);
 }
@@ -29,7 +29,7 @@ static __always_inline bool may_send(const struct fl_peer_v4 *peer, __u64 now)
  */
 #define FL_RECEIVED_NS (fl_cfg.backend == FL_MODE_UDP ? 2 * FL_REVALIDATE_NS : FL_REVALIDATE_NS)
 
-static __always_inline bool may_receive(const struct fl_peer_v4 *peer, __u64 now, bool from_relay)
+static __always_inline bool may_receive(const struct fl_peer *peer, __u64 now, bool from_relay)
 {
 	return !is_past(peer->rx_until, from_relay ? now + FL_REVALIDATE_NS : now);
 }
@@ -38,9 +38,9 @@ static __always_inline bool may_receive(const struct fl_peer_v4 *peer, __u64 now
 static __always_inline enum fl_reason see_sent(struct __sk_buff *skb)
 {
 	const __u32 offset = fl_cfg.backend == FL_MODE_UDP ? FL_UDP_INNER : FL_VXLAN_INNER;
-	struct fl_peer_v4 *peer;
+	struct fl_peer *peer;
 	struct fl_outer *outer;
-	struct iphdr *inner;
+	ip_header *inner;
 	void *data, *end;
 	__u8 tos = 0;
 
@@ -48,14 +48,12 @@ static __always_inline enum fl_reason see_sent(struct __sk_buff *skb)
 		return FL_TRUNCATED;
 	outer = data + FL_ETH_LEN;
 	inner = data + offset;
-	peer = find_peer(inner->daddr);
+	peer = find_peer(target_of(inner));
 	if (!peer)
 		return FL_NOT_OVERLAY;
 	if (fl_cfg.backend == FL_MODE_VXLAN)
-		tos = vxlan_outer_tos(inner->tos);
-	if (skb->protocol != bpf_htons(ETH_P_IP) || outer->ip.ihl != 5 || outer->ip.protocol != IPPROTO_UDP ||
-	    outer->ip.saddr != FL_CFG_ADDR(public_ip) || outer->ip.daddr != public_ip(peer) ||
-	    outer->udp.dest != bpf_htons(fl_cfg.port) || outer->ip.tos != tos || outer->ip.ttl != fl_cfg.ttl)
+		tos = vxlan_outer_tos(tos_of(inner));
+	if (skb->protocol != FL_ETHERTYPE || !is_own_outer(outer, public_ip(peer), tos))
 		return FL_LEARN_CHANGED;
 	peer->tx_until = clock_ns() + FL_REVALIDATE_NS;
 	return FL_LEARN_LEFT;
@@ -66,16 +64,16 @@ static __always_inline enum fl_reason see_relay(struct __sk_buff *skb)
 {
 	struct fl_outer *outer = (void *)(long)skb->data + FL_ETH_LEN;
 
-	if ((void *)(outer + 1) > (void *)(long)skb->data_end || skb->protocol != bpf_htons(ETH_P_IP) ||
-	    outer->ip.protocol != IPPROTO_UDP || outer->udp.dest != bpf_htons(fl_cfg.port))
+	if ((void *)(outer + 1) > (void *)(long)skb->data_end || skb->protocol != FL_ETHERTYPE ||
+	    !may_be_udp(&outer->ip) || outer->udp.dest != bpf_htons(fl_cfg.port))
 		return FL_GO_ON;
 	return see_sent(skb);
 }
 
 /* A packet that the kernel took out of the tunnel; `ip` is readable. */
-static __always_inline void see_received(const struct iphdr *ip)
+static __always_inline void see_received(const ip_header *ip)
 {
-	struct fl_peer_v4 *peer = find_peer(ip->saddr);
+	struct fl_peer *peer = find_peer(source_of(ip));
 	__u64 now = clock_ns();
 
 	if (peer && is_past(peer->rx_until, now + FL_RECEIVED_NS / 2))
@@ -86,20 +84,20 @@ static __always_inline void see_received(const struct iphdr *ip)
  * A packet that the kernel sends into the tunnel, on the overlay's device: send it through as the device or the
  * relay would. `data` is the frame. FL_FAST_*: sent; FL_DROP_BROKEN; anything else: the kernel does it.
  */
-static __always_inline enum fl_reason wrap(struct __sk_buff *skb, void *data, void *end, struct fl_peer_v4 *peer)
+static __always_inline enum fl_reason wrap(struct __sk_buff *skb, void *data, void *end, struct fl_peer *peer)
 {
 	const __u32 link = fl_cfg.backend == FL_MODE_UDP ? 0 : FL_ETH_LEN;
 	const __u32 headers = fl_cfg.backend == FL_MODE_UDP ? FL_UDP_OVERHEAD : FL_VXLAN_OVERHEAD;
-	struct iphdr *ip = data + link;
+	ip_header *ip = data + link;
 	struct fl_packet p = {};
 	enum fl_reason reason;
 
-	p.len = bpf_ntohs(ip->tot_len);
-	p.tos = ip->tos;
-	if (skb->gso_size || fl_cfg.backend == FL_MODE_UDP) {
+	p.len = length_of(ip);
+	p.tos = tos_of(ip);
+	if (skb->gso_size || fl_cfg.backend == FL_MODE_UDP || FL_UDP_CHECKSUM) {
 		if ((void *)(ip + 1) + FL_L4_LEN > end)
 			return FL_TRUNCATED;
-		reason = parse_ipv4(ip, end, skb->len - link, false, 1, &p);
+		reason = parse_packet(ip, end, skb->len - link, false, 1, &p);
 		if (reason)
 			return reason;
 	}
@@ -111,18 +109,18 @@ static __always_inline enum fl_reason wrap(struct __sk_buff *skb, void *data, vo
 		return udp_send(skb, ip, end, &p, 1, true, peer);
 	if (!same_mac(data, peer->vtep_mac) && !for_any_peer(skb))
 		return FL_INNER_MAC;
-	return vxlan_send(skb, p.len, p.tos, 0, peer);
+	return vxlan_send(skb, &p, 0, peer);
 }
 
 /*
  * A tunnel packet whose inner leg is the kernel's, every check of the outer one passed: hand what is inside to it,
  * on the overlay's device. FL_GO_ON: done; FL_DROP_BROKEN; anything else: the kernel does it all.
  */
-static __always_inline enum fl_reason unwrap(struct __sk_buff *skb, const struct fl_peer_v4 *peer, __u8 outer_tos)
+static __always_inline enum fl_reason unwrap(struct __sk_buff *skb, const struct fl_peer *peer, __u8 outer_tos)
 {
 	enum fl_reason reason;
 	struct ethhdr *eth;
-	struct iphdr *ip;
+	ip_header *ip;
 
 	if (!overlay() || fl_cfg.learning)
 		return FL_HELPER;

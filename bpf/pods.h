@@ -8,19 +8,6 @@
 
 #include "parse.h"
 
-/* IPv4 over Ethernet ARP, RFC 826. */
-struct fl_arp {
-	__u16 hardware;
-	__u16 protocol;
-	__u8 hardware_len;
-	__u8 protocol_len;
-	__u16 operation;
-	__u8 sender_mac[6];
-	__u8 sender_ip[4];
-	__u8 target_mac[6];
-	__u8 target_ip[4];
-};
-
 /* Both take volatile MACs: what fl_cfg holds at run time is not what the compiler sees. */
 static __always_inline void copy_mac(void *to, const volatile void *from)
 {
@@ -35,9 +22,9 @@ static __always_inline bool same_mac(const void *a, const volatile void *b)
 }
 
 /* The pod at this address, or NULL while its place is not known. */
-static __always_inline struct fl_pod_v4 *find_pod(__u32 addr)
+static __always_inline struct fl_pod *find_pod(ip_addr addr)
 {
-	struct fl_addr_v4 key;
+	struct fl_addr key;
 
 	__builtin_memcpy(key.addr, &addr, sizeof(key.addr));
 	return bpf_map_lookup_elem(&fl_pods, &key);
@@ -56,21 +43,20 @@ static __always_inline void note_speaker(struct fl_port *port, const struct ethh
 }
 
 /*
- * A pod that gets a used address must ARP before it can send: then the old pod's entry goes, so that nothing
- * is delivered to the old veth.
+ * A pod that gets a used address must say so before it can send, by ARP or neighbour discovery: then the old pod's
+ * entry goes, so that nothing is delivered to the old veth.
  */
-static __always_inline void hear_arp(struct __sk_buff *skb, const struct ethhdr *eth)
+static __always_inline void hear_claim(struct __sk_buff *skb, const struct ethhdr *eth, const void *end)
 {
-	const struct fl_arp *arp = (const void *)(eth + 1);
-	struct fl_pod_v4 *pod;
+	const void *addr, *mac;
+	struct fl_pod *pod;
 
-	if (arp->hardware != bpf_htons(1) || arp->protocol != bpf_htons(ETH_P_IP))
+	if (!claims_address(eth, end, &addr, &mac))
 		return;
 	note_speaker(find_port(skb->ifindex), eth);
-	pod = bpf_map_lookup_elem(&fl_pods, arp->sender_ip);
-	if (pod && !(pod->flags & FL_POD_NODE) &&
-	    (pod->ifindex != skb->ifindex || !same_mac(pod->mac, arp->sender_mac)))
-		bpf_map_delete_elem(&fl_pods, arp->sender_ip);
+	pod = bpf_map_lookup_elem(&fl_pods, addr);
+	if (pod && !(pod->flags & FL_POD_NODE) && (pod->ifindex != skb->ifindex || !same_mac(pod->mac, mac)))
+		bpf_map_delete_elem(&fl_pods, addr);
 }
 
 /* Must all of a pod's packets take the kernel's path? */
@@ -82,9 +68,9 @@ static __always_inline enum fl_reason check_flags(enum fl_pod_flag flags)
 }
 
 /* What holds for a pod at this address behind that port. */
-static __always_inline enum fl_pod_flag flags_of(const struct fl_port *port, __u32 addr)
+static __always_inline enum fl_pod_flag flags_of(const struct fl_port *port, ip_addr addr)
 {
-	struct fl_subnet_v4 key = { .len = 32 };
+	struct fl_subnet key = { .len = 8 * FL_ADDR_LEN };
 	struct fl_level *level;
 
 	__builtin_memcpy(key.addr, &addr, sizeof(key.addr));
@@ -93,7 +79,7 @@ static __always_inline enum fl_pod_flag flags_of(const struct fl_port *port, __u
 }
 
 /* Do all of this pod's packets leave the kernel's path? */
-static __always_inline bool is_stateless(const struct fl_pod_v4 *pod, __u64 now)
+static __always_inline bool is_stateless(const struct fl_pod *pod, __u64 now)
 {
 	__u32 zero = 0;
 	struct fl_proof *proof;
@@ -105,9 +91,9 @@ static __always_inline bool is_stateless(const struct fl_pod_v4 *pod, __u64 now)
 }
 
 /* May the pod behind this veth send packets from this address past the kernel? */
-static __always_inline enum fl_reason check_sender(struct __sk_buff *skb, const struct ethhdr *eth, __u32 src)
+static __always_inline enum fl_reason check_sender(struct __sk_buff *skb, const struct ethhdr *eth, ip_addr src)
 {
-	struct fl_pod_v4 *pod;
+	struct fl_pod *pod;
 	struct fl_port *port;
 
 	if (!in_own_subnet(src))
@@ -129,12 +115,12 @@ static __always_inline enum fl_reason check_sender(struct __sk_buff *skb, const 
  * The kernel delivers a packet for this address here. That is where the pod lives, unless a bridge that does not
  * know the MAC sends the packet to every port: so the pod must have spoken from that MAC.
  */
-static __always_inline void learn_pod(struct __sk_buff *skb, const struct ethhdr *eth, __u32 addr)
+static __always_inline void learn_pod(struct __sk_buff *skb, const struct ethhdr *eth, ip_addr addr)
 {
 	struct fl_port *port = find_port(skb->ifindex);
-	struct fl_pod_v4 *pod = find_pod(addr);
-	struct fl_pod_v4 new = { .ifindex = skb->ifindex };
-	struct fl_addr_v4 key;
+	struct fl_pod *pod = find_pod(addr);
+	struct fl_pod new = { .ifindex = skb->ifindex };
+	struct fl_addr key;
 
 	if (!port || !same_mac(port->mac, eth->h_dest) || (pod && pod->flags & FL_POD_NODE))
 		return;

@@ -8,28 +8,26 @@
 #include "peers.h"
 #include "pods.h"
 
-#define FL_AF_INET 2
-
 /* Packets on the wire. Asked before the headers change, which clears gso_segs. */
 static __always_inline __u32 segments(struct __sk_buff *skb)
 {
 	return skb->gso_segs ? skb->gso_segs : 1;
 }
 
-static __always_inline struct fl_traffic *traffic_of(const struct fl_peer_v4 *peer)
+static __always_inline struct fl_traffic *traffic_of(const struct fl_peer *peer)
 {
 	__u32 slot = peer->slot;
 
 	return bpf_map_lookup_elem(&fl_peer_stats, &slot);
 }
 
-/* Bytes of all segments' IPv4 packets. */
+/* Bytes of all segments' IP packets. */
 static __always_inline __u64 total_len(const struct fl_packet *p, __u32 segments)
 {
 	return p->len + (__u64)(segments - 1) * p->headers;
 }
 
-static __always_inline void count_tx(const struct fl_peer_v4 *peer, const struct fl_packet *p, __u32 segments)
+static __always_inline void count_tx(const struct fl_peer *peer, const struct fl_packet *p, __u32 segments)
 {
 	struct fl_traffic *traffic = traffic_of(peer);
 
@@ -39,7 +37,7 @@ static __always_inline void count_tx(const struct fl_peer_v4 *peer, const struct
 	traffic->tx_bytes += total_len(p, segments);
 }
 
-static __always_inline void count_rx(const struct fl_peer_v4 *peer, const struct fl_packet *p, __u32 segments)
+static __always_inline void count_rx(const struct fl_peer *peer, const struct fl_packet *p, __u32 segments)
 {
 	struct fl_traffic *traffic = traffic_of(peer);
 
@@ -49,24 +47,18 @@ static __always_inline void count_rx(const struct fl_peer_v4 *peer, const struct
 	traffic->rx_bytes += total_len(p, segments);
 }
 
-/* What the kernel makes of a forwarded packet's TOS: rt_tos2priority(). Qdiscs and VLANs sort by it. */
-static __always_inline __u32 priority_of(__u8 tos)
-{
-	return 0x4620 >> (tos >> 1 & 12) & 15;
-}
-
 /*
  * Out of the uplink. Neighbours are always the kernel's; the route too, unless the peer is on-link and
  * therefore its own next hop, which saves the lookup.
  */
-static __always_inline enum fl_reason send_to_peer(struct __sk_buff *skb, const struct fl_peer_v4 *peer,
+static __always_inline enum fl_reason send_to_peer(struct __sk_buff *skb, const struct fl_peer *peer,
 						   enum fl_reason carried)
 {
-	struct bpf_redir_neigh next = { .nh_family = FL_AF_INET };
+	struct bpf_redir_neigh next = { .nh_family = FL_AF };
 	long verdict;
 
 	skb->queue_mapping = 0; /* veths of Linux 5.10 to 5.16 leave their own queue's number */
-	next.ipv4_nh = public_ip(peer);
+	set_next_hop(&next, public_ip(peer));
 	if (peer->flags & FL_PEER_ON_LINK)
 		verdict = bpf_redirect_neigh(fl_cfg.uplink, &next, sizeof(next), 0);
 	else
@@ -75,7 +67,7 @@ static __always_inline enum fl_reason send_to_peer(struct __sk_buff *skb, const 
 }
 
 /* Into the pod. `ip` has an Ethernet header in front of it, whatever is in it. */
-static __always_inline enum fl_reason deliver(struct __sk_buff *skb, struct iphdr *ip, const struct fl_pod_v4 *pod,
+static __always_inline enum fl_reason deliver(struct __sk_buff *skb, ip_header *ip, const struct fl_pod *pod,
 					      enum fl_reason carried)
 {
 	struct ethhdr *eth = (struct ethhdr *)ip - 1;

@@ -9,23 +9,19 @@
 #include "peers.h"
 #include "tunnel.h"
 
-#define FL_IP_MAX_LEN 60
-#define FL_IP_OFFSET bpf_htons(0x1fff)
-#define FL_IP_MF bpf_htons(0x2000)
-
 /* The longest frame of which check_sender_of() reads the end: outer options, and the inner IPv4 header. */
 #define FL_SENDER_LEN (FL_VXLAN_INNER + FL_IP_MAX_LEN)
 
 /* The inner IPv4 header, or NULL when the frame ends before it, or something else is inside. */
-static __always_inline const struct iphdr *inner_of(const struct udphdr *udp, const void *end)
+static __always_inline const ip_header *inner_of(const struct udphdr *udp, const void *end)
 {
 	const struct fl_vxlan *vxlan = (const void *)(udp + 1);
 	const struct ethhdr *eth = (const void *)(vxlan + 1);
-	const struct iphdr *ip = fl_cfg.backend == FL_MODE_UDP ? (const void *)(udp + 1) : (const void *)(eth + 1);
+	const ip_header *ip = fl_cfg.backend == FL_MODE_UDP ? (const void *)(udp + 1) : (const void *)(eth + 1);
 
 	if ((const void *)(ip + 1) > end)
 		return NULL;
-	return fl_cfg.backend == FL_MODE_UDP || eth->h_proto == bpf_htons(ETH_P_IP) ? ip : NULL;
+	return fl_cfg.backend == FL_MODE_UDP || eth->h_proto == FL_ETHERTYPE ? ip : NULL;
 }
 
 /* Does a vxlan packet say that it is another network's? Then it is nobody's business here. */
@@ -41,29 +37,33 @@ static __always_inline bool other_vni(const struct udphdr *udp, const void *end)
  * An IPv4 packet for our public address. FL_GO_ON: a tunnel packet, and who sent it may; *peer is the holder of
  * the inner source's subnet, NULL if there is none or the inner source cannot be read.
  */
-static __always_inline enum fl_reason check_sender_of(const struct iphdr *ip, const void *end,
-						      struct fl_peer_v4 **peer)
+static __always_inline enum fl_reason check_sender_of(const ip_header *ip, const void *end, struct fl_peer **peer)
 {
-	const struct udphdr *udp = (const void *)ip + ip->ihl * 4;
-	const struct iphdr *inner;
+	const struct udphdr *udp;
+	const ip_header *inner;
+	enum fl_reason reason;
+	bool first;
 
 	*peer = NULL;
-	if (ip->protocol != IPPROTO_UDP)
-		return FL_NOT_OVERLAY;
-	if (ip->frag_off & FL_IP_OFFSET)
+	reason = find_udp(ip, end, &udp, &first);
+	if (reason == FL_FRAGMENT)
 		return FL_OUTER; /* without its first fragment, no packet becomes whole */
+	if (reason == FL_TRUNCATED)
+		return check_member(source_of(ip));
+	if (reason)
+		return FL_NOT_OVERLAY;
 	if ((const void *)(udp + 1) > end || udp->dest != bpf_htons(fl_cfg.port))
 		return FL_NOT_OVERLAY;
 	if (other_vni(udp, end))
 		return FL_VNI;
 	inner = inner_of(udp, end);
 	if (inner) {
-		*peer = find_peer(inner->saddr);
-		return check_peer_source(peer, ip->saddr, inner->saddr);
+		*peer = find_peer(source_of(inner));
+		return check_peer_source(peer, source_of(ip), source_of(inner));
 	}
-	if (ip->frag_off & FL_IP_MF && fl_cfg.source_check != FL_CHECK_OFF)
+	if (first && fl_cfg.source_check != FL_CHECK_OFF)
 		return FL_DROP_NOT_MEMBER; /* too short a first fragment to say who sent what is inside */
-	return check_member(ip->saddr);
+	return check_member(source_of(ip));
 }
 
 #endif

@@ -11,22 +11,22 @@ static __noinline enum fl_reason learn_left(struct __sk_buff *skb, __u32 ticket,
 {
 	struct fl_lesson *lesson, here = {};
 	struct fl_packet p = {};
-	struct fl_peer_v4 *peer;
+	struct fl_peer *peer;
 	enum fl_reason reason;
 	__u64 now = clock_ns();
-	struct iphdr *ip;
+	ip_header *ip;
 	void *data, *end;
 
 	lesson = take_lesson(ticket, now);
 	if (!lesson)
 		return FL_LEARN_LATE;
-	if (!readable_ipv4(skb, offset, &data, &end))
+	if (!readable_ip(skb, offset, &data, &end))
 		return FL_TRUNCATED;
 	ip = data + offset;
-	reason = parse_ipv4(ip, end, skb->len - offset, true, 0, &p);
+	reason = parse_packet(ip, end, skb->len - offset, true, 0, &p);
 	if (reason)
 		return reason;
-	if (!describe(&here, skb, ip, end, &p, ip->ttl, FL_WAY_OUT))
+	if (!describe(&here, skb, ip, end, &p, ttl_of(ip), FL_WAY_OUT))
 		return FL_TRUNCATED;
 	peer = find_peer(p.dst);
 	if (!peer || skb->priority != priority_of(p.tos))
@@ -44,17 +44,17 @@ static __noinline enum fl_reason learn_left(struct __sk_buff *skb, __u32 ticket,
  */
 static __always_inline enum fl_reason to_any_peer(struct __sk_buff *skb, bool *sent)
 {
-	struct fl_peer_v4 *peer;
-	struct iphdr *ip;
+	struct fl_peer *peer;
+	ip_header *ip;
 	void *data, *end;
 
 	if (!readable(skb, FL_ETH_LEN + FL_IP_LEN, &data, &end)) /* a last fragment may be as short */
 		return FL_TRUNCATED;
 	ip = data + FL_ETH_LEN;
-	peer = find_peer(ip->daddr);
+	peer = find_peer(target_of(ip));
 	if (!peer || peer->mode != FL_MODE_VXLAN)
 		return FL_DROP_NO_PEER;
-	note_asked(ip->daddr);
+	note_asked(target_of(ip));
 	skb->FL_TICKET = FL_TICKET_BPF;
 	*sent = is_fast(wrap(skb, data, end, peer));
 	return *sent ? FL_GO_ON : FL_DROP_NO_PEER;
@@ -66,13 +66,13 @@ static __always_inline enum fl_reason to_overlay(struct __sk_buff *skb, bool *se
 	__u32 offset = fl_cfg.backend == FL_MODE_UDP ? 0 : FL_ETH_LEN; /* a TUN has no link layer */
 	__u32 ticket = skb->FL_TICKET;
 	enum fl_reason reason = FL_GO_ON;
-	struct fl_peer_v4 *peer;
-	struct iphdr *ip;
+	struct fl_peer *peer;
+	ip_header *ip;
 	void *data, *end;
 	__u64 now;
 
-	if (offset && skb->protocol != bpf_htons(ETH_P_IP)) /* without a link layer, the version says it */
-		return FL_NOT_IPV4;
+	if (offset && skb->protocol != FL_ETHERTYPE) /* without a link layer, the version says it */
+		return FL_NOT_FAMILY;
 	if (ticket) {
 		skb->FL_TICKET = 0;
 		reason = learn_left(skb, ticket, offset);
@@ -83,10 +83,10 @@ static __always_inline enum fl_reason to_overlay(struct __sk_buff *skb, bool *se
 		return lost ? lost : reason;
 	}
 	now = clock_ns();
-	if (stands_aside(now) || !readable_ipv4(skb, offset, &data, &end))
+	if (stands_aside(now) || !readable_ip(skb, offset, &data, &end))
 		return reason;
 	ip = data + offset;
-	peer = find_peer(ip->daddr);
+	peer = find_peer(target_of(ip));
 	if (!peer || peer->mode != fl_cfg.backend || !(fl_cfg.caps & FL_CAP_REDIRECT_NEIGH))
 		return reason;
 	if (may_send(peer, now)) {
@@ -111,6 +111,8 @@ static __always_inline enum fl_reason to_wire(struct __sk_buff *skb)
 
 	if (!ticket)
 		return fl_cfg.backend == FL_MODE_UDP ? see_relay(skb) : FL_GO_ON;
+	if (skb->protocol != FL_ETHERTYPE)
+		return FL_NOT_FAMILY;
 	skb->FL_TICKET = 0;
 	if (ticket == FL_TICKET_DONE)
 		return FL_GO_ON;

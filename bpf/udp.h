@@ -10,20 +10,30 @@
 #include "send.h"
 #include "tunnel.h"
 
+#ifdef FL_IPV6
+/* flannel's udp backend is IPv4's alone, so none of this is ever reached; the verifier removes it. */
+static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const ip_header *ip, const void *packet_end,
+					       const struct fl_packet *p, __u8 hops, bool link,
+					       const struct fl_peer *peer)
+{
+	return FL_NOT_OVERLAY;
+}
+
+static __always_inline enum fl_reason udp_open(struct __sk_buff *skb, ip_header **ip)
+{
+	return FL_NOT_OVERLAY;
+}
+#else
+
 #define FL_IP_DF bpf_htons(0x4000)
 
 /* Sum of the pseudo header, which an L4 checksum field holds until a device fills it in. */
 static __always_inline __u16 pseudo_sum(__u32 src, __u32 dst, __u8 proto, __u16 len)
 {
-	__u64 sum = (__u64)src + dst + bpf_htons(proto) + bpf_htons(len);
-
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (sum & 0xffff) + (sum >> 16);
+	return fold((__u64)src + dst + bpf_htons(proto) + bpf_htons(len));
 }
 
-static __always_inline bool lacks_checksum(const struct iphdr *ip, const void *end, const struct fl_packet *p)
+static __always_inline bool lacks_checksum(const ip_header *ip, const void *end, const struct fl_packet *p)
 {
 	const __u8 *l4 = (const void *)(ip + 1);
 	const __u16 *check = (const void *)(l4 + (p->proto == IPPROTO_TCP ? 16 : 6));
@@ -38,9 +48,8 @@ static __always_inline bool lacks_checksum(const struct iphdr *ip, const void *e
  * link does neither, and the peer's relay would read one huge datagram, or a packet that its pod throws away.
  * A peer's programs take both, except UDP super-packets, whose tunnel state they cannot remove.
  */
-static __always_inline enum fl_reason check_finished(struct __sk_buff *skb, const struct iphdr *ip,
-						     const void *end, const struct fl_packet *p,
-						     const struct fl_peer_v4 *peer)
+static __always_inline enum fl_reason check_finished(struct __sk_buff *skb, const ip_header *ip, const void *end,
+						     const struct fl_packet *p, const struct fl_peer *peer)
 {
 	bool bpf = peer->flags & FL_PEER_BPF;
 
@@ -55,9 +64,9 @@ static __always_inline enum fl_reason check_finished(struct __sk_buff *skb, cons
  * Encapsulate and send; `hops`: what is still to be taken from the packet's TTL, `link`: the frame has no Ethernet
  * header yet. `ip` and `packet_end` as parsed.
  */
-static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const struct iphdr *ip,
-					       const void *packet_end, const struct fl_packet *p, __u8 hops,
-					       bool link, const struct fl_peer_v4 *peer)
+static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const ip_header *ip, const void *packet_end,
+					       const struct fl_packet *p, __u8 hops, bool link,
+					       const struct fl_peer *peer)
 {
 	__u32 len = p->len + FL_UDP_OVERHEAD;
 	enum fl_reason reason;
@@ -108,7 +117,7 @@ static __always_inline bool outer_unfinished(const struct fl_outer *outer)
 }
 
 /* Take the outer headers off a packet on which every check has passed; *ip is then the inner packet. */
-static __always_inline enum fl_reason udp_open(struct __sk_buff *skb, struct iphdr **ip)
+static __always_inline enum fl_reason udp_open(struct __sk_buff *skb, ip_header **ip)
 {
 	const struct fl_outer *outer = (void *)(long)skb->data + FL_ETH_LEN;
 	enum fl_reason reason;
@@ -118,7 +127,9 @@ static __always_inline enum fl_reason udp_open(struct __sk_buff *skb, struct iph
 	reason = outer_unfinished(outer) ? take_off_unfinished(skb) : take_off(skb, FL_UDP_OVERHEAD);
 	if (reason)
 		return reason;
-	return inner_ipv4(skb, ip) ? FL_GO_ON : FL_DROP_BROKEN;
+	return inner_ip(skb, ip) ? FL_GO_ON : FL_DROP_BROKEN;
 }
+
+#endif
 
 #endif

@@ -29,9 +29,9 @@ static __always_inline __u8 vxlan_outer_tos(__u8 inner)
 	return ecn == FL_ECN_CE ? FL_ECN_ECT_0 : ecn;
 }
 
-/* Encapsulate and send a packet of `len` bytes; `hops`: what is still to be taken from its TTL. */
-static __always_inline enum fl_reason vxlan_send(struct __sk_buff *skb, __u16 len, __u8 tos, __u8 hops,
-						 const struct fl_peer_v4 *peer)
+/* Encapsulate and send a packet; `hops`: what is still to be taken from its TTL. */
+static __always_inline enum fl_reason vxlan_send(struct __sk_buff *skb, const struct fl_packet *p, __u8 hops,
+						 const struct fl_peer *peer)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_ENCAP_L2(FL_ETH_LEN);
 	enum fl_reason reason;
@@ -39,12 +39,16 @@ static __always_inline enum fl_reason vxlan_send(struct __sk_buff *skb, __u16 le
 	struct fl_vxlan *vxlan;
 	struct ethhdr *inner;
 	void *data, *end;
-	__u32 hash;
+	__u32 hash, segment;
 
 	if (skb->gso_size && !(fl_cfg.caps & FL_CAP_ENCAP_L2_ETH))
 		return FL_GSO;
 	if (fl_cfg.caps & FL_CAP_ENCAP_L2_ETH)
 		flags |= FL_ROOM_L2_ETH;
+	reason = can_seal(skb, p);
+	if (reason)
+		return reason;
+	segment = segment_len(skb, p);
 	hash = bpf_get_hash_recalc(skb);
 	reason = make_room(skb, FL_VXLAN_OVERHEAD, flags);
 	if (reason)
@@ -54,7 +58,7 @@ static __always_inline enum fl_reason vxlan_send(struct __sk_buff *skb, __u16 le
 	if (data + FL_VXLAN_INNER + FL_IP_LEN > end)
 		return FL_DROP_BROKEN;
 	outer = data + FL_ETH_LEN;
-	write_outer(outer, len + FL_VXLAN_OVERHEAD, vxlan_outer_tos(tos), 0, bpf_get_prandom_u32(),
+	write_outer(outer, p->len + FL_VXLAN_OVERHEAD, vxlan_outer_tos(p->tos), 0, bpf_get_prandom_u32(),
 		    public_ip(peer), vxlan_source_port(hash));
 	vxlan = (void *)(outer + 1);
 	vxlan->flags = FL_VXLAN_FLAGS;
@@ -62,9 +66,10 @@ static __always_inline enum fl_reason vxlan_send(struct __sk_buff *skb, __u16 le
 	inner = (void *)(vxlan + 1);
 	copy_mac(inner->h_dest, peer->vtep_mac);
 	copy_mac(inner->h_source, fl_cfg.vtep_mac);
-	inner->h_proto = bpf_htons(ETH_P_IP);
+	inner->h_proto = FL_ETHERTYPE;
 	if (hops)
 		decrement_ttl((void *)(inner + 1), hops);
+	seal(outer, (void *)(inner + 1), segment);
 	return send_to_peer(skb, peer, FL_FAST_VXLAN);
 }
 
@@ -98,17 +103,17 @@ static __always_inline enum fl_reason match_ecn(__u8 outer, __u8 inner)
 }
 
 /* Take the outer headers off a packet on which every check has passed; *ip is then the inner packet. */
-static __always_inline enum fl_reason vxlan_open(struct __sk_buff *skb, __u8 outer_tos, struct iphdr **ip)
+static __always_inline enum fl_reason vxlan_open(struct __sk_buff *skb, __u8 outer_tos, ip_header **ip)
 {
 	enum fl_reason reason;
 
 	reason = take_off(skb, FL_VXLAN_OVERHEAD);
 	if (reason)
 		return reason;
-	if (!inner_ipv4(skb, ip))
+	if (!inner_ip(skb, ip))
 		return FL_DROP_BROKEN;
-	if ((outer_tos & FL_ECN_MASK) == FL_ECN_CE && ((*ip)->tos & FL_ECN_MASK) != FL_ECN_CE)
-		set_tos(*ip, (*ip)->tos | FL_ECN_CE);
+	if ((outer_tos & FL_ECN_MASK) == FL_ECN_CE && (tos_of(*ip) & FL_ECN_MASK) != FL_ECN_CE)
+		set_tos(*ip, tos_of(*ip) | FL_ECN_CE);
 	return FL_GO_ON;
 }
 

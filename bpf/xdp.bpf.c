@@ -14,15 +14,15 @@ static __always_inline enum fl_reason guard(struct xdp_md *xdp)
 	void *data = (void *)(long)xdp->data;
 	void *end = (void *)(long)xdp->data_end;
 	struct ethhdr *eth = data;
-	struct iphdr *ip = data + FL_ETH_LEN;
-	struct fl_peer_v4 *peer;
+	ip_header *ip = data + FL_ETH_LEN;
+	struct fl_peer *peer;
 	enum fl_reason reason;
 
 	if ((void *)(ip + 1) > end)
 		return FL_TRUNCATED;
-	if (eth->h_proto != bpf_htons(ETH_P_IP))
-		return FL_NOT_IPV4;
-	if (ip->daddr != FL_CFG_ADDR(public_ip))
+	if (eth->h_proto != FL_ETHERTYPE)
+		return FL_NOT_FAMILY;
+	if (!same_addr(target_of(ip), own_ip()))
 		return FL_NOT_OVERLAY;
 	if (stands_aside(clock_ns()))
 		return FL_STAND_ASIDE;

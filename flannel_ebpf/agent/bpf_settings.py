@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
-from flannel_ebpf.base.config import NetworkConfig
 from flannel_ebpf.base.errors import BpfError, ConfigError
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.contract import features
 from flannel_ebpf.contract.abi import Cap, Check, Fastpath
@@ -30,10 +31,11 @@ _DEFAULT_TTL = "64"
 _DEFAULT_PORTS = "32768 60999"
 
 
-def open_datapath(options: Options, config: NetworkConfig) -> tuple[Datapath | None, Cap, str]:
+def open_datapath(options: Options, network: Network, root: Path) -> tuple[Datapath | None, Cap, str]:
     """Return the datapath that the options ask for, what the kernel can do, and why there is none.
 
-    Raises BpfUnavailable with `--datapath=ebpf` where this host cannot run programs at all.
+    `root`: where its programs and maps are pinned. Raises BpfUnavailable with `--datapath=ebpf` where this
+    host cannot run programs at all.
     """
     if options.datapath == "kernel" or options.fastpath == "off":
         return None, Cap(0), ""
@@ -51,8 +53,8 @@ def open_datapath(options: Options, config: NetworkConfig) -> tuple[Datapath | N
     if unused:
         log.info("and %s, which --without leaves alone", ", ".join(unused))
     bpf = Datapath(
-        config.network,
-        options.bpf_pin_root,
+        network,
+        root,
         options.bpf_objects,
         options.flow_entries,
         xdp=options.xdp != "off",
@@ -71,8 +73,12 @@ def choose_attach(options: Options) -> Attach:
     return "clsact"
 
 
-def datapath_settings(options: Options, caps: Cap, attach: Attach) -> Settings:
-    """Return what the programs are told of the options and of this host's sysctls; raises KernelError."""
+def datapath_settings(options: Options, caps: Cap, attach: Attach, uplink_v6: str = "") -> Settings:
+    """Return what the programs are told of the options and of this host's sysctls; raises KernelError.
+
+    `uplink_v6`: name of the interface, for IPv6's programs.
+    """
+    ttl = f"net/ipv6/conf/{uplink_v6}/hop_limit" if uplink_v6 else "net/ipv4/ip_default_ttl"
     ports = (sysctl.read("net/ipv4/ip_local_port_range") or _DEFAULT_PORTS).split()
     return Settings(
         fastpath=_FASTPATHS[options.fastpath],
@@ -81,7 +87,7 @@ def datapath_settings(options: Options, caps: Cap, attach: Attach) -> Settings:
         caps=caps,
         sport_min=int(ports[0]),
         sport_max=int(ports[1]),
-        ttl=int(sysctl.read("net/ipv4/ip_default_ttl") or _DEFAULT_TTL),
+        ttl=int(sysctl.read(ttl) or _DEFAULT_TTL),
         attach=attach,
         xdp_modes=_XDP_MODES[options.xdp],
         headroom=options.pod_headroom,

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from ipaddress import IPv4Address
 from itertools import groupby
 from pathlib import Path
 
 from flannel_ebpf.agent.side import Round, scope_of
 from flannel_ebpf.base.errors import BpfError, KernelError, ProgramsRequired
-from flannel_ebpf.base.family import Family, ipv4
+from flannel_ebpf.base.family import Address, Family
 from flannel_ebpf.base.kept import same_objects
 from flannel_ebpf.contract import abi, features
 from flannel_ebpf.contract.abi import Fastpath
@@ -63,7 +62,8 @@ class BpfSide:
 
     `bpf` is None when the kernel path alone is used; `why_not` then says why, if it was not asked for.
     With `required`, a host that cannot run the programs from the start is an error; otherwise a pass goes on
-    without them. `pod_grace`: seconds that programs keep away from a pod's new veth.
+    without them. `pod_grace`: seconds that programs keep away from a pod's new veth. What a host has once, a
+    side that is not the `only` one of the programs' kind leaves to the other: conntrack, and extras.
     """
 
     kinds = (PinFolder, MapEntry, Filter, XdpProgram, HeadroomPort)
@@ -79,6 +79,8 @@ class BpfSide:
         *,
         required: bool,
         pod_grace: float = 0.0,
+        family: Family = Family.V4,
+        only: bool = True,
     ) -> None:
         self.bpf = bpf
         self.attach = settings.attach
@@ -91,6 +93,8 @@ class BpfSide:
         """The peers' indexes in fl_peer_stats as the last round had them, None without programs."""
         self.warnings: list[str] = []
         """What about this host endangers connections, in the last round."""
+        self._family = family
+        self._only = only
         self._hooks = hooks
         self._settings = settings
         self._newcomers = Newcomers(pod_grace)
@@ -116,6 +120,12 @@ class BpfSide:
         return self.bpf.slots() if self.bpf and self._loaded else 0
 
     @property
+    def told(self) -> list[str]:
+        """What an operator should know of programs that another side's go on without."""
+        missing = [f"{self._family} has no programs, and takes the kernel path: {self.why_not}"]
+        return [*self.warnings, *(missing if self.bpf and self.why_not else ())]
+
+    @property
     def accelerated(self) -> bool:
         """Whether programs were in use in the last round."""
         return self._loaded is not None
@@ -138,13 +148,10 @@ class BpfSide:
         `required` and cannot run from the start.
         """
         self.slots, self._entries = None, []
-        stack = now.node.stack(Family.V4)
-        if stack is None:
-            self.why_not = "they carry IPv4 alone" if self.bpf else self.why_not
+        stack = now.node.stack(self._family)
+        if stack is None or self._rests(now):
             return []
-        if self._rests(now):
-            return []
-        peers = list(contents.carried(now.peers))
+        peers = list(contents.carried(now.peers, self._family))
         self._loaded = self._load(stack, peers, now)
         if self._loaded is None or self.bpf is None:
             return []
@@ -159,12 +166,13 @@ class BpfSide:
             *(PinFolder(str(folder)) for folder in (self._loaded.maps, *self._loaded.folders)),
             *self._peer_entries(now.peers, self.bpf.slots()),
             *contents.port_entries(now.ports),
-            *contents.pod_entries(self._entries, now.ports, pod_macs(seen, now.ports)),
+            *contents.pod_entries(self._entries, now.ports, pod_macs(seen, now.ports, self._family)),
             *contents.node_entries(_own_addresses(stack, now)),
             *contents.filters(old, stack.uplink.ifindex, _overlay(stack, now), programs, self.attach),
-            *self._extras.wanted(node, now.ports, programs),
         ]
-        return [*wanted, *self._conntrack()]
+        if not self._only:
+            return wanted
+        return [*wanted, *self._extras.wanted(node, now.ports, programs), *self._conntrack()]
 
     def _peer_entries(self, peers: Sequence[Peer], size: int) -> list[MapEntry]:
         """Return what the maps should hold of peers: the very same objects while peers and maps stay.
@@ -173,7 +181,7 @@ class BpfSide:
         """
         held = [entry for entry in self._entries if entry.map in _OF_PEERS]
         if peers is not self._made_of or not same_objects(held, self._held):
-            fitting = list(contents.carried(peers))[: self._room]
+            fitting = list(contents.carried(peers, self._family))[: self._room]
             hashed = contents.of_length(fitting, self._length)
             self._others = len(fitting) - len(hashed)
             self._slots = contents.assign_slots(hashed, contents.slots_in(held), size)
@@ -196,7 +204,7 @@ class BpfSide:
 
     def _rests(self, now: Round) -> bool:
         """Say whether all stays as it is in this round: the device that programs stand on is broken."""
-        stack = now.node.stack(Family.V4)
+        stack = now.node.stack(self._family)
         return stack is not None and backends.overlay_of(stack) in now.broken
 
     def _load(self, stack: Stack, peers: Sequence[Peer], now: Round) -> Loaded | None:
@@ -233,16 +241,18 @@ class BpfSide:
 
     def read(self, now: Round, wanted: Sequence[Object]) -> Iterable[Object]:
         """Return what stands on hooks, what the maps in use hold, and every folder of pins."""
-        if self._rests(now):
+        stack = now.node.stack(self._family)
+        if stack is None or self._rests(now):
             return []
-        scope = scope_of(now.node.stacks[0])
+        scope = scope_of(stack)
         try:
             pinned = pins.Pins.of(scope.network, self._pin_root)
             folders = pinned.generations()
         except BpfError as error:
             raise KernelError(str(error), error.code) from error
+        hooked = self._hooks.read(now.seen, scope, partial(name_in, scope.network, pinned=pinned.programs))
         return [
-            *self._hooks.read(now.seen, scope, partial(name_in, scope.network, pinned=pinned.programs)),
+            *(one for one in hooked if self._only or not isinstance(one, HeadroomPort)),
             *self._entries,
             *(PinFolder(str(one.path)) for one in folders),
         ]
@@ -281,8 +291,8 @@ def _overlay(stack: Stack, now: Round) -> int:
     return now.seen.index_of(backends.overlay_of(stack))
 
 
-def _own_addresses(stack: Stack, now: Round) -> dict[IPv4Address, int]:
+def _own_addresses(stack: Stack, now: Round) -> dict[Address, int]:
     """Return the node's addresses inside its subnet, with their devices."""
     subnet = stack.subnet
-    found = ((ipv4(one.interface.ip), one.ifindex) for one in now.seen.addresses(Family.V4))
+    found = ((one.interface.ip, one.ifindex) for one in now.seen.addresses(stack.family))
     return {address: ifindex for address, ifindex in found if address in subnet}

@@ -10,6 +10,7 @@ import logging
 import signal
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 
 from flannel_ebpf.agent import memory
 from flannel_ebpf.agent.bpf_settings import choose_attach, datapath_settings, open_datapath
@@ -28,12 +29,13 @@ from flannel_ebpf.agent.reconcile import Reconciler, Sides
 from flannel_ebpf.agent.relay_side import RelaySide
 from flannel_ebpf.agent.status_file import Report
 from flannel_ebpf.agent.wake import Stop, Wake
-from flannel_ebpf.base.config import NetworkConfig
+from flannel_ebpf.base.config import NetworkConfig, UdpConfig
 from flannel_ebpf.base.errors import LeaseLost, ThreadDied
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.base.model import named
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.desired import backends
-from flannel_ebpf.desired.backends import Node, backend_of
+from flannel_ebpf.desired.backends import Node, Stack, backend_of
 from flannel_ebpf.desired.firewall_rules import Tool
 from flannel_ebpf.host.build import commit
 from flannel_ebpf.host.lock import claim, network_lock
@@ -42,6 +44,7 @@ from flannel_ebpf.kernel.firewall.monitor import RulesMonitor
 from flannel_ebpf.kernel.monitor import KernelMonitor
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.kernel.network import KernelNetwork
+from flannel_ebpf.kernel.programs.pins import Pins
 from flannel_ebpf.kernel.seen import Seen
 from flannel_ebpf.leases.source import LeaseSource, open_source
 
@@ -158,11 +161,12 @@ class Daemon:
 
     def _sides(self, node: Node, kernel: KernelNetwork) -> Sides:
         options, network = self._options, node.config.network
-        bpf, caps, why_not = open_datapath(options, node.config)
-        attach = choose_attach(options) if bpf else "clsact"
-        if bpf:
-            self._stack.enter_context(bpf)
-            log.info("programs are attached by %s", attach)
+        bpf = self._bpf_side(node.stacks[0], kernel, options.bpf_pin_root, only=True)
+        v6 = None
+        if len(node.stacks) > 1 and not isinstance(node.config.backend, UdpConfig):
+            v6 = self._bpf_side(
+                node.stacks[1], kernel, Pins.of(network, options.bpf_pin_root).folder, only=False
+            )
         tool: Tool = "nftables" if node.config.enable_nftables else "iptables"
         return Sides(
             KernelSide(
@@ -171,17 +175,30 @@ class Daemon:
                 blackhole=options.ip_blackhole_route,
             ),
             FirewallSide(options, tool, self._wake.for_all),
-            BpfSide(
-                bpf,
-                kernel.hooks,
-                datapath_settings(options, caps, attach),
-                options.bpf_pin_root,
-                options.state_dir,
-                why_not,
-                required=options.datapath == "ebpf",
-                pod_grace=options.pod_grace if attach == "clsact" else 0.0,
-            ),
-            RelaySide(options, self._wake.for_all, batch=bpf is None),
+            bpf,
+            RelaySide(options, self._wake.for_all, batch=bpf.bpf is None),
+            v6,
+        )
+
+    def _bpf_side(self, stack: Stack, kernel: KernelNetwork, root: Path, *, only: bool) -> BpfSide:
+        """Return the side of one family's programs, which are pinned below `root`."""
+        options = self._options
+        bpf, caps, why_not = open_datapath(options, stack.network, root)
+        attach = choose_attach(options) if bpf else "clsact"
+        if bpf:
+            self._stack.enter_context(bpf)
+            log.info("%s programs are attached by %s", stack.family, attach)
+        return BpfSide(
+            bpf,
+            kernel.hooks,
+            datapath_settings(options, caps, attach, stack.uplink.name if stack.family is Family.V6 else ""),
+            root,
+            options.state_dir,
+            why_not,
+            required=options.datapath == "ebpf" and only,
+            pod_grace=options.pod_grace if attach == "clsact" else 0.0,
+            family=stack.family,
+            only=only,
         )
 
     def _serve_metrics(self, config: NetworkConfig, loop: Loop) -> None:

@@ -46,6 +46,8 @@ class Sides:
     firewall: FirewallSide
     bpf: BpfSide
     relay: RelaySide
+    bpf_v6: BpfSide | None = None
+    """Of a dual-stack network, whose `bpf` is IPv4's: planned alone, as its objects bear the same names."""
 
     def __iter__(self) -> Iterator[Side]:
         sides: tuple[Side, ...] = (self.kernel, self.firewall, self.bpf, self.relay)
@@ -148,8 +150,17 @@ class Reconciler:
                 break
             now = replace(now, seen=self._kernel.look(), broken=now.broken | _broken(done.failures))
         failures = spare(failures, [stack.family for stack in node.stacks])
+        v6 = self._sides.bpf_v6
+        if v6:
+            done_v6 = self._alone(v6, now, may_delete=may_delete)
+            writes, failures = writes + done_v6.writes, [*failures, *done_v6.failures]
         bpf = self._sides.bpf
-        if done.last and may_delete and not any(_of_a_device(one) or one.weight == "own" for one in failures):
+        if (
+            done.last
+            and may_delete
+            and not v6
+            and not any(_of_a_device(one) or one.weight == "own" for one in failures)
+        ):
             by_subnet = {peer.subnet: peer for peer in now.peers}
             around = self._found.around
             self._settled = Settled(node, around, leases, by_subnet, skipped, bpf.slots, bpf.slot_count)
@@ -163,8 +174,8 @@ class Reconciler:
             attach=bpf.attach if bpf.accelerated else "",
             why_not=bpf.why_not,
             lacks=bpf.lacks if bpf.accelerated else (),
-            warnings=[*self._sides.kernel.warnings, *bpf.warnings],
-            again=bpf.due,
+            warnings=[*self._sides.kernel.warnings, *bpf.warnings, *(v6.told if v6 else ())],
+            again=min((due for due in (bpf.due, v6.due if v6 else 0.0) if due), default=0.0),
         )
         return self._last
 
@@ -175,7 +186,9 @@ class Reconciler:
         here, the pass meets again and tells. Raises KernelError.
         """
         self._settled = None
-        self._sides.bpf.stand_aside()
+        for side in (self._sides.bpf, self._sides.bpf_v6):
+            if side:
+                side.stand_aside()
         peers, _, seen = self._find_peers(node, leases, seen)
         now = Round(node, peers, pod_ports(seen, node.subnets), seen)
         sides: tuple[Side, ...] = (self._sides.kernel, self._sides.relay)
@@ -222,6 +235,14 @@ class Reconciler:
         failures = self._apply(ops, scope_of(now.node.stacks[0]))
         anew = any(isinstance(op.obj, DEVICES) for op in ops) or _broken(failures) - now.broken
         return _Done(len(ops) - len(failures), failures, last=not anew)
+
+    def _alone(self, side: BpfSide, now: Round, *, may_delete: bool) -> _Done:
+        """Bring one side's objects in line that no other side's depend on."""
+        stack = now.node.stacks[-1]
+        wanted = side.wanted(now)
+        ops = plan(wanted, side.read(now, wanted), may_delete=may_delete)
+        failures = side.apply(ops, scope_of(stack))
+        return _Done(len(ops) - len(failures), failures, last=True)
 
     def follow(self, leases: Sequence[Lease]) -> Outcome | None:
         """Do a short pass: carry out what these leases alter, taking what the last pass left as it was.

@@ -76,10 +76,10 @@ class Teardown:
             seen = kernel.look()
             scope = self._scopes(seen)[0]
             found = self._read(kernel, seen)
-            gone: list[Object] = [*self._programs(kernel, seen, scope)]
-            gone += [one for one in found if isinstance(one, Route) and one.blackhole]
-            self._apply(kernel, scope, [*plan([], gone), *self._hand_over(found)])
-        self._pins.remove_all()
+            programs = self._take_off(kernel, seen)
+            blackholes = [one for one in found if isinstance(one, Route) and one.blackhole]
+            gone: list[Object] = [*programs, *blackholes]
+            self._apply(kernel, scope, [*plan([], blackholes), *self._hand_over(found)])
         self._end_relay(scope)
         self._give_back()
         log.info("%s: %d objects removed from the kernel, no program attached", self._network, len(gone))
@@ -94,20 +94,30 @@ class Teardown:
             seen = kernel.look()
             scope, *others = self._scopes(seen)
             found = self._read(kernel, seen, dict.fromkeys(self._before.routes))
-            programs = self._programs(kernel, seen, scope)
+            programs = self._take_off(kernel, seen)
             rules = [rule for one in (scope, *others) for rule in Rules().read(one.network)]
             gone = [*found, *programs, *rules]
-            self._apply(kernel, scope, plan([], gone))
+            self._apply(kernel, scope, plan([], [*found, *rules]))
             self._drop_clsacts(kernel, [scope, *others], programs)
-        self._pins.remove_all()
         self._end_relay(scope)
         self._give_back()
         log.info("%s: %d objects removed from the kernel, no program attached", self._network, len(gone))
         self._remove_files()
         self._tell_failures()
 
-    def _programs(self, kernel: KernelNetwork, seen: Seen, scope: Scope) -> set[Object]:
-        return kernel.hooks.read(seen, scope, partial(name_in, self._network, pinned=self._pins.programs))
+    def _take_off(self, kernel: KernelNetwork, seen: Seen) -> list[Object]:
+        """Remove every family's programs and their pins; return what stood on hooks."""
+        first, *others = scopes = self._scopes(seen)
+        places = [self._pins, *(Pins.of(scope.network, self._pins.folder) for scope in others)]
+        gone: list[Object] = []
+        for scope, pins in zip(scopes, places, strict=True):
+            hooked = kernel.hooks.read(seen, scope, partial(name_in, scope.network, pinned=pins.programs))
+            mine = [one for one in hooked if scope is first or not isinstance(one, HeadroomPort)]
+            self._apply(kernel, scope, plan([], mine))
+            gone += mine
+        for pins in reversed(places):  # the other family's lie below the first's
+            pins.remove_all()
+        return gone
 
     def _read(
         self, kernel: KernelNetwork, seen: Seen, wanted: Mapping[Network, Address | None] | None = None

@@ -1,6 +1,7 @@
 """bpf/flannel.h in Python: every map key, map value and constant that both sides share.
 
 The header is the contract; `btf.check` compares STRUCTS and ENUMS with the compiled object at every load.
+It is compiled once for each family of IP: a struct with addresses has two layouts.
 Addresses are in wire order; counters and ports are host byte order unless a field says otherwise.
 """
 
@@ -11,10 +12,11 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from enum import IntEnum, IntFlag
-from ipaddress import IPv4Address
+from ipaddress import IPv6Address, ip_address
 from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
 from flannel_ebpf.base.errors import AbiMismatch
+from flannel_ebpf.base.family import Address, Family
 from flannel_ebpf.base.model import Mac
 
 TIME_SHIFT = 20
@@ -29,13 +31,13 @@ ANY_PEER_MAC = Mac(b"\x02flann")
 """FL_ANY_PEER_MAC: station of all peers that have no kernel objects of their own."""
 
 
-_PLANNED = {"fl_peers": 16, "fl_ports": 4}
+_PROGRAMS_OWN = {"fl_peers": 24, "fl_ports": 8}
 
 
 def planned_part(name: str, value: bytes) -> bytes:
     """Return a map's value with zeros where only programs write, which is its end."""
-    size = _PLANNED.get(name, len(value))
-    return value[:size] + bytes(len(value) - size)
+    own = _PROGRAMS_OWN.get(name, 0)
+    return value[: len(value) - own] + bytes(own)
 
 
 def pack_u32(number: int) -> bytes:
@@ -117,7 +119,7 @@ Reason = IntEnum(
     "Reason",
     "GO_ON FAST_VXLAN FAST_DIRECT FAST_UDP LEARN_SYN LEARN_NEW LEARN_REVALIDATE LEARN_PEER LEARN_YOUNG "
     "LEARN_LEFT LEARN_DELIVERED LEARN_CHANGED LEARN_LATE WRAPPED UNWRAPPED TCP_STATE STAND_ASIDE MEMBER "
-    "NOT_OVERLAY NOT_IPV4 NOT_UNICAST TRUNCATED BAD_HEADER IP_OPTIONS FRAGMENT TTL TOO_BIG PROTOCOL GSO "
+    "NOT_OVERLAY NOT_FAMILY NOT_UNICAST TRUNCATED BAD_HEADER IP_OPTIONS FRAGMENT TTL TOO_BIG PROTOCOL GSO "
     "CHECKSUM ECN OUTER VXLAN_HEADER VNI INNER_MAC NO_POD SHAPED GUARDED NOT_GATEWAY POD_SOURCE "
     "PEER_SOURCE HELPER DROP_NOT_MEMBER DROP_PEER_SOURCE DROP_POD_SOURCE DROP_POD_TUNNEL DROP_BROKEN "
     "DROP_NO_PEER",
@@ -143,15 +145,21 @@ ENUMS: dict[str, dict[str, int]] = {
 }
 """Enum name in C -> constant -> value."""
 
-STRUCTS: dict[str, tuple[int, dict[str, tuple[int, int]]]] = {}
-"""Struct name in C -> (size, {field: (offset, size)}), bytes; padding left out. Filled by `_mirrors`."""
+Struct = tuple[int, dict[str, tuple[int, int]]]
+"""Size of a struct and {field: (offset, size)}, bytes; padding left out."""
+
+STRUCTS: dict[Family, dict[str, Struct]] = {family: {} for family in Family}
+"""Struct name in C -> its layout in each family's objects. Filled by `_mirrors`."""
 
 
 class Record:
-    """A struct of bpf/flannel.h, there called `c_name`: `pack` gives its bytes, `unpack` reads them."""
+    """A struct of bpf/flannel.h, there called `c_name`: `pack` gives its bytes, `unpack` reads them.
+
+    With addresses, or what is made of them, in it, both do what the addresses' family asks for.
+    """
 
     __slots__ = ()
-    _format: ClassVar[struct.Struct]
+    _formats: ClassVar[tuple[struct.Struct, struct.Struct]]
     _decode: ClassVar[tuple[Callable[[Any], Any], ...]]
     _encode: ClassVar[tuple[Callable[[Any], Any], ...]]
     c_name: ClassVar[str]
@@ -159,16 +167,18 @@ class Record:
     def pack(self) -> bytes:
         """Return the struct's bytes, padding zero; AbiMismatch when a value does not fit its field."""
         values = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]  # dataclasses
+        layout = self._formats[any(isinstance(value, IPv6Address) for value in values)]
         try:
-            return self._format.pack(*(put(one) for put, one in zip(self._encode, values, strict=True)))
+            return layout.pack(*(put(one) for put, one in zip(self._encode, values, strict=True)))
         except (struct.error, OverflowError) as error:
             raise AbiMismatch(f"struct {self.c_name}: {self} does not fit: {error}") from error
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """Read the struct from exactly its size of bytes; AbiMismatch when they cannot be one."""
+        ipv4, ipv6 = cls._formats
         try:
-            values = cls._format.unpack(data)
+            values = (ipv6 if len(data) == ipv6.size else ipv4).unpack(data)
             return cls(*(get(one) for get, one in zip(cls._decode, values, strict=True)))
         except (struct.error, ValueError) as error:
             raise AbiMismatch(f"struct {cls.c_name}: {data.hex()} cannot be one: {error}") from error
@@ -177,24 +187,28 @@ class Record:
 _R = TypeVar("_R", bound=Record)
 
 
-def _mirrors(c_name: str, layout: str) -> Callable[[type[_R]], type[_R]]:
+def _mirrors(c_name: str, layout: str, layout6: str = "") -> Callable[[type[_R]], type[_R]]:
     """Tie a dataclass to its C struct.
 
-    `layout` holds one `struct` code per field, in order, padding as "x". The field's type says how bytes
-    become a value; an int of several bytes ("2s") is in network byte order.
+    `layout` holds one `struct` code per field, in order, padding as "x", and `layout6` the same where IPv6's
+    objects have another. The field's type says how bytes become a value; an int of several bytes ("2s") is in
+    network byte order.
     """
 
     def tie(cls: type[_R]) -> type[_R]:
         hints = get_type_hints(cls)
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # Record's children are dataclasses
-        codes = layout.split()
-        used = [code for code in codes if not code.endswith("x")]
+        layouts = (layout, layout6 or layout)
+        used = [code for code in layout.split() if not code.endswith("x")]
         encode, decode = zip(
             *(_converters(hints[name], code) for name, code in zip(names, used, strict=True)), strict=True
         )
-        cls._format, cls.c_name = struct.Struct("=" + layout), c_name
+        ipv4, ipv6 = (struct.Struct("=" + one) for one in layouts)
+        cls._formats, cls.c_name = (ipv4, ipv6), c_name
         cls._encode, cls._decode = encode, decode
-        STRUCTS[c_name] = (cls._format.size, dict(zip(names, _places(codes), strict=True)))
+        for family, text, made in zip(Family, layouts, cls._formats, strict=True):
+            places = dict(zip(names, _places(text.split()), strict=True))
+            STRUCTS[family][c_name] = (made.size, places)
         return cls
 
     return tie
@@ -211,8 +225,8 @@ def _places(codes: Iterable[str]) -> list[tuple[int, int]]:
 
 
 def _converters(kind: Any, code: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    if kind is IPv4Address:
-        return (lambda address: address.packed), IPv4Address
+    if kind == Address:
+        return (lambda address: address.packed), ip_address
     if kind is bytes:
         return bytes, bytes
     if kind is Mac:
@@ -223,7 +237,11 @@ def _converters(kind: Any, code: str) -> tuple[Callable[[Any], Any], Callable[[A
     return int, kind
 
 
-@_mirrors("fl_config", "4s 4s 4s 4s 4s 6s H H H I I I I I I I I B B B B I")
+@_mirrors(
+    "fl_config",
+    "4s 4s 4s 4s 4s 6s H H H I I I I I I I I B B B B I",
+    "16s 16s 16s 16s 16s 6s H H H I I I I I I I I B B B B I",
+)
 @dataclass(frozen=True, slots=True)
 class Config(Record):
     """What a program knows when it is loaded; constant afterwards, so the verifier removes dead branches.
@@ -237,11 +255,11 @@ class Config(Record):
     `monitor`: n tells of one packet in n through fl_events, 0 of none.
     """
 
-    public_ip: IPv4Address
-    network: IPv4Address
-    network_mask: IPv4Address
-    subnet: IPv4Address
-    subnet_mask: IPv4Address
+    public_ip: Address
+    network: Address
+    network_mask: Address
+    subnet: Address
+    subnet_mask: Address
     vtep_mac: Mac
     port: int
     sport_min: int
@@ -274,16 +292,24 @@ class NodeState(Record):
     overlay: int
 
 
-@_mirrors("fl_subnet_v4", "I 4s")
+@_mirrors(
+    "fl_subnet",
+    "I 4s",
+    "I 16s",
+)
 @dataclass(frozen=True, slots=True)
 class SubnetKey(Record):
     """Key of fl_peers: prefix length in bits, then the address, as the kernel's LPM trie wants it."""
 
     len: int
-    addr: IPv4Address
+    addr: Address
 
 
-@_mirrors("fl_peer_v4", "4s 6s B B H H Q Q 6s 2x")
+@_mirrors(
+    "fl_peer",
+    "4s 6s B B H H Q Q 6s 2x",
+    "16s 6s B B H H 4x Q Q 6s 2x",
+)
 @dataclass(frozen=True, slots=True)
 class Peer(Record):
     """Value of fl_peers. `mtu` is the largest outer packet; `slot` indexes fl_peer_stats.
@@ -291,7 +317,7 @@ class Peer(Record):
     What follows is the programs': until when they may do the outer leg, ns, and a direct peer's next hop.
     """
 
-    public_ip: IPv4Address
+    public_ip: Address
     vtep_mac: Mac
     mode: Mode
     flags: PeerFlag
@@ -310,15 +336,19 @@ class Asked(Record):
     packets: int
 
 
-@_mirrors("fl_addr_v4", "4s")
+@_mirrors(
+    "fl_addr",
+    "4s",
+    "16s",
+)
 @dataclass(frozen=True, slots=True)
 class AddrKey(Record):
     """Key of fl_vteps and fl_pods."""
 
-    addr: IPv4Address
+    addr: Address
 
 
-@_mirrors("fl_pod_v4", "I 6s 6s I")
+@_mirrors("fl_pod", "I 6s 6s I")
 @dataclass(frozen=True, slots=True)
 class Pod(Record):
     """Value of fl_pods: host side of the veth, and the MACs of frames that the kernel delivers there."""
@@ -354,13 +384,17 @@ class Port(Record):
     mac: Mac = NO_MAC
 
 
-@_mirrors("fl_flow_key_v4", "4s 4s 2s 2s B 3x")
+@_mirrors(
+    "fl_flow_key",
+    "4s 4s 2s 2s B 3x",
+    "16s 16s 2s 2s B 3x",
+)
 @dataclass(frozen=True, slots=True)
 class FlowKey(Record):
     """Key of fl_flows: one connection seen from the pod; the ports lie there in network byte order."""
 
-    pod: IPv4Address
-    remote: IPv4Address
+    pod: Address
+    remote: Address
     pod_port: int
     remote_port: int
     proto: int
@@ -395,7 +429,11 @@ class Flow(Record):
         return bool((self.tx | self.rx) >> 40 & 1)
 
 
-@_mirrors("fl_lesson", "16s I I H H B B B x I I I I")
+@_mirrors(
+    "fl_lesson",
+    "16s I I H H B B B x I I I I",
+    "40s I I H H B B B x I I I I",
+)
 @dataclass(frozen=True, slots=True)
 class Lesson(Record):
     """How a packet looked when it began its way through the kernel; `number` is 0 once it is taken."""
@@ -414,7 +452,11 @@ class Lesson(Record):
     time: int
 
 
-@_mirrors("fl_book", "3072s I")
+@_mirrors(
+    "fl_book",
+    "3072s I",
+    "4608s I",
+)
 @dataclass(frozen=True, slots=True)
 class Book(Record):
     """Value of fl_lessons on one CPU: its lessons, and the last one's number."""
@@ -445,7 +487,11 @@ class Line(Record):
     cells: bytes
 
 
-@_mirrors("fl_open", "16s I I Q")
+@_mirrors(
+    "fl_open",
+    "16s I I Q",
+    "40s I I Q 8x",
+)
 @dataclass(frozen=True, slots=True)
 class Open(Record):
     """One way of a set of fl_open: a direction by its packed FlowKey and hash, and what ends it."""
@@ -476,7 +522,11 @@ class Count(Record):
     xdp: int
 
 
-@_mirrors("fl_event", "Q I I 4s 4s 4s 2s 2s B B B B 4x")
+@_mirrors(
+    "fl_event",
+    "Q I I 4s 4s 4s 2s 2s B B B B 4x",
+    "Q I I 16s 16s 16s 2s 2s B B B B",
+)
 @dataclass(frozen=True, slots=True)
 class Event(Record):
     """Value of fl_events: one packet as `monitor` is told of it; `outer`: who sent the tunnel packet."""
@@ -484,9 +534,9 @@ class Event(Record):
     at: int
     ifindex: int
     len: int
-    source: IPv4Address
-    target: IPv4Address
-    outer: IPv4Address
+    source: Address
+    target: Address
+    outer: Address
     source_port: int
     target_port: int
     proto: int

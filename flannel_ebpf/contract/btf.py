@@ -105,7 +105,7 @@ class Btf:
 
     def _map(self, definition: _Type) -> MapShape:
         # BTF holds no values, so libbpf's macros put a number into an array's length and a type behind a
-        # pointer: int (*max_entries)[1024]; struct fl_peer_v4 *value.
+        # pointer: int (*max_entries)[1024]; struct fl_peer *value.
         numbers: dict[str, int] = {}
         types = {"key": "", "value": ""}
         for name, pointer, _ in definition.rows:

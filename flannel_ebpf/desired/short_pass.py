@@ -81,9 +81,9 @@ def follow(
 
 
 def _peer_len(node: Node, peers: Iterable[Peer]) -> int:
-    """Return all that the programs' constants depend on of the peers; 0 without programs."""
-    stack = node.stack(Family.V4)
-    return contents.peer_len(contents.carried(peers), stack.pool.subnet_len) if stack else 0
+    """Return all that the programs' constants depend on of the peers."""
+    stack = node.stacks[0]
+    return contents.peer_len(contents.carried(peers, stack.family), stack.pool.subnet_len)
 
 
 def _contested(new: Iterable[Peer], others: Iterable[Peer]) -> bool:
@@ -111,7 +111,7 @@ def _slots(
         return None
     slots = dict(settled.slots)
     taken = {subnet: slots.pop(subnet) for subnet in touched if subnet in slots}
-    hashed = contents.of_length(contents.carried(new), length)
+    hashed = contents.of_length(contents.carried(new, settled.node.stacks[0].family), length)
     return slots | contents.assign_slots(hashed, taken, settled.size, slots.values())
 
 
@@ -120,5 +120,5 @@ def _objects(state: Settled, peers: Sequence[Peer]) -> list[Object]:
     peers = sorted(peers, key=lambda peer: in_order(peer.subnet))
     found = backends.objects(state.node, peers)
     if state.slots is not None:
-        found += contents.peer_entries([*contents.carried(peers)], state.slots)
+        found += contents.peer_entries([*contents.carried(peers, state.node.stacks[0].family)], state.slots)
     return found

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address
 
-from flannel_ebpf.base.family import Network, family_of
+from flannel_ebpf.base.family import Address, Family, Network, family_of
 from flannel_ebpf.base.model import Mac, PodPort
 from flannel_ebpf.kernel.hooks import clsact, tcx
 from flannel_ebpf.kernel.netlink.bulk import read_dynamic
@@ -50,6 +49,6 @@ def _host_routes(seen: Seen, subnet: Network) -> set[int]:
     }
 
 
-def pod_macs(seen: Seen, ports: Iterable[PodPort]) -> dict[IPv4Address, Mac | None]:
-    """Return the MACs of addresses behind pods' ports as ARP says, None for one that does not answer."""
-    return read_dynamic(seen.netlink, {port.bridge or port.ifindex for port in ports})
+def pod_macs(seen: Seen, ports: Iterable[PodPort], family: Family) -> dict[Address, Mac | None]:
+    """Return the MACs of addresses behind pods' ports as the kernel learned them, None for a silent one."""
+    return read_dynamic(seen.netlink, {port.bridge or port.ifindex for port in ports}, family)

@@ -186,7 +186,7 @@ LEARNING = [
         Reason.DROP_NO_PEER,
         FLOWS,
     ),
-    leaves("IPv6 left", Ether() / IPv6() / l4(), Reason.NOT_IPV4, FLOWS, ticket=1, taught=True),
+    leaves("IPv6 left", Ether() / IPv6() / l4(), Reason.NOT_FAMILY, FLOWS, ticket=1, taught=True),
     leaves("BPF's, on the wire", sent(vxlan(INNER_OUT)), Reason.WRAPPED, FLOWS, ticket=BY_BPF, skb=AT_UPLINK),
     leaves(
         "kernel's, on the wire",

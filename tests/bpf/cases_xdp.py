@@ -30,7 +30,7 @@ XDP = [
     row("outer first fragment", vxlan(flags="MF"), Reason.MEMBER),
     row("outer later fragment", vxlan(frag=5), Reason.OUTER),
     row("short", on_wire(Raw(bytes(19))), Reason.TRUNCATED),
-    row("IPv6", on_wire(IPv6() / l4()), Reason.NOT_IPV4),
+    row("IPv6", on_wire(IPv6() / l4()), Reason.NOT_FAMILY),
     row("plain packet in host-gw", on_wire(packet(PEER.pod, POD)), Reason.NOT_OVERLAY, DIRECT),
     row("udp member", udp_tunnel(), Reason.MEMBER, UDP),
     row("udp no member", udp_tunnel(sender=STRANGER), Reason.DROP_NOT_MEMBER, UDP),

@@ -32,12 +32,12 @@ def test_moved_field_is_found_before_loading(request_: LoadRequest, tmp_path: Pa
     headers = tmp_path / "headers"
     headers.mkdir()
     text = (HEADERS / "flannel.h").read_text()
-    moved = text.replace("struct fl_pod_v4 {", "struct fl_pod_v4 {\n\t__u8 moves[8];")
+    moved = text.replace("struct fl_pod {", "struct fl_pod {\n\t__u8 moves[8];")
     assert moved != text
     (headers / "flannel.h").write_text(moved)
     build(request_.objects / "datapath.bpf.o", headers=headers)
 
-    with pytest.raises(AbiMismatch, match=r"struct fl_pod_v4: field ifindex is at offset 8.*offset 0"):
+    with pytest.raises(AbiMismatch, match=r"struct fl_pod: field ifindex is at offset 8.*offset 0"):
         ensure_loaded(request_)
     assert not request_.root.exists()
 

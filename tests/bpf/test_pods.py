@@ -56,7 +56,7 @@ def arp(node: Node, ifindex: int, mac: Mac, address: IPv4Address = POD, *, op: i
     frame = Ether(src=str(mac), dst="ff:ff:ff:ff:ff:ff") / ARP(
         op=op, hwsrc=str(mac), psrc=str(address), pdst="10.1.1.1"
     )
-    assert node.run("fl_from_pod", bytes(frame), ifindex=ifindex).reason == Reason.NOT_IPV4
+    assert node.run("fl_from_pod", bytes(frame), ifindex=ifindex).reason == Reason.NOT_FAMILY
 
 
 def place(node: Node, address: IPv4Address = POD) -> int | None:

@@ -6,10 +6,10 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_network
 
 from flannel_ebpf.base.config import HostGwConfig, NetworkConfig, VxlanConfig
-from flannel_ebpf.base.family import Family, Network, family_of, ipv4
+from flannel_ebpf.base.family import Address, Family, Network, family_of
 from flannel_ebpf.base.kept import Kept
 from flannel_ebpf.base.model import Mac, PodPort
 from flannel_ebpf.contract import abi
@@ -17,14 +17,14 @@ from flannel_ebpf.desired.backends.peer import Peer, Stack
 from flannel_ebpf.desired.objects import Attach, Direction, Filter, HeadroomPort, MapEntry, XdpMode
 
 _LARGEST = 0xFFFF
-"""No IPv4 packet is larger (RFC 791), although a device's MTU may be: lo has 65536."""
+"""No packet is larger (RFC 791; IPv6: by 40), although a device's MTU may be: lo has 65536."""
 
 Slots = Mapping[Network, int]
 
 
-def carried(peers: Iterable[Peer]) -> Iterator[Peer]:
-    """Return those of the peers that the programs know: IPv4's."""
-    return (peer for peer in peers if family_of(peer.subnet) is Family.V4)
+def carried(peers: Iterable[Peer], family: Family) -> Iterator[Peer]:
+    """Return those of the peers that the programs of one family know."""
+    return (peer for peer in peers if family_of(peer.subnet) is family)
 
 
 def peer_len(peers: Iterable[Peer], subnet_len: int) -> int:
@@ -69,17 +69,17 @@ def peer_entries(peers: Sequence[Peer], slots: Slots) -> list[MapEntry]:
 
 @Kept  # packing 5,000 anew takes 75 ms, finding them 10
 def _peer_entries(peer: Peer, slot: int) -> tuple[MapEntry, MapEntry]:
-    subnet = abi.SubnetKey(len=peer.subnet.prefixlen, addr=ipv4(peer.subnet.network_address)).pack()
+    subnet = abi.SubnetKey(len=peer.subnet.prefixlen, addr=peer.subnet.network_address).pack()
     flags = abi.PeerFlag(abi.PeerFlag.ON_LINK * peer.on_link | abi.PeerFlag.BPF * peer.bpf)
     value = abi.Peer(
-        public_ip=ipv4(peer.public_ip),
+        public_ip=peer.public_ip,
         vtep_mac=peer.vtep_mac or abi.NO_MAC,
         mode=peer.mode,
         flags=flags,
         mtu=min(peer.mtu, _LARGEST),
         slot=slot,
     )
-    member = abi.AddrKey(addr=ipv4(peer.public_ip)).pack()
+    member = abi.AddrKey(addr=peer.public_ip).pack()
     return MapEntry("fl_peers", subnet, value.pack()), MapEntry("fl_vteps", member, subnet)
 
 
@@ -97,9 +97,9 @@ def slots_in(entries: Iterable[MapEntry]) -> dict[Network, int]:
 
 
 @Kept  # packing 5,000 anew takes 75 ms, finding them 10
-def _slot_in(map_key: bytes, value: bytes) -> tuple[IPv4Network, int]:
+def _slot_in(map_key: bytes, value: bytes) -> tuple[Network, int]:
     key = abi.SubnetKey.unpack(map_key)
-    return IPv4Network((key.addr, key.len)), abi.Peer.unpack(value).slot
+    return ip_network((key.addr, key.len)), abi.Peer.unpack(value).slot
 
 
 def port_entries(ports: Sequence[PodPort]) -> list[MapEntry]:
@@ -108,7 +108,7 @@ def port_entries(ports: Sequence[PodPort]) -> list[MapEntry]:
 
 
 def pod_entries(
-    learned: Iterable[MapEntry], ports: Sequence[PodPort], macs: Mapping[IPv4Address, Mac | None]
+    learned: Iterable[MapEntry], ports: Sequence[PodPort], macs: Mapping[Address, Mac | None]
 ) -> list[MapEntry]:
     """Return which learned entries of fl_pods stay: those whose veth lives, with the veth's present flags.
 
@@ -128,7 +128,7 @@ def pod_entries(
     return kept
 
 
-def node_entries(addresses: Mapping[IPv4Address, int]) -> list[MapEntry]:
+def node_entries(addresses: Mapping[Address, int]) -> list[MapEntry]:
     """Return fl_pods' entries of the node's own addresses (with their devices): no pod may send from one."""
     return [
         MapEntry(
@@ -195,8 +195,8 @@ def headroom_name(bridge: int) -> str:
 class Settings:
     """What the operator chose about the datapath, and what this host can do.
 
-    `sport_min`, `sport_max` and `ttl` are the kernel's net.ipv4.ip_local_port_range and ip_default_ttl: the
-    outer headers must not tell our packets from the kernel's. `attach` is how programs come onto tc hooks,
+    `sport_min`, `sport_max` and `ttl` are the kernel's net.ipv4.ip_local_port_range and ip_default_ttl (of IPv6
+    the uplink's hop_limit): the outer headers must not tell our packets from the kernel's. `attach` is how programs come onto tc hooks,
     `xdp_modes` are tried in order. `headroom`: the pods' bridges get a port that gives packets room for those
     headers. `stand_aside`: seconds that the programs go on without a sign of life, 0: for ever.
     """
@@ -218,11 +218,11 @@ def constants(stack: Stack, peers: Sequence[Peer], settings: Settings) -> abi.Co
     """Return fl_config: all that the programs know of this node, fixed when they are loaded."""
     network, subnet, backend = stack.network, stack.subnet, stack.config.backend
     return abi.Config(
-        public_ip=ipv4(stack.public_ip),
-        network=ipv4(network.network_address),
-        network_mask=ipv4(network.netmask),
-        subnet=ipv4(subnet.network_address),
-        subnet_mask=ipv4(subnet.netmask),
+        public_ip=stack.public_ip,
+        network=network.network_address,
+        network_mask=network.netmask,
+        subnet=subnet.network_address,
+        subnet_mask=subnet.netmask,
         vtep_mac=stack.vtep_mac or abi.NO_MAC,
         port=0 if isinstance(backend, HostGwConfig) else backend.port,
         sport_min=settings.sport_min,

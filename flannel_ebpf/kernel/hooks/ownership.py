@@ -36,7 +36,9 @@ def name_in(
         pins = pinned()
         _PINS.update(pins)
         return pins[program_id].name if program_id in pins else ""
-    return name if about == network.network_address.packed + network.netmask.packed else ""
+    length = network.max_prefixlen // 8
+    expected = network.network_address.packed + network.netmask.packed
+    return name if about[length : 3 * length] == expected else ""
 
 
 def name_of(program_id: int) -> str:
@@ -72,14 +74,14 @@ def opened(program_id: int) -> Program:
 
 @lru_cache(4096)
 def _told(program_id: int) -> tuple[str, bytes]:
-    """Return a program's name, and its network's address and mask (empty: none of ours).
+    """Return a program's name, and the beginning of its constants (empty: none of ours).
 
-    fl_config begins with the public address, the network and its mask, in every build.
+    fl_config begins with the public address, the network and its mask, in every build of either family.
     """
     with Program.by_id(program_id) as program:
         info = program.info()
     for map_id in info.map_ids if info.name in _NAMES else ():
         with Map.by_id(map_id) as one:
             if one.info.name.endswith(".rodata"):
-                return info.name, (one.lookup(bytes(4)) or b"")[4:12]
+                return info.name, (one.lookup(bytes(4)) or b"")[:48]
     return info.name, b""

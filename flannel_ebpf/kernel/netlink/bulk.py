@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Container
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
 
-from flannel_ebpf.base.family import Family, family_of
+from flannel_ebpf.base.family import Address, Family, family_of
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.desired.objects import FdbEntry, Neighbour, Route
 from flannel_ebpf.kernel.netlink.route_socket import (
@@ -145,17 +145,17 @@ def as_fdb_entry(body: bytes, ifname: str, ifindex: int) -> FdbEntry | None:
     return FdbEntry(ifname, Mac(mac), ip_address(dst))
 
 
-def read_dynamic(netlink: RouteSocket, devices: Container[int]) -> dict[IPv4Address, Mac | None]:
-    """Return what ARP has learned of addresses behind devices: their MACs, None for a silent one."""
-    known: dict[IPv4Address, Mac | None] = {}
-    for body in netlink.dump(_RTM_GETNEIGH, _NDMSG.pack(Family.V4.af, 0, 0, 0, 0)):
+def read_dynamic(netlink: RouteSocket, devices: Container[int], family: Family) -> dict[Address, Mac | None]:
+    """Return what the kernel has learned of addresses behind devices: their MACs, None for a silent one."""
+    known: dict[Address, Mac | None] = {}
+    for body in netlink.dump(_RTM_GETNEIGH, _NDMSG.pack(family.af, 0, 0, 0, 0)):
         _, index, state, _, _ = _NDMSG.unpack_from(body)
         if index not in devices:  # a host may have a hundred thousand others
             continue
         found = attributes(body, _NDMSG.size)
         dst, mac = found.get(_NDA_DST, b""), found.get(_NDA_LLADDR, b"")
         if state & _NUD_FAILED:
-            known[IPv4Address(dst)] = None
+            known[family.address(dst)] = None
         elif len(mac) == 6 and not state & _NUD_INCOMPLETE:
-            known[IPv4Address(dst)] = Mac(mac)
+            known[family.address(dst)] = Mac(mac)
     return known

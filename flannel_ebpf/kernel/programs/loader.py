@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from flannel_ebpf.base.errors import AbiMismatch, BpfError, BpfUnavailable, VerifierRejected, edge
-from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.family import Family, Network, family_of
 from flannel_ebpf.base.options import BPF_PIN_ROOT
 from flannel_ebpf.contract import abi, btf, elf
 from flannel_ebpf.kernel.bpf import Map
@@ -27,7 +27,8 @@ from flannel_ebpf.kernel.programs import libbpf, pins
 log = logging.getLogger(__name__)
 
 OBJECTS = Path(__file__).parents[2] / "_programs"
-_TC_OBJECT, _XDP_OBJECT, _CONSTANTS = "datapath.bpf.o", "xdp.bpf.o", "fl_cfg"
+_NAMES = {Family.V4: ("datapath.bpf.o", "xdp.bpf.o"), Family.V6: ("datapath6.bpf.o", "xdp6.bpf.o")}
+_CONSTANTS = "fl_cfg"
 _VARIABLES = (".rodata", ".data", ".bss")
 _TIMEOUT_S = 60
 _DIGEST_BYTES = 8
@@ -37,8 +38,8 @@ _DIGEST_BYTES = 8
 class LoadRequest:
     """What should be in the kernel.
 
-    `entries` overrides the size of maps by name.
-    `objects` is the folder of datapath.bpf.o and xdp.bpf.o.
+    `entries` overrides the size of maps by name. `objects` is the folder of datapath.bpf.o and xdp.bpf.o, and of
+    the same of IPv6, which a network of that family takes.
     """
 
     network: Network
@@ -68,7 +69,7 @@ class Loaded:
 class _Object:
     """A compiled object, parsed and compared with the contract."""
 
-    def __init__(self, path: Path, *, complete: bool) -> None:
+    def __init__(self, path: Path, family: Family, *, complete: bool) -> None:
         self.path = path
         try:
             self.image = path.read_bytes()
@@ -78,7 +79,7 @@ class _Object:
         if ".BTF" not in self.elf.sections:
             raise BpfUnavailable(f"{path}: no .BTF section; compile it with clang -g")
         self.btf = btf.Btf(self.elf.sections[".BTF"])
-        btf.check(self.btf, abi.STRUCTS, abi.ENUMS, complete=complete)
+        btf.check(self.btf, abi.STRUCTS[family], abi.ENUMS, complete=complete)
 
     def constants(self, config: abi.Config) -> tuple[str, bytes]:
         """Return the section that holds fl_cfg, and its bytes with `config` in place."""
@@ -101,7 +102,8 @@ def ensure_loaded(request: LoadRequest) -> Loaded:
     """
     pins.require_bpffs(request.root)
     where = pins.Pins.of(request.network, request.root)
-    tc = _Object(request.objects / _TC_OBJECT, complete=True)
+    family = family_of(request.network)
+    tc = _Object(request.objects / _NAMES[family][0], family, complete=True)
     xdp, xdp_error = _optional_xdp(request)
     maps = where.generation("maps", _layout_digest([tc, xdp] if xdp else [tc], request)).path
     _drop_strangers(maps, [tc, xdp] if xdp else [tc])
@@ -148,7 +150,8 @@ def _type_of(pin: Path) -> int:
 def _optional_xdp(request: LoadRequest) -> tuple[_Object | None, str]:
     # Read even when not asked for: the maps' digest must not depend on whether XDP is switched on.
     try:
-        return _Object(request.objects / _XDP_OBJECT, complete=False), ""
+        family = family_of(request.network)
+        return _Object(request.objects / _NAMES[family][1], family, complete=False), ""
     except BpfError as error:
         return None, str(error)
 

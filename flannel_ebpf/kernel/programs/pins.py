@@ -3,6 +3,7 @@
     <root>/<network>/maps-<digest>/<map>        digest: every map's type, sizes and field layout
     <root>/<network>/progs-<digest>/<program>   digest: object, constants, load options and maps' digest
     <root>/<network>/xdp-<digest>/<program>     likewise, of the XDP object
+    <root>/<network>/<IPv6 network>/...         the same of a dual-stack network's other family
 
 A folder of maps is complete whatever is in it: each map stands alone and the loader adds those that lack. A
 folder of programs appears under its name by one rename, so it is there whole or not at all. No name has a

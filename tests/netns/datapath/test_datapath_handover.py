@@ -151,7 +151,7 @@ def test_arp_and_ipv6_on_the_bridge(lab: Lab) -> None:
         assert ping(one, "fd00::2", 20) == 20
         one.run(["ip", "neigh", "flush", "dev", "eth0"])
         assert ping(one, other.ip, 5) == 5
-    assert seen.at(Hook.FROM_POD, Reason.NOT_IPV4) >= 42
+    assert seen.at(Hook.FROM_POD, Reason.NOT_FAMILY) >= 42
     assert seen.fast == 0
 
 

@@ -89,7 +89,7 @@ def bench(
     config = parse_network_config('{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}', "test")
     [uplink] = find_uplinks(kernel.look(), [Family.V4], ("up0",))
     node = Node((stack(config, uplink, SUBNET, OWN_MAC),))
-    bpf, caps, why_not = open_datapath(options, config)
+    bpf, caps, why_not = open_datapath(options, config.network, bpffs)
     settings = datapath_settings(options, caps, choose_attach(options))
     sides = Sides(
         KernelSide(kernel, lambda _: None),
