@@ -373,7 +373,7 @@ def test_version_tells_commit_objects_and_kernel(capfd: pytest.CaptureFixture[st
     for said in (facts["commit"], *facts["objects"].values(), *facts["kernel"]["features"]):
         assert said
         assert said in text
-    assert set(facts["objects"]) == {"datapath.bpf.o", "xdp.bpf.o"}
+    assert set(facts["objects"]) == {f"{one}.bpf.o" for one in ("datapath", "datapath6", "xdp", "xdp6")}
 
 
 @pytest.mark.parametrize(

@@ -195,11 +195,11 @@ def headroom_name(bridge: int) -> str:
 class Settings:
     """What the operator chose about the datapath, and what this host can do.
 
-    `sport_min`, `sport_max` and `ttl` are the kernel's net.ipv4.ip_local_port_range and ip_default_ttl (of IPv6
-    the uplink's hop_limit): the outer headers must not tell our packets from the kernel's. `attach` is how
-    programs come onto tc hooks, `xdp_modes` are tried in order. `headroom`: the pods' bridges get a port that
-    gives packets room for those headers. `stand_aside`: seconds that the programs go on without a sign of life,
-    0: for ever.
+    `sport_min`, `sport_max` and `ttl` are the kernel's net.ipv4.ip_local_port_range and ip_default_ttl
+    (IPv6: the uplink's hop_limit): outer headers must not tell our packets from the kernel's. `attach` is
+    how programs come onto tc hooks, `xdp_modes` are tried in order. `headroom`: the pods' bridges get a
+    port that gives packets room for those headers. `stand_aside`: seconds that the programs go on without a
+    sign of life, 0: for ever.
     """
 
     fastpath: abi.Fastpath

@@ -38,8 +38,8 @@ _DIGEST_BYTES = 8
 class LoadRequest:
     """What should be in the kernel.
 
-    `entries` overrides the size of maps by name. `objects` is the folder of datapath.bpf.o and xdp.bpf.o, and of
-    the same of IPv6, which a network of that family takes.
+    `entries` overrides the size of maps by name. `objects` is the folder of datapath.bpf.o and xdp.bpf.o, and
+    of the same of IPv6, which a network of that family takes.
     """
 
     network: Network

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields, is_dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_ebpf.base.errors import AbiMismatch
+from flannel_ebpf.base.family import Address, Family
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.contract import abi
 
@@ -44,27 +45,31 @@ def test_every_enum_equals_the_header() -> None:
 
 
 def test_every_struct_of_the_header_has_a_mirror() -> None:
-    assert set(re.findall(r"^struct (\w+) \{", HEADER, flags=re.M)) == set(abi.STRUCTS)
+    assert (
+        set(re.findall(r"^struct (\w+) \{", HEADER, flags=re.M))
+        == set(abi.STRUCTS[Family.V4])
+        == set(abi.STRUCTS[Family.V6])
+    )
 
 
 def test_every_struct_is_tried_here() -> None:
-    assert {kind.c_name for kind in RECORDS} == set(abi.STRUCTS)
+    assert {kind.c_name for kind in RECORDS} == set(abi.STRUCTS[Family.V4]) == set(abi.STRUCTS[Family.V6])
 
 
 def test_count_has_a_field_per_hook() -> None:
     assert [field.name.upper() for field in fields(abi.Count)] == [hook.name for hook in abi.Hook]
 
 
-def a_record(kind: type[abi.Record]) -> st.SearchStrategy[abi.Record]:
-    """Any instance of a record."""
-    _, places = abi.STRUCTS[kind.c_name]
+def a_record(kind: type[abi.Record], family: Family) -> st.SearchStrategy[abi.Record]:
+    """Any instance of a record, with addresses of one family."""
+    _, places = abi.STRUCTS[family][kind.c_name]
     hints = get_type_hints(kind)
     return st.builds(kind, **{name: _values(hints[name], places[name][1]) for name in places})
 
 
 def _values(kind: Any, size: int) -> st.SearchStrategy[Any]:
-    if kind is IPv4Address:
-        return st.ip_addresses(v=4)
+    if kind == Address:
+        return st.ip_addresses(v=4 if size == 4 else 6)
     if kind is Mac:
         return st.binary(min_size=6, max_size=6).map(Mac)
     if kind is bool:
@@ -76,12 +81,18 @@ def _values(kind: Any, size: int) -> st.SearchStrategy[Any]:
     return st.sampled_from(list(kind))
 
 
-@pytest.mark.parametrize("kind", RECORDS)
-def test_bytes_and_values_are_each_others_inverse(kind: type[abi.Record]) -> None:
-    @given(a_record(kind))
+WITH_ADDRESSES = [kind for kind in RECORDS if Address in get_type_hints(kind).values()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [*((kind, Family.V4) for kind in RECORDS), *((kind, Family.V6) for kind in WITH_ADDRESSES)],
+)
+def test_bytes_and_values_are_each_others_inverse(kind: type[abi.Record], family: Family) -> None:
+    @given(a_record(kind, family))
     def check(record: abi.Record) -> None:
         data = record.pack()
-        assert len(data) == abi.STRUCTS[kind.c_name][0]
+        assert len(data) == abi.STRUCTS[family][kind.c_name][0]
         assert kind.unpack(data) == record
 
     check()
@@ -92,6 +103,7 @@ def test_bytes_and_values_are_each_others_inverse(kind: type[abi.Record]) -> Non
     [
         (abi.SubnetKey(24, IPv4Address("10.1.5.0")), "18000000 0a010500"),
         (abi.AddrKey(ADDRESS), "0a010502"),
+        (abi.SubnetKey(64, IPv6Address("fc00:0:0:7::")), "40000000 fc000000000000070000000000000000"),
         (
             abi.Peer(
                 IPv4Address("192.0.2.7"),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_ebpf.base.config import parse_network_config
-from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.family import Family, Network
 from flannel_ebpf.base.model import Lease, Mac, PathFacts, Skipped, Uplink
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Stack
@@ -78,7 +78,7 @@ def whole(here: Node, leases: Leases, state: State) -> tuple[State, Settled]:
     usable, strange = backends.usable(here, leases.values(), {})
     peers, unusable = backends.peers(here, usable, PATHS)
     entries = [obj for obj in state.values() if isinstance(obj, MapEntry)]
-    carried = [*contents.carried(peers)]
+    carried = [*contents.carried(peers, here.stacks[0].family)]
     slots = contents.assign_slots(carried, contents.slots_in(entries), SIZE)
     wanted = [*backends.objects(here, peers), *contents.peer_entries(carried, slots)]
     after = state
@@ -161,7 +161,10 @@ def follows_rightly(kind: str, start: list[Lease], steps: list[list[Lease | Netw
         assert (settled.peers, settled.slots) == (expected.peers, expected.slots)
         assert list(settled.skipped) == expected.skipped
         length = here.config.pools[0].subnet_len
-        both = [contents.peer_len(contents.carried(it.peers.values()), length) for it in (settled, expected)]
+        both = [
+            contents.peer_len(contents.carried(it.peers.values(), Family.V4), length)
+            for it in (settled, expected)
+        ]
         assert both[0] == both[1]
 
 
