@@ -38,16 +38,30 @@ route add {PEER.subnet} via {PEER.subnet.network_address} dev flannel.1 onlink
 class KernelNode:
     """Built in the calling thread's network namespace, which must be new."""
 
+    setup = SETUP
+    station = (str(PEER.vtep), "flannel.1", str(PEER.public_ip))
+    """Of the peer: its VTEP's MAC, our device, its public address."""
+
     def __init__(self) -> None:
-        for name in ("ipv6/conf/all/disable_ipv6", "ipv6/conf/default/disable_ipv6", "ipv4/ip_forward"):
-            Path("/proc/sys/net", name).write_text("1")
-        for name in ("all", "default"):
-            Path("/proc/sys/net/ipv4/conf", name, "rp_filter").write_text("0")
-        commands = SETUP.replace("\\\n", "")
+        for name, value in self.sysctls().items():
+            Path("/proc/sys/net", name).write_text(value)
+        commands = self.setup.replace("\\\n", "")
         subprocess.run(["ip", "-batch", "-"], input=commands, text=True, check=True)
-        fdb = ["bridge", "fdb", "add", str(PEER.vtep), "dev", "flannel.1", "dst", str(PEER.public_ip)]
+        mac, device, public_ip = self.station
+        fdb = ["bridge", "fdb", "add", mac, "dev", device, "dst", public_ip]
         subprocess.run([*fdb, "self", "permanent"], check=True)
         self._wire, self._pod = _packet_socket("wire0"), _packet_socket("inpod0")
+
+    @staticmethod
+    def sysctls() -> dict[str, str]:
+        """What the namespace must be set to before it has devices."""
+        return {
+            "ipv6/conf/all/disable_ipv6": "1",
+            "ipv6/conf/default/disable_ipv6": "1",
+            "ipv4/ip_forward": "1",
+            "ipv4/conf/all/rp_filter": "0",
+            "ipv4/conf/default/rp_filter": "0",
+        }
 
     def close(self) -> None:
         self._wire.close()

@@ -12,6 +12,7 @@ from typing import Self
 
 import pytest
 
+from flannel_ebpf.base.family import Address, Network
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map, Program
@@ -75,10 +76,10 @@ UDP = replace(VXLAN, backend=abi.Mode.UDP, vtep_mac=abi.NO_MAC, port=8285)
 class Remote:
     """Another node: its public address, VTEP, subnet and a pod in it."""
 
-    public_ip: IPv4Address
+    public_ip: Address
     vtep: Mac
-    subnet: IPv4Network
-    pod: IPv4Address
+    subnet: Network
+    pod: Address
 
     def peer(self, mode: abi.Mode, *, mtu: int = 1500, on_link: bool = True, outer: str = "both") -> abi.Peer:
         """Return an entry of fl_peers; `outer`: BPF does that leg for what it sends, receives, or both."""
@@ -98,7 +99,7 @@ class Remote:
 
     @property
     def slot(self) -> int:
-        return self.subnet.network_address.packed[2]
+        return self.subnet.network_address.packed[self.subnet.prefixlen // 8 - 1]
 
 
 def remote(number: int) -> Remote:
@@ -150,11 +151,15 @@ def skb_context(
 class Node:
     """Programs loaded with one configuration, and their maps."""
 
+    network: Network = NETWORK
+    ends = (OWN, PEER)
+    """This node, and the other one that it knows."""
+
     def __init__(self, config: abi.Config, root: Path, objects: Path) -> None:
         self.config = config
         self._ends = 0
         request = LoadRequest(
-            NETWORK, config, entries={"fl_flows": 1024}, root=root, xdp=True, objects=objects
+            self.network, config, entries={"fl_flows": 1024}, root=root, xdp=True, objects=objects
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loader, "_run", run_here)
@@ -169,7 +174,7 @@ class Node:
 
     def reset(self) -> None:
         """Forget everything learned; one other node and one pod of this one remain."""
-        this, other = (OWN, PEER) if self.config.public_ip == OWN.public_ip else (PEER, OWN)
+        this, other = self.ends if self.config.public_ip == self.ends[0].public_ip else self.ends[::-1]
         for name in ("fl_peers", "fl_vteps", "fl_pods", "fl_ports", "fl_flows", "fl_levels", "fl_asked"):
             for key in self.maps[name].items():
                 self.maps[name].delete(key)
@@ -192,7 +197,7 @@ class Node:
         """Say until when stateless pods are, ns."""
         self.maps["fl_proof"].update(abi.pack_u32(0), abi.Proof(until).pack())
 
-    def set_level(self, subnet: IPv4Network, flags: abi.PodFlag) -> None:
+    def set_level(self, subnet: Network, flags: abi.PodFlag) -> None:
         key = abi.SubnetKey(subnet.prefixlen, subnet.network_address)
         self.maps["fl_levels"].update(key.pack(), abi.Level(flags).pack())
 
@@ -217,7 +222,7 @@ class Node:
 
     def add_pod(
         self,
-        address: IPv4Address,
+        address: Address,
         ifindex: int = POD_PORT,
         mac: Mac = POD_MAC,
         flags: abi.PodFlag = NO_FLAGS,
@@ -226,10 +231,10 @@ class Node:
             abi.AddrKey(address).pack(), abi.Pod(ifindex, mac, GATEWAY_MAC, flags).pack()
         )
 
-    def forget_pod(self, address: IPv4Address) -> None:
+    def forget_pod(self, address: Address) -> None:
         self.maps["fl_pods"].delete(abi.AddrKey(address).pack())
 
-    def pod(self, address: IPv4Address) -> abi.Pod | None:
+    def pod(self, address: Address) -> abi.Pod | None:
         raw = self.maps["fl_pods"].lookup(abi.AddrKey(address).pack())
         return abi.Pod.unpack(raw) if raw else None
 
