@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import astuple
 
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.contract.abi import Count, Hook, Reason, unpack_u32
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab.node import Node
@@ -14,10 +15,13 @@ Reasons = Counter[tuple[Hook, Reason]]
 """Packets by hook and reason. `after - before` is what came between."""
 
 
-def reasons(node: Node) -> Reasons:
-    """Read fl_reasons of `node`, all CPUs added up. Raises LabError when no such map is pinned."""
+def reasons(node: Node, family: Family | None = None) -> Reasons:
+    """Read fl_reasons of `node`, all CPUs added up; `family` as for Node.map_path.
+
+    Raises LabError when no such map is pinned.
+    """
     found: Reasons = Counter()
-    with Map.open(node.map_path("fl_reasons")) as counters:
+    with Map.open(node.map_path("fl_reasons", family)) as counters:
         for key, value in counters.sums().items():
             for hook, packets in zip(Hook, astuple(Count.unpack(value)), strict=True):
                 found[hook, Reason(unpack_u32(key))] = packets

@@ -83,9 +83,16 @@ class Node(Host):
         """Return the programs of ours that stand on this node's tc hooks."""
         return netns.call_inside(self.ns, standing)
 
-    def map_path(self, name: str) -> Path:
-        """Return where the map `name` is pinned, the newest of several; LabError when there is none."""
-        pins = sorted(self.pin_root.rglob(name), key=lambda pin: pin.stat().st_mtime)
+    def map_path(self, name: str, family: Family | None = None) -> Path:
+        """Return where the map `name` is pinned, the newest of several; LabError when there is none.
+
+        `family`: of which family's programs, without it those of the lab's first.
+        """
+        levels = 3 + (self.spec.families.index(family) if family else 0)  # the second's lie below the first's
+        there = [
+            pin for pin in self.pin_root.rglob(name) if len(pin.relative_to(self.pin_root).parts) == levels
+        ]
+        pins = sorted(there, key=lambda pin: pin.stat().st_mtime)
         if not pins:
             raise LabError(f"{self.name} has no map {name} pinned below {self.pin_root}")
         return pins[-1]

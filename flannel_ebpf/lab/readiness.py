@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, ip_network
 
@@ -51,10 +52,11 @@ def unready(node: Node, nodes: Sequence[Node]) -> str:
 
 
 def unattached(node: Node) -> str:
-    """Say on which of the uplink and the pods' veths `node` has no program of ours at tc ingress."""
+    """Say on which of the uplink and the pods' veths `node` lacks a family's program at tc ingress."""
+    families = 1 if node.spec.backend == "udp" else len(node.spec.families)
     links = ["eth0", *(pod.veth for pod in node.pods)]
-    taken = {hook.device for hook in node.hooks() if hook.direction == "ingress"}
-    bare = [link for link in links if link not in taken]
+    taken = Counter(hook.device for hook in node.hooks() if hook.direction == "ingress")
+    bare = [link for link in links if taken[link] < families]
     return f"has no program on {', '.join(bare)}" if bare else ""
 
 
