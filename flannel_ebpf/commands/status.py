@@ -20,7 +20,7 @@ from flannel_ebpf.contract.features import NAMES, WITHOUT
 from flannel_ebpf.host import report
 from flannel_ebpf.host.lock import claimant, holder, lock_path, role_of
 from flannel_ebpf.kernel.hooks.standing import standing
-from flannel_ebpf.kernel.programs.readout import read_pinned
+from flannel_ebpf.kernel.programs.readout import other_family, read_pinned
 
 SHOWN = 4
 """Devices named of all those that a program stands on."""
@@ -58,7 +58,8 @@ def state_of(options: Options, network: Network, told: report.Content | None) ->
 def kernel_side(network: Network, root: Path) -> dict[str, Any]:
     """Return what the pinned maps hold and where programs stand, or why that cannot be read."""
     try:
-        hooks = [asdict(hook) for hook in standing(network)]
+        every = (network, *other_family(network, root))
+        hooks = [asdict(hook) for one in every for hook in standing(one)]
         return {**read_pinned(network, root), "hooks": hooks}
     except (BpfError, KernelError) as error:
         return {"error": str(error)}

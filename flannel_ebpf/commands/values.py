@@ -42,6 +42,19 @@ class OptionalAddress(Address):
         return super().convert(value, param, ctx) if value else None
 
 
+class AnyAddress(click.ParamType[family.Address]):
+    """An address of either family."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: Parameter, ctx: Context) -> family.Address:
+        """Return the address."""
+        try:
+            return ip_address(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not an address such as 192.0.2.1 or 2001:db8::1.", param, ctx)
+
+
 class Endpoints(click.ParamType[tuple[str, ...]]):
     """A comma list of etcd endpoints."""
 

@@ -6,9 +6,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,18 @@ import click
 from rich.text import Text
 
 from flannel_ebpf.base.errors import ConfigError, FlannelError
-from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.family import Address, Network
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.diagnose.console import NothingHereError, console, json_flag, print_line
 from flannel_ebpf.commands.diagnose.networks import Here, network_flag, networks
-from flannel_ebpf.commands.diagnose.readings import PROTOCOLS
+from flannel_ebpf.commands.diagnose.readings import PROTOCOLS, end
 from flannel_ebpf.commands.diagnose.tables import device_names
 from flannel_ebpf.commands.flags import node_flags, options_from
-from flannel_ebpf.commands.values import OptionalAddress
+from flannel_ebpf.commands.values import AnyAddress
 from flannel_ebpf.contract.abi import Event, Reason
 from flannel_ebpf.host import watching
 from flannel_ebpf.kernel.bpf import Map
-from flannel_ebpf.kernel.programs.readout import newest_maps
+from flannel_ebpf.kernel.programs.readout import maps_of
 
 LEASE = 10.0
 """Seconds for which the daemon is asked to have the programs tell; asked anew while we are here."""
@@ -42,7 +41,7 @@ _COLOURS = {"fast": "green", "drop": "bold red", "lear": "yellow"}
 class Wanted:
     """Which packets are shown; None: any."""
 
-    address: IPv4Address | None = None
+    address: Address | None = None
     port: int | None = None
     reason: str = ""
 
@@ -58,7 +57,7 @@ class Wanted:
 @click.command(short_help="Show packets as they pass, each with its reason.")
 @node_flags
 @network_flag
-@click.option("--address", type=OptionalAddress(), help="From or to this pod or node only.")
+@click.option("--address", type=AnyAddress(), help="From or to this pod or node only.")
 @click.option("--port", type=click.IntRange(1, 65_535), help="From or to this port only.")
 @click.option("--reason", default="", help="Only reasons that begin so, such as drop or learn.")
 @click.option(
@@ -69,7 +68,7 @@ class Wanted:
 @json_flag
 def monitor(
     only: Network | None,
-    address: IPv4Address | None,
+    address: Address | None,
     port: int | None,
     reason: str,
     sample: int,
@@ -98,10 +97,10 @@ def monitor(
     deadline = time.monotonic() + seconds if seconds else float("inf")
     names = device_names()
     show = _printer(as_json, names)
-    with _watched(options, here, sample) as (queue, again):
+    with _watched(options, here, sample) as (queues, again):
         while time.monotonic() < deadline:
             again()
-            for event in _taken(queue):
+            for event in (one for queue in queues for one in _taken(queue)):
                 if wanted(event):
                     show(event)
                     shown += 1
@@ -111,8 +110,8 @@ def monitor(
 
 
 @contextmanager
-def _watched(options: Options, here: Here, sample: int) -> Iterator[tuple[Map, Callable[[], None]]]:
-    """Have the programs tell; yields their queue, and what keeps them telling."""
+def _watched(options: Options, here: Here, sample: int) -> Iterator[tuple[list[Map], Callable[[], None]]]:
+    """Have the programs tell; yields each family's queue, and what keeps them telling."""
     asked_at = 0.0
 
     def again() -> None:
@@ -129,21 +128,24 @@ def _watched(options: Options, here: Here, sample: int) -> Iterator[tuple[Map, C
         ) from error
     try:
         _poke(here.pid)
-        with Map.open(_queue_of(options.bpf_pin_root, here.network)) as queue:
-            while queue.pop() is not None:
-                pass  # an earlier watcher's
-            yield queue, again
+        with ExitStack() as opened:
+            paths = _queues_of(options.bpf_pin_root, here.network)
+            queues = [opened.enter_context(Map.open(path)) for path in paths]
+            for queue in queues:
+                while queue.pop() is not None:
+                    pass  # an earlier watcher's
+            yield queues, again
     finally:
         watching.end(options.state_dir, here.network)
         _poke(here.pid)
 
 
-def _queue_of(root: Path, network: Network) -> Path:
+def _queues_of(root: Path, network: Network) -> list[Path]:
     deadline = time.monotonic() + _READY
     while time.monotonic() < deadline:
-        folder = newest_maps(network, root)
-        if folder and (folder / "fl_events").exists():
-            return folder / "fl_events"
+        queues = [folder / "fl_events" for folder in maps_of(network, root).values()]
+        if queues and all(queue.exists() for queue in queues):
+            return queues
         time.sleep(_PAUSE)
     raise FlannelError(
         "the programs that run here cannot tell: packets take the kernel path, or it is an old daemon"
@@ -182,12 +184,12 @@ def _printer(as_json: bool, names: dict[int, str]) -> Callable[[Event], None]:
 def told(event: Event) -> str:
     """Return addresses, ports, flags and length of a packet, much as tcpdump would."""
     if not event.proto:
-        return f"no IPv4, {event.len}"
-    ports = (f":{event.source_port}", f":{event.target_port}") if event.proto in (6, 17) else ("", "")
+        return f"another protocol, {event.len}"
     flags = "".join(letter for bit, letter in _FLAGS if event.tcp_flags & bit)
     outer = f" from {event.outer}" if event.reason.name.startswith("DROP") and int(event.outer) else ""
     kind = PROTOCOLS.get(event.proto, str(event.proto))
-    ends = f"{event.source}{ports[0]} > {event.target}{ports[1]}"
+    source, target = (event.source, event.source_port), (event.target, event.target_port)
+    ends = " > ".join(end(*one) if event.proto in (6, 17) else str(one[0]) for one in (source, target))
     return f"{kind} {ends}{f' [{flags}]' if flags else ''} {event.len}{outer}"
 
 

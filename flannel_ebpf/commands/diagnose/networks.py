@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from flannel_ebpf.base.family import Network
-from flannel_ebpf.base.options import Options
+from flannel_ebpf.base.options import BPF_PIN_ROOT, Options
 from flannel_ebpf.commands.diagnose.console import NothingHereError
 from flannel_ebpf.commands.values import Subnet
 from flannel_ebpf.commands.which import known
 from flannel_ebpf.host import report
 from flannel_ebpf.host.lock import holder, lock_path
+from flannel_ebpf.kernel.programs.readout import maps_of as pinned_maps
 from flannel_ebpf.kernel.programs.readout import newest_maps
 
 network_flag: Callable[[Any], Any] = click.option(
@@ -31,6 +32,7 @@ class Here:
     report: dict[str, Any] = field(default_factory=dict)
     pid: int = 0
     maps: Path | None = None
+    root: Path = BPF_PIN_ROOT
 
 
 def networks(options: Options, only: Network | None = None) -> list[Here]:
@@ -51,12 +53,22 @@ def _here(options: Options, network: Network, told: report.Content | None) -> He
         told or {},
         holder(lock_path(options.state_dir, network)),
         newest_maps(network, options.bpf_pin_root),
+        options.bpf_pin_root,
     )
 
 
+def families(here: Here) -> list[Here]:
+    """Return a network, and behind it that of the other family whose programs belong to it."""
+    every = pinned_maps(here.network, here.root)
+    return [
+        here,
+        *(replace(here, network=one, maps=maps) for one, maps in every.items() if one != here.network),
+    ]
+
+
 def maps_of(here: Sequence[Here]) -> list[tuple[Here, Path]]:
-    """Return those networks that have maps; raises NothingHereError when none has."""
-    found = [(one, one.maps) for one in here if one.maps]
+    """Return those networks that have maps, each family alone; raises NothingHereError when none has."""
+    found = [(one, one.maps) for network in here for one in families(network) if one.maps]
     if not found:
         why = next((one.report.get("datapath", {}).get("why_not") for one in here), "")
         raise NothingHereError(

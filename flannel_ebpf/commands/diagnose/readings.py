@@ -9,12 +9,13 @@ from enum import IntEnum, IntFlag
 from pathlib import Path
 from typing import Any
 
+from flannel_ebpf.base.family import Address
 from flannel_ebpf.contract import abi
 from flannel_ebpf.contract.abi import PodFlag, Record
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.kernel.programs.readout import pods_in, read_peers
 
-PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
+PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 _TCP = 6
 
 MAPS: dict[str, tuple[type[Record] | None, type[Record]]] = {
@@ -27,6 +28,12 @@ MAPS: dict[str, tuple[type[Record] | None, type[Record]]] = {
     "fl_peer_stats": (None, abi.Traffic),
 }
 """Map -> how its keys and values are read; None: a number."""
+
+
+def end(address: Address | str, port: int) -> str:
+    """Return one end of a connection as people write it: 10.1.2.3:80, [fd00::1]:80."""
+    text = str(address)
+    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
 
 
 def peers(folder: Path) -> list[dict[str, Any]]:

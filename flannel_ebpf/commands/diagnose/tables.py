@@ -6,13 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
-from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import click
 
 from flannel_ebpf.agent.relay_side import folder as relay_folder
-from flannel_ebpf.base.family import Family, ipv4
+from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.base.one_line import one_line
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.diagnose import readings
@@ -26,11 +25,11 @@ from flannel_ebpf.commands.diagnose.console import (
     short,
     table,
 )
-from flannel_ebpf.commands.diagnose.networks import Here, maps_of, network_flag, networks
+from flannel_ebpf.commands.diagnose.networks import Here, families, maps_of, network_flag, networks
 from flannel_ebpf.commands.diagnose.paths import targets, this_node
 from flannel_ebpf.commands.flags import node_flags, options_from
 from flannel_ebpf.commands.told import source_of
-from flannel_ebpf.commands.values import OptionalAddress
+from flannel_ebpf.commands.values import AnyAddress
 from flannel_ebpf.host import report
 from flannel_ebpf.kernel.hooks.standing import standing
 from flannel_ebpf.kernel.netlink.links import read_addresses, read_links
@@ -67,8 +66,8 @@ _PODS = (
 )
 _FLOWS = (
     Column("PROTO", lambda row: row["protocol"]),
-    Column("POD", lambda row: f"{row['pod']}:{row['pod_port']}"),
-    Column("REMOTE", lambda row: f"{row['remote']}:{row['remote_port']}"),
+    Column("POD", lambda row: readings.end(row["pod"], row["pod_port"])),
+    Column("REMOTE", lambda row: readings.end(row["remote"], row["remote_port"])),
     Column("SENDS BY", lambda row: "bpf" if row["sends_by_bpf"] else "kernel"),
     Column("HEARS BY", lambda row: "bpf" if row["hears_by_bpf"] else "kernel"),
     Column("AGE", _ages, right=True),
@@ -93,14 +92,14 @@ _SORTS: dict[str, Callable[[Row], int]] = {
 @network_flag
 @click.option("--sort", type=click.Choice(list(_SORTS)), default="subnet", show_default=True)
 @json_flag
-def peers(only: IPv4Network | None, sort: str, as_json: bool, **values: Any) -> None:
+def peers(only: Network | None, sort: str, as_json: bool, **values: Any) -> None:
     """Show every peer: its subnet, the address it is reached by, and the traffic that BPF carried.
 
     A super-packet counts as its segments; bytes are those of inner packets.
     """
     options = options_from(values)
     found = []
-    for here in networks(options, only):
+    for here in (one for network in networks(options, only) for one in families(network)):
         rows = readings.peers(here.maps) if here.maps else _kernels_peers(here, options)
         rows.sort(key=_SORTS[sort])
         found += [{"network": str(here.network), **row} for row in rows]
@@ -125,7 +124,7 @@ def _kernels_peers(here: Here, options: Options) -> list[dict[str, Any]]:
 @node_flags
 @network_flag
 @json_flag
-def pods(only: IPv4Network | None, as_json: bool, **values: Any) -> None:
+def pods(only: Network | None, as_json: bool, **values: Any) -> None:
     """Show every pod that has sent or received: its device, and by which path its packets go."""
     here = maps_of(networks(options_from(values), only))
     found = [{"network": str(one.network), **row} for one, _ in here for row in pods_of(one)]
@@ -146,13 +145,13 @@ def pods_of(here: Here) -> list[dict[str, Any]]:
 @click.command(short_help="Show connections and which of them BPF carries.")
 @node_flags
 @network_flag
-@click.option("--pod", type=OptionalAddress(), help="Of this pod only.")
-@click.option("--peer", type=OptionalAddress(), help="With this remote address only.")
+@click.option("--pod", type=AnyAddress(), help="Of this pod only.")
+@click.option("--peer", type=AnyAddress(), help="With this remote address only.")
 @click.option("--port", type=click.IntRange(0, 65_535), help="With this port, on either side.")
 @click.option("--proto", type=click.Choice(list(readings.PROTOCOLS.values())), help="Of this protocol only.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Show so many.")
 @json_flag
-def flows(only: IPv4Network | None, limit: int, as_json: bool, **values: Any) -> None:
+def flows(only: Network | None, limit: int, as_json: bool, **values: Any) -> None:
     """Show connections, latest first: by which path each side's packets go, and when the kernel last saw one.
 
     AGE: since the kernel carried a packet from the pod / to the pod; BPF carries those in between.
@@ -175,8 +174,8 @@ def flows(only: IPv4Network | None, limit: int, as_json: bool, **values: Any) ->
 
 def _wanted(
     row: dict[str, Any],
-    pod: IPv4Address | None,
-    peer: IPv4Address | None,
+    pod: Address | None,
+    peer: Address | None,
     port: int | None,
     proto: str | None,
 ) -> bool:
@@ -225,7 +224,7 @@ def leases(as_json: bool, **values: Any) -> None:
 @node_flags
 @network_flag
 @json_flag
-def maps(name: str, only: IPv4Network | None, as_json: bool, **values: Any) -> None:
+def maps(name: str, only: Network | None, as_json: bool, **values: Any) -> None:
     """Show the entries of map NAME, field by field."""
     name = name if name.startswith("fl_") else f"fl_{name}"
     found = []
@@ -248,5 +247,5 @@ def device_names() -> dict[int, str]:
         return {index: link.name for index, link in read_links(netlink).items()}
 
 
-def _own_addresses(netlink: RouteSocket) -> set[IPv4Address]:
-    return {ipv4(address.interface.ip) for address in read_addresses(netlink, Family.V4)}
+def _own_addresses(netlink: RouteSocket) -> set[Address]:
+    return {one.interface.ip for family in Family for one in read_addresses(netlink, family)}

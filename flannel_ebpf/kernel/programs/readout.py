@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -12,7 +13,7 @@ from flannel_ebpf.base.errors import BpfError, edge
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map
-from flannel_ebpf.kernel.programs.pins import Pins
+from flannel_ebpf.kernel.programs.pins import Pins, networks
 
 _NEVER = 10**18
 """Nanoseconds; --stand-aside is a day at most."""
@@ -30,15 +31,13 @@ def read_pinned(network: Network, root: Path) -> dict[str, Any]:
 
     `stand_aside_in`: as `seconds_left`. Raises BpfError.
     """
-    newest = newest_maps(network, root)
-    if newest is None:
-        return {}
-    return {
-        "peers": list(read_peers(newest)),
-        "pods": list(_pods(newest)),
-        "reasons": reasons(newest),
-        "stand_aside_in": seconds_left(newest),
-    }
+    found: dict[str, Any] = {}
+    for newest in maps_of(network, root).values():
+        peers, pods, counted = found.get("peers", []), found.get("pods", []), found.get("reasons", {})
+        found["peers"], found["pods"] = [*peers, *read_peers(newest)], [*pods, *_pods(newest)]
+        found["reasons"] = _added(counted, reasons(newest))
+        found.setdefault("stand_aside_in", seconds_left(newest))  # one daemon tells both families' programs
+    return found
 
 
 def seconds_left(folder: Path) -> int | None:
@@ -52,6 +51,27 @@ def seconds_left(folder: Path) -> int | None:
         until = abi.NodeState.unpack(one.lookup(abi.pack_u32(0)) or bytes(one.info.value_size)).until
     left = until - time.monotonic_ns()
     return None if left > _NEVER else max(0, round(left / 1e9))
+
+
+def maps_of(network: Network, root: Path) -> dict[Network, Path]:
+    """Return the folders of the maps that programs use now, of a dual-stack network one for each family.
+
+    Raises BpfError.
+    """
+    places = {network: root, **dict.fromkeys(other_family(network, root), Pins.of(network, root).folder)}
+    found = {one: newest_maps(one, place) for one, place in places.items()}
+    return {one: folder for one, folder in found.items() if folder}
+
+
+def other_family(network: Network, root: Path) -> set[Network]:
+    """Return the IPv6 network that goes with a dual-stack one, as far as anything of it is pinned."""
+    return networks(Pins.of(network, root).folder)
+
+
+def _added(one: dict[str, dict[str, int]], other: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Return the sums of two families' counters, in the order of reasons."""
+    sums = {name: Counter(one.get(name, {})) + Counter(other.get(name, {})) for name in {**one, **other}}
+    return {reason.name: dict(sums[reason.name]) for reason in abi.Reason if reason.name in sums}
 
 
 def read_peers(folder: Path) -> Iterator[dict[str, Any]]:
@@ -102,13 +122,13 @@ def reasons(folder: Path) -> dict[str, dict[str, int]]:
 def fill(network: Network, root: Path) -> dict[str, tuple[int, int]]:
     """Return (entries, room) of each map that can be full; the flow table cannot: new replaces old there.
 
+    In a dual-stack network IPv6's have `_v6` behind their names.
+
     Raises BpfError.
     """
-    folder = newest_maps(network, root)
-    if folder is None:
-        return {}
     found = {}
-    for name in ("fl_peers", "fl_vteps", "fl_pods", "fl_ports"):
-        with Map.open(folder / name) as one:
-            found[name] = (len(one.items()), one.info.max_entries)
+    for at, folder in enumerate(maps_of(network, root).values()):
+        for name in ("fl_peers", "fl_vteps", "fl_pods", "fl_ports"):
+            with Map.open(folder / name) as one:
+                found[f"{name}_v6" if at else name] = (len(one.items()), one.info.max_entries)
     return found

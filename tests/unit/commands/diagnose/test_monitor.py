@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
@@ -17,7 +17,9 @@ EVENT = Event(1_500_000_000, 3, 1464, ONE, OTHER, NONE, 34504, 80, 6, Hook.FROM_
     [
         (EVENT, "tcp 10.1.5.2:34504 > 10.1.6.2:80 [P.] 1464"),
         (replace(EVENT, proto=1, tcp_flags=0), "icmp 10.1.5.2 > 10.1.6.2 1464"),
-        (replace(EVENT, proto=0), "no IPv4, 1464"),
+        (replace(EVENT, source=IPv6Address("fc00::1"), target=IPv6Address("fc00::2")),
+         "tcp [fc00::1]:34504 > [fc00::2]:80 [P.] 1464"),
+        (replace(EVENT, proto=0), "another protocol, 1464"),
         (replace(EVENT, tcp_flags=2, outer=PEER, reason=Reason.DROP_PEER_SOURCE),
          "tcp 10.1.5.2:34504 > 10.1.6.2:80 [S] 1464 from 192.0.2.2"),
     ],
