@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from perf.results import Table, to_json
 from perf.workloads import Workload
 
 from flannel_ebpf.base.errors import FlannelError, LabError
+from flannel_ebpf.base.family import Family
 
 T = TypeVar("T")
 
@@ -60,6 +62,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--modes", help=f"comma list of {', '.join(modes.MODES)}")
     parser.add_argument("--workloads", help="comma list; `all` is the default without --quick")
+    parser.add_argument("--family", type=int, choices=[4, 6], default=4, help="of pods and nodes; default 4")
     parser.add_argument("--rounds", type=int, help="default 5, with --quick 3")
     parser.add_argument("--seconds", type=int, default=1, help="of each measurement, default 1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -70,9 +73,11 @@ def arguments() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, folder: Path, progress: Progress) -> int:
     """Build everything, measure, and hand out the results."""
-    workloads.build_generator(folder)
-    every = workloads.workloads(folder)
-    chosen = pick("mode", options.modes, modes.MODES, modes.QUICK if options.quick else modes.DEFAULT)
+    family = Family(options.family)
+    workloads.build_generator(folder, family)
+    every = workloads.workloads(folder, family)
+    picked = pick("mode", options.modes, modes.MODES, modes.QUICK if options.quick else modes.DEFAULT)
+    chosen = [replace(one, family=family) for one in picked if family is Family.V4 or one.backend != "udp"]
     loads = pick("workload", options.workloads, every, workloads.QUICK if options.quick else every)
     method = Method(chosen, loads, options.rounds or (3 if options.quick else 5), options.seconds)
     with standing(chosen, folder, progress) as ends:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from flannel_ebpf.base.errors import LabError
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.contract.abi import Hook
 from flannel_ebpf.lab import Host, Lab
 from flannel_ebpf.lab.counters import reasons
@@ -30,7 +31,8 @@ class Ends:
         self.mode = mode
         self.client: Host = lab.pod("n1p1") if mode.pods else lab.node("n1")
         self.server: Host = lab.pod("n2p1") if mode.pods else lab.node("n2")
-        self.to = str(self.server.ip)
+        self.family = mode.family
+        self.to = str(self.server.at(mode.family))
         self._processes: list[subprocess.Popen[str]] = []
         self._before: Path = Counter()
         self._servers: dict[str, list[int]] = {}
@@ -62,9 +64,9 @@ class Ends:
         return self.client.run(["taskset", "-c", core, *command], timeout=20.0).stdout
 
     @contextmanager
-    def driving(self, command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    def driving(self, command: Sequence[str], core: str = CLIENT_CORE) -> Iterator[subprocess.Popen[str]]:
         """Have a client run during the block; afterwards it is killed."""
-        pinned = ["taskset", "-c", CLIENT_CORE, *command]
+        pinned = ["taskset", "-c", core, *command]
         process = self.client.popen(pinned, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self._processes.append(process)
         try:
@@ -82,6 +84,9 @@ class Ends:
 
     def udp_received(self) -> int:
         """Return how many datagrams the server's sockets were given and its processes have read."""
+        if self.family is Family.V6:
+            lines = (line.split() for line in self.net(self.server, "snmp6").splitlines())
+            return next(int(value) for name, value in lines if name == "Udp6InDatagrams")
         names, values = (
             line.split() for line in self.net(self.server, "snmp").splitlines() if line[:4] == "Udp:"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.lab import LabSpec
 
 DAEMON_FLAGS = ("--ip-masq",)
@@ -20,6 +21,7 @@ class Mode:
     fastpath: str | None = None
     pods: bool = True
     flags: tuple[str, ...] = ()
+    family: Family = Family.V4
 
     @property
     def spec(self) -> LabSpec:
@@ -27,6 +29,7 @@ class Mode:
         return LabSpec(
             name=f"perf-{self.name}",
             nodes=2,
+            family=str(self.family.value),
             backend=self.backend,
             datapath="ebpf" if self.fastpath else "kernel",
             fastpath=self.fastpath or "off",

@@ -14,7 +14,7 @@ bridge device, so took the kernel path. `flannel.1`, `flannel0`: tunnel devices.
 fl_from_pod and fl_from_peer, which see each packet once.
 """
 
-DEVICES = ("cni0", "flannel.1", "flannel0")
+DEVICES = ("cni0", "flannel.1", "flannel-v6.1", "flannel0")
 ENOUGH = 0.9
 """Share of the packets that must have taken the claimed way."""
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flannel_ebpf.base.errors import LabError
+from flannel_ebpf.base.family import Family
 from perf import proof
-from perf.ends import SERVER_CORE, Ends
+from perf.ends import CLIENT_CORE, SERVER_CORE, Ends
 
 HERE = Path(__file__).parent
 WARM_UP = 0.3
@@ -50,10 +51,11 @@ class Workload:
     lower: bool = False
 
 
-def build_generator(folder: Path) -> Path:
-    """Compile traffic.c into `folder`; raises LabError with the compiler's words."""
+def build_generator(folder: Path, family: Family = Family.V4) -> Path:
+    """Compile traffic.c for a family into `folder`; raises LabError with the compiler's words."""
     program = folder / "traffic"
-    command = ["cc", "-O2", "-o", str(program), str(HERE / "traffic.c")]
+    defines = ["-DIPV6"] if family is Family.V6 else []
+    command = ["cc", "-O2", *defines, "-o", str(program), str(HERE / "traffic.c")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LabError(f"traffic.c does not compile: {done.stderr[-500:]}")
@@ -69,8 +71,11 @@ def start_servers(ends: Ends, folder: Path) -> None:
     any_address = ["-i", "0.0.0.0"]  # noqa: S104 - inside its namespace
     redis = ["redis-server", "--port", str(REDIS), "--save", "", "--protected-mode", "no", "--dir", str(home)]
     ends.serve(["iperf3", "--server"], IPERF)
-    ends.serve(["sockperf", "server", "--tcp", *any_address, "-p", str(TCP_ECHO)], TCP_ECHO)
-    ends.serve(["sockperf", "server", *any_address, "-p", str(UDP_ECHO)], UDP_ECHO)
+    if ends.family is Family.V6:  # which sockperf of Debian 12 does not know
+        ends.serve([traffic, "rr-server", str(TCP_ECHO)], TCP_ECHO)
+    else:
+        ends.serve(["sockperf", "server", "--tcp", *any_address, "-p", str(TCP_ECHO)], TCP_ECHO)
+        ends.serve(["sockperf", "server", *any_address, "-p", str(UDP_ECHO)], UDP_ECHO)
     ends.serve([traffic, "crr-server", str(CRR)], CRR)
     ends.serve([traffic, "udp-crr-server", str(UDP_CRR)], UDP_CRR)
     ends.serve([traffic, "sink", str(SINK), str(SINK_PORTS)], SINK + SINK_PORTS - 1)
@@ -78,9 +83,13 @@ def start_servers(ends: Ends, folder: Path) -> None:
     ends.serve(redis, REDIS)
 
 
-def workloads(folder: Path) -> dict[str, Workload]:
+def workloads(folder: Path, family: Family = Family.V4) -> dict[str, Workload]:
     """Return all workloads by name, in the order of the table. `folder` holds the compiled generator."""
     traffic = str(folder / "traffic")
+    if family is Family.V6:
+        asks = _single("tcp_rr", "own generator, 64 B", "k/s", _crr(traffic, "rr", TCP_ECHO, 1, SERVER_CORE))
+        every_of_v4 = {name: one for name, one in workloads(folder).items() if name != "udp_rr"}
+        return {**every_of_v4, "tcp_rr": asks}
     every = (
         _single("tcp_stream", "iperf3, 1 flow", "Gbit/s", _tcp_stream(1)),
         _single("tcp_stream_8", "iperf3, 8 flows", "Gbit/s", _tcp_stream(8)),
@@ -156,9 +165,9 @@ def _round_trips(port: int, *protocol: str) -> Measure:
     return run
 
 
-def _crr(traffic: str, what: str, port: int) -> Measure:
+def _crr(traffic: str, what: str, port: int, workers: int = CRR_WORKERS, core: str = CLIENT_CORE) -> Measure:
     def run(ends: Ends, seconds: int) -> float:
-        with ends.driving([traffic, what, ends.to, str(port), str(CRR_WORKERS)]) as client:
+        with ends.driving([traffic, what, ends.to, str(port), str(workers)], core) as client:
             time.sleep(WARM_UP + seconds)
             client.terminate()
             output = client.stdout
@@ -222,10 +231,21 @@ def _received_bits(ends: Ends) -> int:
     return 8 * int(line.partition(":")[2].split()[0])
 
 
+def _host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
 def _http(*headers: str) -> Measure:
     def run(ends: Ends, seconds: int) -> float:
         extra = [word for header in headers for word in ("-H", header)]
-        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}", *extra, f"http://{ends.to}:{HTTP}/"]
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{CONNECTIONS}",
+            f"-d{seconds}",
+            *extra,
+            f"http://{_host(ends.to)}:{HTTP}/",
+        ]
         text = ends.drive(command)
         found = re.search(r"Requests/sec:\s*([\d.]+)", text)
         if not found or "Non-2xx" in text:
@@ -249,6 +269,9 @@ http {{
     access_log off; keepalive_requests 100000000;
     client_body_temp_path {home}; proxy_temp_path {home}; fastcgi_temp_path {home};
     uwsgi_temp_path {home}; scgi_temp_path {home};
-    server {{ listen {HTTP} backlog=4096; location / {{ return 200 "{"x" * PAGE}"; }} }}
+    server {{
+        listen {HTTP} backlog=4096; listen [::]:{HTTP} backlog=4096;
+        location / {{ return 200 "{"x" * PAGE}"; }}
+    }}
 }}
 """
