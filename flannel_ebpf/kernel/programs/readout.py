@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 from flannel_ebpf.base.errors import BpfError, edge
-from flannel_ebpf.base.family import Network
+from flannel_ebpf.base.family import Address, Network
 from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.kernel.programs.pins import Pins, networks
@@ -93,7 +92,7 @@ def read_peers(folder: Path) -> Iterator[dict[str, Any]]:
             }
 
 
-def pods_in(folder: Path) -> dict[IPv4Address, abi.Pod]:
+def pods_in(folder: Path) -> dict[Address, abi.Pod]:
     """Return the pods in a folder of maps, in order; the node's own addresses beside them are none."""
     with Map.open(folder / "fl_pods") as pods:
         found = (
