@@ -45,8 +45,7 @@ def open_datapath(options: Options, network: Network, root: Path) -> tuple[Datap
     except BpfError as error:
         if options.datapath == "ebpf":
             raise
-        log.warning("no BPF on this host, packets take the kernel path: %s", error)
-        return None, Cap(0), str(error)
+        return None, Cap(0), str(error)  # the first pass says so
     caps = found & ~features.together(options.without)
     used, unused = features.names(caps), features.names(found & ~caps)
     log.info("kernel has %s", ", ".join(used) or "none of the optional features")

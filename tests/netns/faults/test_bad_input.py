@@ -152,6 +152,7 @@ def test_without_bpf_a_node_takes_the_kernel_path_or_ends(
     n1.start_daemon(["--datapath=auto", *arguments])
     log_of(n1, "no BPF on this host", wanted)
     log_of(n1, "ready:")
+    assert n1.daemon_log().count("no BPF on this host") == 1
     n1.run(["ip", "link", "show", "flannel.1"])
     n1.stop_daemon()
     said = n1.run(n1.daemon_command(["--datapath=ebpf", *arguments]), check=False)
