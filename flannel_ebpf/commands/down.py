@@ -33,7 +33,7 @@ from flannel_ebpf.commands.told import source_of
 from flannel_ebpf.commands.which import Asked, chosen
 from flannel_ebpf.desired.backends import udp
 from flannel_ebpf.host import report
-from flannel_ebpf.host.lock import claimant, holder, lock_path, network_lock, role_of
+from flannel_ebpf.host.lock import claimant, lock_path, network_lock, serving
 from flannel_ebpf.kernel.netlink.links import read_addresses
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.leases.etcd import EtcdClient, Registry
@@ -117,9 +117,8 @@ def _daemon_stopped(state_dir: Path, network: Network) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise
             daemon = claimant(f"network {network}")
-            path = lock_path(state_dir, network)
-            if not daemon and not locked and role_of(path) != "down":
-                daemon = holder(path)
+            if not daemon and not locked:
+                daemon = serving(lock_path(state_dir, network))
             if locked and not daemon:
                 break
             if daemon and time.monotonic() > deadline:

@@ -18,7 +18,7 @@ from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.which import Asked, chosen
 from flannel_ebpf.contract.features import NAMES, WITHOUT
 from flannel_ebpf.host import report
-from flannel_ebpf.host.lock import claimant, holder, lock_path, role_of
+from flannel_ebpf.host.lock import claimant, lock_path, serving
 from flannel_ebpf.kernel.hooks.standing import standing
 from flannel_ebpf.kernel.programs.readout import other_family, read_pinned
 
@@ -43,8 +43,7 @@ def status(options: Options, asked: Asked, *, as_json: bool) -> int:
 
 def state_of(options: Options, network: Network, told: report.Content | None) -> report.Content:
     """Return a network's report, as far as there is one, with what the kernel says beside it."""
-    lock = lock_path(options.state_dir, network)
-    pid = claimant(f"network {network}") or (holder(lock) if role_of(lock) != "down" else 0)
+    pid = claimant(f"network {network}") or serving(lock_path(options.state_dir, network))
     kernel = kernel_side(network, options.bpf_pin_root)
     if told is None:
         lost = f"{report.path_of(options.state_dir, network)} is missing or no report of this version"

@@ -113,12 +113,18 @@ def holder(path: Path) -> int:
     return 0
 
 
-def role_of(path: Path) -> str:
-    """Return the role in which a lock file was last held; "" when that cannot be told."""
+def serving(path: Path) -> int:
+    """Return the process that holds the lock file as a daemon, 0 when none does.
+
+    The file must name the holder: one that has only just taken the lock has not yet said what for. Daemons of
+    older versions wrote nothing but their number.
+    """
+    pid = holder(path)
     try:
-        return read_small(path).split()[1]
-    except (OSError, ValueError, IndexError):
-        return ""
+        words = read_small(path).split()
+    except (OSError, ValueError):
+        return 0
+    return pid if words[:1] == [str(pid)] and words[1:] != ["down"] else 0
 
 
 def _lock(path: Path, network: Network, role: Role) -> int:

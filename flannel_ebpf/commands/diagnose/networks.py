@@ -15,7 +15,7 @@ from flannel_ebpf.commands.diagnose.console import NothingHereError
 from flannel_ebpf.commands.values import Subnet
 from flannel_ebpf.commands.which import known
 from flannel_ebpf.host import report
-from flannel_ebpf.host.lock import holder, lock_path
+from flannel_ebpf.host.lock import claimant, lock_path, serving
 from flannel_ebpf.kernel.programs.readout import maps_of as pinned_maps
 from flannel_ebpf.kernel.programs.readout import newest_maps
 
@@ -51,7 +51,7 @@ def _here(options: Options, network: Network, told: report.Content | None) -> He
     return Here(
         network,
         told or {},
-        holder(lock_path(options.state_dir, network)),
+        claimant(f"network {network}") or serving(lock_path(options.state_dir, network)),
         newest_maps(network, options.bpf_pin_root),
         options.bpf_pin_root,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flannel_ebpf.base.errors import AlreadyRunning, ConfigError
-from flannel_ebpf.host.lock import claim, claimant, lock_path, network_lock, role_of
+from flannel_ebpf.host.lock import claim, claimant, lock_path, network_lock, serving
 
 NETWORK, OTHER = IPv4Network("10.1.0.0/16"), IPv4Network("10.2.0.0/16")
 
@@ -33,9 +33,20 @@ def test_the_lock_file_is_named_after_the_network_and_says_who_holds_it(tmp_path
     with network_lock(tmp_path / "state", NETWORK) as path:
         assert path == tmp_path / "state" / "10.1.0.0-16.lock"
         assert path.read_text() == f"{os.getpid()} daemon\n"
-        assert role_of(path) == "daemon"
+        assert serving(path) == os.getpid()
     with network_lock(tmp_path / "state", NETWORK, "down"):
-        assert role_of(path) == "down"
+        assert serving(path) == 0
+    assert serving(path) == 0
+
+
+def test_who_has_only_just_taken_the_lock_is_no_daemon(tmp_path: Path) -> None:
+    """The file still says what the former holder wrote, or nothing; a daemon of old said no role."""
+    with network_lock(tmp_path, NETWORK) as path:
+        for said in ("1 daemon\n", "", "no number\n", b"\xff"):
+            path.write_bytes(said.encode() if isinstance(said, str) else said)
+            assert serving(path) == 0
+        path.write_text(f"{os.getpid()}\n")
+        assert serving(path) == os.getpid()
 
 
 def test_nobody_else_can_take_the_lock(tmp_path: Path) -> None:
