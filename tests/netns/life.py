@@ -238,7 +238,7 @@ def command(node: Node, name: str, *arguments: str) -> list[str]:
 def tell(node: Node, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `flannel-ebpf NAME` for this node, whatever comes of it."""
     done = node.run(command(node, name, *arguments), check=False)
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     return done
 
 

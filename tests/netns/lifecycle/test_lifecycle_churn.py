@@ -17,6 +17,7 @@ from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Lab, Node, Pod
 from flannel_ebpf.lab.command import run
 from flannel_ebpf.lab.counters import reasons
+from tests.netns import traffic
 from tests.netns.labs import MakeLab
 from tests.netns.life import chat, stream
 from tests.polls import eventually
@@ -95,7 +96,7 @@ def test_an_address_that_moves_to_a_new_pod_never_reaches_the_old_one(lab: Lab) 
     eventually(lambda: ping(far, new.ip), "the new pod answers")
 
     def new_place_is_known() -> bool:
-        return ping(far, new.ip, 20) == 20 and places(node).get(new.ip) == ifindex(node, new.veth)
+        return traffic.ping(far, new.ip, 20) == 20 and places(node).get(new.ip) == ifindex(node, new.veth)
 
     eventually(new_place_is_known, "the new place is known")
     settled = received(old)
