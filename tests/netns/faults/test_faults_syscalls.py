@@ -67,8 +67,8 @@ def test_no_failing_call_ends_the_daemon(lab: Lab, fault: str) -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             strace.wait(1.5)  # some passes fail meanwhile; strace ends with what it traces
     finally:
-        # Asked to end, strace waits for each thread in turn; one inside vfork() waits for a child that strace has
-        # stopped, for ever. The kernel lets all of them go when strace is killed.
+        # Asked to end, strace waits for each thread in turn; one inside vfork() waits for a child that strace
+        # has stopped, for ever. The kernel lets all of them go when strace is killed.
         strace.kill()
         strace.wait()
     eventually(lambda: right(node, peer), "what it missed is healed", 30)
