@@ -74,7 +74,7 @@ def test_every_file_of_ours_may_be_something_else(tmp_path: Path, strange: str) 
     assert in_time(lambda: report.read(tmp_path, NETWORK)) is None
     assert in_time(lambda: remembered.read(tmp_path, NETWORK)) == remembered.Before()
     assert in_time(lambda: watching.sample(tmp_path, NETWORK)) == 0
-    assert in_time(lambda: lock.role_of(lock.lock_path(tmp_path, NETWORK))) == ""
+    assert in_time(lambda: lock.serving(lock.lock_path(tmp_path, NETWORK))) == 0
     previous = in_time(lambda: subnet_env.read(env))
     assert isinstance(previous, subnet_env.Previous)
     assert previous.subnets == ()
