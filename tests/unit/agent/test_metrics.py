@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,11 @@ from flannel_ebpf.agent.metrics import PEERS, NodeCollector, _traffic, registry
 from flannel_ebpf.agent.reconcile import Outcome
 from flannel_ebpf.base import tally
 from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.model import Mac
+from flannel_ebpf.contract.abi import Mode
+from flannel_ebpf.desired.backends.peer import Peer
+from flannel_ebpf.desired.objects import FdbEntry, Neighbour, RelayPeer, Route, VxlanLink
+from flannel_ebpf.desired.plan import Failure, Put
 
 TOP = Path(__file__).parents[3]
 
@@ -44,6 +49,30 @@ def text(tmp_path: Path) -> str:
 )
 def test_a_node_without_programs_tells_of_itself(text: str, line: str) -> None:
     assert re.search(f"^{line}$", text, re.MULTILINE), text
+
+
+def test_a_peer_has_failed_once_whatever_of_its_way_failed(tmp_path: Path) -> None:
+    peers = [
+        Peer(IPv4Network(f"10.1.{n}.0/24"), IPv4Address(f"192.0.2.{n}"), Mode.VXLAN, 1500, True, mac(n))
+        for n in range(1, 6)
+    ]
+    wanting = (
+        Route(peers[0].subnet, None, "flannel.1"),
+        Neighbour("flannel.1", IPv4Address("10.1.1.0"), mac(1)),
+        FdbEntry("flannel.1", mac(2), IPv4Address("192.0.2.2")),
+        RelayPeer(peers[2].subnet, peers[2].public_ip),
+        VxlanLink("flannel.1", 1, 8472, IPv4Address("192.0.2.9"), 2, 1450, mac(9)),
+    )
+    failures = [Failure(Put(one), KernelError("no")) for one in wanting]
+    outcome = Outcome(peers=peers, failures=failures)
+    collector = NodeCollector(IPv4Network("10.1.0.0/16"), tmp_path, "", lambda: outcome, "abc")
+    text = generate_latest(registry(collector)).decode()
+    assert "flannel_ebpf_peers 5.0" in text
+    assert "flannel_ebpf_peers_failed 3.0" in text
+
+
+def mac(number: int) -> Mac:
+    return Mac(bytes((2, 0, 0, 0, 0, number)))
 
 
 def test_many_peers_are_bounded_the_idle_ones_together() -> None:
