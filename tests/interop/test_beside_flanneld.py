@@ -232,3 +232,27 @@ def test_the_way_back_with_udp(make_lab: MakeLab, flanneld: Path) -> None:
     [back] = started(flanneld, [n1])
     eventually(pings(one, two), back.tail, 30)
     assert (n1.subnet, back.running) == (subnet, True)
+
+
+def test_the_udp_device_has_flannelds_address_and_route(make_lab: MakeLab, flanneld: Path) -> None:
+    """As `ip address`, `ip route` and `ethtool -i` show them in old articles."""
+    lab, _ = mixed(make_lab, flanneld, "udp")
+    shown = []
+    for node in lab.nodes:
+        device = json.loads(node.run(["ip", "-json", "address", "show", "dev", "flannel0"]).stdout)[0]
+        addresses = [
+            (one["local"], one["prefixlen"], one["scope"])
+            for one in device["addr_info"]
+            if one["family"] == "inet"
+        ]
+        assert [address for address, _, _ in addresses] == [str(node.subnet.network_address)]
+        routes = json.loads(node.run(["ip", "-json", "route", "show", "dev", "flannel0"]).stdout)
+        driver = node.run(["ethtool", "-i", "flannel0"]).stdout.splitlines()[0]
+        shown.append(
+            (
+                [rest for _, *rest in addresses],
+                [(route["dst"], route.get("scope"), route.get("gateway")) for route in routes],
+                (device["mtu"], sorted({"POINTOPOINT", "UP", "NOARP"} & set(device["flags"])), driver),
+            )
+        )
+    assert shown[0] == shown[1]
