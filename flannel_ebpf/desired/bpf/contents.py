@@ -32,10 +32,12 @@ def peer_len(peers: Iterable[Peer], subnet_len: int) -> int:
 
     A lease of another length changes the maps for nobody else: the kernel carries its packets.
     """
-    lengths = Counter(peer.subnet.prefixlen for peer in peers)
-    if not lengths or subnet_len in lengths:
-        return subnet_len
-    return max(lengths, key=lambda length: (lengths[length], length))
+    lengths = Counter[int]()
+    for peer in peers:
+        if peer.subnet.prefixlen == subnet_len:  # the first has it nearly always
+            return subnet_len
+        lengths[peer.subnet.prefixlen] += 1
+    return max(lengths, key=lambda length: (lengths[length], length), default=subnet_len)
 
 
 def of_length(peers: Iterable[Peer], length: int) -> list[Peer]:
