@@ -105,6 +105,9 @@ static __always_inline enum fl_reason admit_flow_rx(struct __sk_buff *skb, const
 	if (*pod)
 		d.ifindex = (*pod)->ifindex;
 	reason = judge(&d, p);
+	/* of a pod that may be stateless the place counts, however short its flows are */
+	if (reason == FL_LEARN_YOUNG && fl_cfg.fastpath == FL_FASTPATH_AUTO && !*pod)
+		reason = FL_LEARN_NEW;
 	return reason ? learn(skb, ip, end, p, ttl_taken, &d, reason) : FL_GO_ON;
 }
 

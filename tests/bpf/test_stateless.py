@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from scapy.layers.inet import ICMP
+from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from flannel_ebpf.contract import abi
@@ -17,6 +18,7 @@ from tests.bpf.cases import OUTSIDE
 from tests.bpf.frames import from_pod, l4, packet, vxlan
 from tests.bpf.node import (
     FLOWS,
+    GATEWAY_MAC,
     HOUR,
     KERNEL,
     OTHER_MAC,
@@ -24,6 +26,8 @@ from tests.bpf.node import (
     OTHER_PORT,
     PEER,
     POD,
+    POD_MAC,
+    POD_PORT,
     REDIRECT,
     SECOND_PEER,
     VXLAN,
@@ -97,3 +101,20 @@ def test_only_pods_of_the_network_speak_to_it_statelessly(source: IPv4Address, a
 def test_a_new_connection_of_a_stateless_pod_needs_the_outer_leg(auto: Node) -> None:
     auto.add_peer(PEER, PEER.peer(AUTO.backend, outer=""))
     assert auto.run("fl_from_pod", bytes(from_pod(l4("tcp:S")))).reason == Reason.LEARN_PEER
+
+
+@pytest.mark.parametrize(("config", "learned"), [(AUTO, True), (FLOWS, False)])
+def test_the_first_packet_tells_where_a_pod_is(
+    config: abi.Config, node_with: NodeWith, *, learned: bool
+) -> None:
+    """A resolver's answers come to a new port each: no flow of such a pod ever grows old."""
+    node = as_auto(node_with(config))
+    node.forget_pod(POD)
+    node.set_port(POD_PORT, mac=POD_MAC)
+    node.set_level(IPv4Network(f"{POD}/32"), PodFlag.STATELESS)
+    came = node.run("fl_from_peer", bytes(vxlan()))
+    assert came.verdict == KERNEL
+    frame = Ether(src=str(GATEWAY_MAC), dst=str(POD_MAC)) / packet(PEER.pod, POD, ttl=63)
+    node.run("fl_to_pod", bytes(frame), ticket=came.ticket, ifindex=POD_PORT)
+    assert (node.pod(POD) is not None) == learned
+    assert (node.run("fl_from_peer", bytes(vxlan())).verdict == REDIRECT) == learned
