@@ -32,6 +32,8 @@ CONNTRACK = -200
 """NF_IP_PRI_CONNTRACK: base chains of PREROUTING and OUTPUT up to here run before a packet has a state."""
 
 _STATES = (STATE_INVALID, STATE_ESTABLISHED, STATE_RELATED, STATE_NEW)
+_STATES_OF_UDP = (STATE_ESTABLISHED, STATE_RELATED, STATE_NEW)
+"""INVALID are datagrams with a wrong length or checksum, of which no tunnel is made."""
 _NO_DEVICE = names([""])
 _BELOW_IP = {
     Hook.INGRESS,
@@ -62,9 +64,9 @@ class Facts:
     devices through which pods' packets come to the IP layer (bridges, veths with a host route), `ports` the
     host sides of all pods' veths, `overlays` the devices of the way to peers. `kinds` are addresses by
     routing type: "local", "broadcast", "multicast". `mark` are the values that skb->mark may have before
-    any rule. With `invalid_is_nobody`, no packet that we carry would have been in conntrack's state
-    INVALID. Without `stateless` no pod is free, and the question is only for whom rules judge packets one
-    by one.
+    any rule. With `invalid_is_nobody`, no packet of a free pod that the kernel may yet carry is in
+    conntrack's state INVALID. Without `stateless` no pod is free, and the question is only for whom rules
+    judge packets one by one.
     """
 
     version: Version
@@ -96,7 +98,7 @@ def passages(facts: Facts) -> Iterator[Passage]:
     yield from _from_pods(facts, carried(facts.version, pods, others, states, facts.mark))
     yield from _to_pods(facts, carried(facts.version, others, pods, states, facts.mark))
     if facts.tunnel:
-        yield from _outer(facts.tunnel, carried(facts.version, (), (), states, facts.mark))
+        yield from _outer(facts.tunnel, carried(facts.version, (), (), _STATES_OF_UDP, facts.mark))
 
 
 def _from_pods(facts: Facts, packets: Packets) -> Iterator[Passage]:

@@ -10,6 +10,7 @@ from functools import partial
 from flannel_ebpf.desired.proof.follow import Effect, Follower, Memory, TooMuch
 from flannel_ebpf.desired.proof.packets import (
     FLAGS_CARRIED,
+    INVALID_ONLY,
     OPENING,
     TCP,
     Field,
@@ -185,9 +186,12 @@ class _Guards:
 def _judges_each(effect: Effect) -> bool:
     """Say whether packets of a flow that the kernel has carried may yet be treated otherwise than those.
 
-    The kernel carries TCP packets that open or end a connection in any case.
+    The kernel carries TCP packets that open or end a connection in any case, and what is carried by flow is
+    not INVALID.
     """
     protocols, states = effect.packets[Field.PROTOCOL] or NOTHING, effect.packets[Field.STATE]
+    if states == INVALID_ONLY:
+        return False
     flags = both(effect.packets[Field.TCP_FLAGS] or NOTHING, FLAGS_CARRIED)
     is_tcp = protocols == exactly(TCP)
     if is_tcp and not flags:

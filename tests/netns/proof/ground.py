@@ -126,6 +126,7 @@ class Ground:
             frozenset(["flannel.1"]),
             tunnel,
             kinds,
+            invalid_is_nobody=False,
         )
 
 

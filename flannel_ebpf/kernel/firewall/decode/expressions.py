@@ -53,8 +53,9 @@ _COUNTED = {"limit", "quota", "connlimit"}
 _ENDS = {"reject", "synproxy", "tproxy", "fwd", QUEUE}
 _LOADS = {"rt": 1, "exthdr": 1, "osf": 1, "xfrm": 1, "socket": 2, "hash": 2, "tunnel": 2}
 """Expressions that load what we know nothing of: the attribute that names their register."""
-_ONCE = {"notrack", "flow_offload"}
+_ONCE = {"flow_offload"}
 """What is done to the first packet of a flow and holds for it."""
+_CT_ZONE = 17
 _SEEN = {(1, 0), (1, 1), (1, 8)}
 """Network header's TOS (which nft writes as part of two octets) and TTL: base and offset."""
 
@@ -152,7 +153,7 @@ def _ct(data: Data, _version: Version) -> Operation:
     key = u32(data.get(2))
     if 1 in data:  # NFTA_CT_DREG
         return _store(data[1], loads.conntrack(key))
-    return lambda rule: rule.steps.append(Touch(f"ct {key} set", each=False))
+    return lambda rule: rule.steps.append(Touch(f"ct {key} set", each=key == _CT_ZONE))
 
 
 def _fib(data: Data, _version: Version) -> Operation:

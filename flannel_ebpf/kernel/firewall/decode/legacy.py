@@ -42,7 +42,7 @@ _NAT_PRIORITIES = {Hook.PREROUTING: -100, Hook.OUTPUT: -100, Hook.INPUT: 100, Ho
 
 _IP = struct.Struct("=4s4s4s4s16s16s16s16sHBB")  # ipt_ip
 _OFFSETS = struct.Struct("=HH")
-_OFFSETS_AT, _ENTRY = 88, 112
+_OFFSETS_AT, _COUNTERS_AT, _ENTRY = 88, 96, 112
 _XT = struct.Struct("=H29sB")  # xt_entry_match, xt_entry_target
 _VERDICT = struct.Struct("=i")
 _GOTO, _FRAGMENTS = 0x02, 0x01
@@ -102,6 +102,19 @@ def decode(name: str, info: bytes, entries: bytes) -> Table:
             for chain, members in chains.items()
         },
     )
+
+
+def without_counters(entries: bytes) -> bytes:
+    """Return a table's entries with all counters zero: what is left changes only with the rules."""
+    plain = bytearray(entries)
+    offset = 0
+    while offset + _ENTRY <= len(plain):
+        plain[offset + _COUNTERS_AT : offset + _ENTRY] = bytes(_ENTRY - _COUNTERS_AT)
+        size = _OFFSETS.unpack_from(plain, offset + _OFFSETS_AT)[1]
+        if size < _ENTRY:
+            break
+        offset += size
+    return bytes(plain)
 
 
 def _entries(data: bytes) -> Iterator[_Entry]:

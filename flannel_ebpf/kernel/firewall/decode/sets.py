@@ -125,4 +125,4 @@ def ranges_of(loads: Sequence[Load], element: Element) -> tuple[Ranges, ...] | N
         high = int.from_bytes(last) if names else load.number(last)
         found.append(((low, high),))
         at += (load.length + 3) & ~3
-    return tuple(found)
+    return tuple(found) if at >= len(element.first) else None

@@ -13,12 +13,14 @@ from flannel_ebpf.desired.proof.rules import QUEUE, Accept, Drop, SetMark, Step,
 
 _NO_EFFECT = {"LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "log", "nflog"}
 _ENDS = {"REJECT": "reject", "NFQUEUE": QUEUE, "SYNPROXY": "synproxy", "TPROXY": "tproxy", "DROP": "drop"}
-_ONCE = {"CONNMARK", "CONNSECMARK", "SECMARK", "NOTRACK", "TCPMSS", "HMARK"}
-"""What flows do not escape: it is done to their first packets and holds, or the kernel carries those it is
-for."""
+_ONCE = {"CONNMARK", "CONNSECMARK", "SECMARK", "TCPMSS", "HMARK"}
+"""What flows do not escape: it is done to their first packets and holds.
+
+CT is none: of a connection whose one side is not tracked, conntrack takes up the other in the middle, and
+translates it from there on.
+"""
 _SEEN = {"TTL", "HL", "DSCP", "TOS"}
 """What alters a field without which no flow is learned."""
-_CT_HELPER_AT, _CT_HELPER_LEN = 12, 16  # xt_ct_target_info.helper
 _NAT = {"DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP"}
 _MAP_IPS = 1
 _MARK_REVISION = 2
@@ -42,8 +44,6 @@ def _act(name: str, revision: int, info: bytes) -> Step:
     if name == "MARK" and revision == _MARK_REVISION:
         mark, mask = struct.unpack_from("=II", info)
         return SetMark(~mask & 0xFFFFFFFF, mark)
-    if name == "CT":
-        return Touch("CT", each=any(info[_CT_HELPER_AT : _CT_HELPER_AT + _CT_HELPER_LEN]))
     return Touch(name, each=name not in _ONCE and name not in _SEEN)
 
 

@@ -57,6 +57,7 @@ from tests.unit.desired.proof.rulesets import (
 
 INVALID = Within(Field.STATE, exactly(STATE_INVALID))
 KNOWN = Within(Field.STATE, exactly(STATE_ESTABLISHED, STATE_RELATED))
+GOES_OUT, COMES_IN = Within(Field.OIF, names(["flannel.1"])), Within(Field.IIF, names(["flannel.1"]))
 LOCAL = AddressType(Field.DADDR, frozenset(["local"]))
 SERVICE = Within(Field.DADDR, exactly(0x0A60000A))
 IS_TCP, IS_UDP = Within(Field.PROTOCOL, exactly(TCP)), Within(Field.PROTOCOL, exactly(UDP))
@@ -137,7 +138,11 @@ def test_accept_ends_its_base_chain_alone() -> None:
 def test_only_what_is_invalid_may_be_dropped() -> None:
     rules = [rule(INVALID, then=Drop()), rule(KNOWN, then=Accept()), rule(NEW, then=Accept())]
     assert proved(base(drops=True), base=rules).guards == ()
-    assert proved(base(), facts=replace(NODE, invalid_is_nobody=False), base=rules).free == NOTHING
+    tunnelled = replace(NODE, invalid_is_nobody=False)
+    counted = [rule(INVALID, Touch("nfacct"), then=Drop())]
+    for found in (rules, counted):
+        proof = proved(base(), facts=tunnelled, base=found)
+        assert proof.free == proof.of_level(Level.KERNEL) == NOTHING
 
 
 def test_established_alone_is_not_enough() -> None:
@@ -205,6 +210,25 @@ def test_several_fields_are_one_element() -> None:
     assert guarded(proved(base(), base=[rule(inverted, then=Drop())]), A, B) == [True, True]
 
 
+def test_what_is_done_before_a_test_is_done_to_all() -> None:
+    late = [Rule((Touch("TEE"), source(A)), Drop()), rule(Touch("TEE"), source(A), then=Drop())]
+    for one_of in late:
+        assert proved(base(), base=[one_of]).free == NOTHING
+
+
+def test_icmp_is_carried_too() -> None:
+    ping = Within(Field.PROTOCOL, exactly(1))
+    assert guarded(proved(base(), base=[rule(ping, source(A), then=Drop())]), A, B) == [True, False]
+
+
+def test_an_element_that_may_have_gone_is_not_sure_to_match() -> None:
+    accept = Among((Field.SADDR,), ((one(A),),), unsure=True)
+    rules = [rule(source(A), accept, then=Accept()), rule(source(A), then=Drop())]
+    assert guarded(proved(base(), base=rules), A) == [True]
+    sure = [rule(source(A), replace(accept, unsure=False), then=Accept()), rule(source(A), then=Drop())]
+    assert guarded(proved(base(), base=sure), A) == [False]
+
+
 def test_mark_that_stays_what_it_is_is_none() -> None:
     assert proved(base(), base=[rule(SetMark(0xFFFF, 0))]).guards == ()
     assert proved(base(), base=[rule(SetMark(0, 0))]).guards == ()
@@ -227,12 +251,49 @@ def test_tunnel_packets_are_everybodys() -> None:
         ("cni0", Hook.INGRESS, False),
         ("flannel.1", Hook.EGRESS, False),
         ("eth0", Hook.INGRESS, False),
+        ("eth0", Hook.EGRESS, False),
         ("eth1", Hook.INGRESS, True),
+        ("cni0", Hook.EGRESS, False),
         ("veth1", Hook.EGRESS, False),
     ],
 )
 def test_devices_hooks_count_where_packets_come_by(device: str, hook: Hook, free: bool) -> None:
     proof = proved(base(hook, devices=names([device])), base=[rule(then=Drop())])
+    assert (proof.guards == ()) == free
+
+
+@pytest.mark.parametrize(
+    ("hook", "steps", "free"),
+    [
+        (Hook.BRIDGE_PREROUTING, [source(A)], False),
+        (Hook.BRIDGE_INPUT, [source(A)], False),
+        (Hook.BRIDGE_FORWARD, [source(A)], True),
+        (Hook.BRIDGE_OUTPUT, [target(A)], False),
+        (Hook.BRIDGE_POSTROUTING, [target(A)], False),
+        (Hook.BRIDGE_POSTROUTING, [source(A)], True),
+        (Hook.PREROUTING, [source(A)], False),
+        (Hook.PREROUTING, [target(A), COMES_IN], False),
+        (Hook.POSTROUTING, [source(A), GOES_OUT], False),
+        (Hook.POSTROUTING, [target(A), COMES_IN], False),
+        (Hook.POSTROUTING, [source(A), Within(Field.IIF, names([""]))], False),  # before Linux 5.6
+        (Hook.FORWARD, [source(A), GOES_OUT], False),
+        (Hook.FORWARD, [target(A), COMES_IN], False),
+        (Hook.INPUT, [source(A)], True),
+        (Hook.OUTPUT, [source(A)], True),
+    ],
+)
+def test_hooks_count_where_packets_come_by(hook: Hook, steps: list[Step], free: bool) -> None:
+    assert guarded(proved(base(hook), base=[rule(*steps, then=Drop())]), A, B) == [not free, False]
+
+
+@pytest.mark.parametrize("hook", [Hook.BRIDGE_PREROUTING, Hook.BRIDGE_POSTROUTING])
+def test_below_ip_no_packet_has_a_state(hook: Hook) -> None:
+    assert proved(base(hook), base=[rule(INVALID, then=Drop())]).free == NOTHING
+
+
+@pytest.mark.parametrize(("hook", "free"), [(Hook.OUTPUT, False), (Hook.POSTROUTING, True)])
+def test_of_tunnel_packets_neither_before_conntrack(hook: Hook, free: bool) -> None:
+    proof = proved(base(hook, priority=-300), base=[rule(INVALID, then=Drop())])
     assert (proof.guards == ()) == free
 
 
