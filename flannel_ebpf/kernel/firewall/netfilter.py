@@ -14,18 +14,7 @@ from flannel_ebpf.kernel.firewall.decode.expressions import decode
 from flannel_ebpf.kernel.firewall.decode.legacy import Table
 from flannel_ebpf.kernel.firewall.decode.sets import UNKNOWN, Contents, contents
 from flannel_ebpf.kernel.firewall.nfnetlink import NftSocket
-
-
-@dataclass(frozen=True, slots=True)
-class SetName:
-    """A set or map in a table."""
-
-    table: TableName
-    name: str
-
-
-Part = TableName | ChainName | SetName
-"""What may have changed: a table with all its base chains, a chain's rules, a set's elements."""
+from flannel_ebpf.kernel.firewall.parts import Part, SetName
 
 
 @dataclass(slots=True)
@@ -39,15 +28,16 @@ class _Known:
 
 
 class Netfilter:
-    """The rules for one IP version. Of use to one thread; methods raise KernelError.
+    """The rules for one IP version. Of use to one thread, but for `has_read`; methods raise KernelError.
 
-    What was read counts until `forget` names it, those of iptables-legacy until `forget_legacy`.
+    What was read counts until `forget` names it.
     """
 
     def __init__(self, version: Version) -> None:
         self._version: Version = version
         self._asking = NftSocket()
         self._known = _Known()
+        self._asked: set[Part] = set()
         self._legacy: dict[str, Table] | None = None
 
     def close(self) -> None:
@@ -59,6 +49,7 @@ class Netfilter:
         known = self._known
         if known.bases is None:
             known.bases = self._asking.base_chains()
+            self._asked |= {base.name for base in known.bases}
         if self._legacy is None:
             self._legacy = {name: xtables.read(name) for name in self._legacy_names()}
         every = [*known.bases, *(base for table in self._legacy.values() for base in table.bases)]
@@ -76,6 +67,7 @@ class Netfilter:
             return (self._legacy or {})[name.table.name].chains[name]
         chain = self._known.chains.get(name)
         if chain is None:
+            self._asked.add(name)  # before it is read: whoever hears of a change meanwhile must know it
             around = _Around(self, name)
             found = (decode(one, self._version, around) for one in self._asking.rules(name))
             chain = Chain(name, tuple(rule for rule in found if rule is not None))
@@ -88,35 +80,47 @@ class Netfilter:
         known = self._known
         known.users.setdefault(one, set()).add(user)
         if one not in known.sets:
+            self._asked.add(one)
             declared = self._asking.set_declared(user.table, name)
             known.sets[one] = (
                 contents(declared, self._asking.set_elements(user.table, name)) if declared else UNKNOWN
             )
         return known.sets[one]
 
-    def forget(self, parts: Collection[Part]) -> bool:
-        """Forget what changed; say whether anything of it had been read."""
-        known, found = self._known, False
+    def has_read(self, part: Part) -> bool:
+        """Say whether a change of this could change what was read; asked from any thread."""
+        return isinstance(part, TableName) or part in self._asked
+
+    def forget(self, parts: Collection[Part]) -> set[ChainName]:
+        """Forget what changed; return the chains that must be followed anew."""
+        known, gone = self._known, set[ChainName]()
         for part in parts:
-            if isinstance(part, TableName):
-                found, known.bases = True, None
+            if isinstance(part, SetName):
+                known.sets.pop(part, None)
+                gone |= known.users.pop(part, set())
             elif isinstance(part, ChainName):
-                found = known.chains.pop(part, None) is not None or found
-            elif part in known.sets:
-                found = True
-                del known.sets[part]
-                for user in known.users.pop(part, ()):
-                    known.chains.pop(user, None)
-        return found
+                gone.add(part)
+            if isinstance(part, TableName) or (known.bases and part in {base.name for base in known.bases}):
+                known.bases = None  # a base chain that is gone tells only its name
+        for chain in gone:
+            known.chains.pop(chain, None)
+        return gone
 
     def forget_all(self) -> None:
         """Forget everything: who knows what changed."""
-        self._known, self._legacy = _Known(), None
+        self._known, self._asked, self._legacy = _Known(), set(), None
 
-    def forget_legacy(self) -> bool:
-        """Read the tables of iptables-legacy again; say whether they changed."""
-        before, self._legacy = self._legacy, {name: xtables.read(name) for name in self._legacy_names()}
-        return before != self._legacy
+    @property
+    def has_legacy(self) -> bool:
+        """Whether the tables of iptables-legacy, of whose changes nobody tells, have been read."""
+        return self._legacy is not None
+
+    def legacy_digest(self) -> int:
+        """Return a number that changes when a table of iptables-legacy does, 0 without any."""
+        digest = 0
+        for name in self._legacy_names():
+            digest = xtables.digest(name, digest)
+        return digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import struct
+import zlib
 from pathlib import Path
 
 from flannel_ebpf.base.errors import KernelError
@@ -36,13 +37,23 @@ def names() -> list[str]:
 
 def read(name: str) -> Table:
     """Return one table. Raises KernelError."""
+    return legacy.decode(name, *_read(name))
+
+
+def digest(name: str, start: int) -> int:
+    """Return a checksum of a table but for its counters, continuing from `start`. Raises KernelError."""
+    info, entries = _read(name)
+    return zlib.crc32(legacy.without_counters(entries), zlib.crc32(info, start))
+
+
+def _read(name: str) -> tuple[bytes, bytes]:
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as asking:
         for _ in range(_TRIES):
             info = _ask(asking, _GET_INFO, name.encode().ljust(INFO.size, b"\0"), name)
             size = INFO.unpack(info)[-1]
             asked = _HEAD.pack(name.encode(), size) + bytes(size)
             try:
-                return legacy.decode(name, info, _ask(asking, _GET_ENTRIES, asked, name)[_HEAD.size :])
+                return info, _ask(asking, _GET_ENTRIES, asked, name)[_HEAD.size :]
             except KernelError as error:
                 if error.code != errno.EAGAIN:  # it was replaced between the questions
                     raise

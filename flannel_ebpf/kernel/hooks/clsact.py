@@ -142,6 +142,11 @@ def shaped_devices(seen: Seen, devices: Collection[int]) -> set[int]:
     return shaped
 
 
+def has_foreign(seen: Seen, ifindex: int, direction: Direction) -> bool:
+    """Say whether a filter that is not ours stands on a device's clsact hook."""
+    return any(_is_foreign(found) for found in seen.filters(ifindex, direction))
+
+
 def _is_foreign(found: HookFilter) -> bool:
     ours = _is_marked(found) or not found.handle  # 0: the priority's own header
     return found.priority != FILTER_PRIORITY or not ours

@@ -36,11 +36,12 @@ def filters_in(seen: Seen, devices: Iterable[int], name_of: Callable[[int], str]
 
 def shaped_devices(seen: Seen, devices: Iterable[int]) -> set[int]:
     """Return those of `devices` with a program that is not ours, which a redirect would pass by."""
-    return {
-        ifindex
-        for ifindex in devices
-        if any(ownership.is_foreign(one) for hook in TCX_HOOKS for one in seen.programs(ifindex, hook))
-    }
+    return {ifindex for ifindex in devices if any(has_foreign(seen, ifindex, hook) for hook in TCX_HOOKS)}
+
+
+def has_foreign(seen: Seen, ifindex: int, direction: Direction) -> bool:
+    """Say whether a program that is not ours stands on a device's hook."""
+    return any(ownership.is_foreign(one) for one in seen.programs(ifindex, direction))
 
 
 def put_filter(want: Filter, old: Filter | None, program: int) -> None:

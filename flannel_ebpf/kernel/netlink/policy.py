@@ -1,4 +1,4 @@
-"""Policy routing: the rules (`ip rule`) that may send tunnel packets elsewhere than the main table does.
+"""Policy routing: the rules (`ip rule`) that may send packets elsewhere than the main table does.
 
 Layout: linux/fib_rules.h (fib_rule_hdr, as long as rtmsg).
 """
@@ -20,11 +20,16 @@ _USUAL = {255, 254, 253}  # local, main, default
 
 
 class PolicyRule(NamedTuple):
-    """A rule that packets of this host may meet; `source` and `target` None: any; `table` 0: it has none."""
+    """A rule that packets may meet; `source` and `target` None: any; `table` 0: it has none.
+
+    `iif` is the device by which they come in, "" any, "lo" packets of this host. `marked`: they carry a mark.
+    """
 
     source: Network | None
     target: Network | None
     table: int
+    iif: str = ""
+    marked: bool = False
 
 
 def read_rules(netlink: RouteSocket, family: Family) -> Iterator[PolicyRule]:
@@ -33,22 +38,33 @@ def read_rules(netlink: RouteSocket, family: Family) -> Iterator[PolicyRule]:
     Rules for packets that come in at a device are left out, and those for a mark: tunnel packets carry what
     netfilter gave the pod's, and programs carry no marked ones.
     """
+    for rule in read_all_rules(netlink, family):
+        if rule.iif in {"", "lo"} and not rule.marked:
+            yield rule
+
+
+def read_all_rules(netlink: RouteSocket, family: Family) -> Iterator[PolicyRule]:
+    """Yield the rules of a family but the three that every host has. Raises KernelError.
+
+    A rule for all but some, as wg-quick has it (`not fwmark 51820 lookup 51820`), counts as one for all.
+    """
     for body in netlink.dump(_RTM_GETRULE, RTMSG.pack(family.af, 0, 0, 0, 0, 0, 0, 0, 0)):
         _, to_len, from_len, _, short_table, _, _, action, flags = RTMSG.unpack_from(body)
         found = attributes(body, RTMSG.size)
         table = U32.unpack(found[_TABLE])[0] if _TABLE in found else short_table
-        if flags & _INVERT:  # for all others, as wg-quick has it: `not fwmark 51820 lookup 51820`
-            yield PolicyRule(None, None, table if action == _TO_TABLE else 0)
+        known = table if action == _TO_TABLE else 0
+        if flags & _INVERT:
+            yield PolicyRule(None, None, known)
             continue
         for_all = not to_len and not from_len and _IIFNAME not in found
-        if action == _TO_TABLE and table in _USUAL and for_all and _FWMARK not in found:
-            continue
-        if found.get(_IIFNAME, b"lo\0").rstrip(b"\0") != b"lo" or any(found.get(_FWMARK, b"")):
+        if known in _USUAL and for_all and _FWMARK not in found:
             continue
         yield PolicyRule(
             _prefix(found.get(_SRC), from_len),
             _prefix(found.get(_DST), to_len),
-            table if action == _TO_TABLE else 0,
+            known,
+            found.get(_IIFNAME, b"").rstrip(b"\0").decode(errors="replace"),
+            any(found.get(_FWMARK, b"")),
         )
 
 

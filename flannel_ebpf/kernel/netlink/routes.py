@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, pro
 RTA_DST, RTA_SRC, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS = 1, 2, 4, 5, 6, 8
 RTA_MULTIPATH, RTA_TABLE, RTA_VIA, RTA_ENCAP = 9, 15, 18, 22
 RTPROT_KERNEL, RTPROT_BOOT, RTN_UNICAST, RTN_BLACKHOLE = 2, 3, 1, 6
-RT_TABLE_MAIN = 254
+RT_TABLE_MAIN, _RT_TABLE_LOCAL = 254, 255
 _RTNH_F_ONLINK = 4
 RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
 
@@ -114,6 +114,33 @@ def _dump(netlink: RouteSocket, family: Family) -> list[bytes]:
         if error.code == errno.ENOENT:  # a host without any address of the family has no such table yet
             return []
         raise
+
+
+def read_local_table(netlink: RouteSocket, family: Family) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Yield (RTN_*, (address, length)) of what is this host's own, or is broadcast to. Raises KernelError."""
+    for body, found in _of_table(netlink, family, _RT_TABLE_LOCAL):
+        yield body[7], (int.from_bytes(found.get(RTA_DST, b""), "big"), body[1])
+
+
+def destinations(netlink: RouteSocket, family: Family, table: int) -> Iterator[tuple[int, int]]:
+    """Yield the (address, length) of every route in a table. Raises KernelError."""
+    for body, found in _of_table(netlink, family, table):
+        yield int.from_bytes(found.get(RTA_DST, b""), "big"), body[1]
+
+
+def _of_table(netlink: RouteSocket, family: Family, table: int) -> Iterator[tuple[bytes, dict[int, bytes]]]:
+    short = table if table < 256 else 0
+    asked = RTMSG.pack(family.af, 0, 0, 0, short, 0, 0, 0, 0) + attribute(RTA_TABLE, U32.pack(table))
+    try:
+        bodies = netlink.dump(RTM_GETROUTE, asked)
+    except KernelError as error:
+        if error.code == errno.ENOENT:  # no such table yet
+            return
+        raise
+    for body in bodies:
+        found = attributes(body, RTMSG.size)
+        if U32.unpack(found.get(RTA_TABLE, U32.pack(body[4])))[0] == table:  # older kernels answer with all
+            yield body, found
 
 
 def more_specific(routes: Iterable[KernelRoute], network: Network) -> dict[int, set[int]]:

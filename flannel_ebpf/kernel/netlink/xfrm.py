@@ -37,11 +37,15 @@ _XFRMA_TMPL = 5
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What an outbound policy is for: packets from `source` to `target`, `protocol` 0 for all."""
+    """What a policy is for: packets from `source` to `target`, `protocol` 0 for all.
+
+    `outbound`: on their way out; other policies are for packets that come in, or through.
+    """
 
     source: Network
     target: Network
     protocol: int
+    outbound: bool = True
 
 
 def outbound_policies() -> list[Policy]:
@@ -49,6 +53,11 @@ def outbound_policies() -> list[Policy]:
 
     Of the network namespace of the calling thread. Raises KernelError.
     """
+    return [policy for policy in policies() if policy.outbound]
+
+
+def policies() -> list[Policy]:
+    """Return all policies that change or stop packets, likewise."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_XFRM) as sock:
             sock.settimeout(10)
@@ -78,7 +87,7 @@ def _parse(body: bytes) -> Iterator[Policy]:
     target, source, af, target_len, source_len, protocol = _SELECTOR.unpack_from(body)
     direction, action = _DIRECTION.unpack_from(body, _DIRECTION_AT)
     changes = action == _XFRM_POLICY_BLOCK or _XFRMA_TMPL in attributes(body, _POLICY_SIZE)
-    if direction != _XFRM_POLICY_OUT or not changes:
+    if not changes:
         return
     for family in Family:
         if af in {socket.AF_UNSPEC, family.af} and max(source_len, target_len) <= family.bits:
@@ -87,6 +96,7 @@ def _parse(body: bytes) -> Iterator[Policy]:
                 family.network(source[:octets], source_len, strict=False),
                 family.network(target[:octets], target_len, strict=False),
                 protocol,
+                direction == _XFRM_POLICY_OUT,
             )
 
 
