@@ -19,7 +19,12 @@ from flannel_ebpf.kernel.programs.probe import has_tcx, probe
 
 log = logging.getLogger(__name__)
 
-_FASTPATHS = {"flows": Fastpath.FLOWS, "subnets": Fastpath.SUBNETS, "off": Fastpath.OFF}
+_FASTPATHS = {
+    "auto": Fastpath.AUTO,
+    "flows": Fastpath.FLOWS,
+    "subnets": Fastpath.SUBNETS,
+    "off": Fastpath.OFF,
+}
 _CHECKS = {"drop": Check.DROP, "count": Check.COUNT, "off": Check.OFF}
 _XDP_MODES: dict[str, tuple[XdpMode, ...]] = {
     "off": (),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+from flannel_ebpf.agent.prover import Prover
 from flannel_ebpf.agent.side import Round, scope_of
 from flannel_ebpf.base.errors import BpfError, KernelError, ProgramsRequired
 from flannel_ebpf.base.family import Address, Family
@@ -19,6 +20,7 @@ from flannel_ebpf.contract.abi import Fastpath
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Peer, Stack
 from flannel_ebpf.desired.bpf import conntrack, contents
+from flannel_ebpf.desired.bpf.levels import Levels
 from flannel_ebpf.desired.bpf.optional import Extras
 from flannel_ebpf.desired.bpf.pod_grace import Newcomers
 from flannel_ebpf.desired.objects import (
@@ -32,8 +34,10 @@ from flannel_ebpf.desired.objects import (
     XdpProgram,
 )
 from flannel_ebpf.desired.plan import Failure, Op, Put
+from flannel_ebpf.desired.proof.proof import Proof
 from flannel_ebpf.host import watching
 from flannel_ebpf.kernel import sysctl
+from flannel_ebpf.kernel.firewall.parts import Part
 from flannel_ebpf.kernel.hooks.edge import Hooks
 from flannel_ebpf.kernel.hooks.grace import give_back, hurried
 from flannel_ebpf.kernel.hooks.ownership import name_in
@@ -78,6 +82,7 @@ class BpfSide:
         why_not: str = "",
         *,
         required: bool,
+        prover: Prover | None = None,
         pod_grace: float = 0.0,
         family: Family = Family.V4,
         only: bool = True,
@@ -93,6 +98,8 @@ class BpfSide:
         """The peers' indexes in fl_peer_stats as the last round had them, None without programs."""
         self.warnings: list[str] = []
         """What about this host endangers connections, in the last round."""
+        self.proof: Proof | None = None
+        """What rules and such concern which pods, in the last round; None where it makes no difference."""
         self._family = family
         self._only = only
         self._hooks = hooks
@@ -103,6 +110,8 @@ class BpfSide:
         self._state_dir = state_dir
         give_back(state_dir / _EXPEDITED)
         self._required = required
+        self._prover = prover
+        self._settled = True
         self._loaded: Loaded | None = None
         self._ever_loaded = False
         self._entries: list[MapEntry] = []
@@ -126,9 +135,19 @@ class BpfSide:
         return [*self.warnings, *(missing if self.bpf and self.why_not else ())]
 
     @property
+    def peers_matter(self) -> bool:
+        """Whether the proof could be another with a new peer."""
+        return self.proof is not None and self._prover is not None and self._prover.peers_matter
+
+    @property
     def accelerated(self) -> bool:
         """Whether programs were in use in the last round."""
         return self._loaded is not None
+
+    def touched(self, parts: Collection[Part] | None) -> None:
+        """Hear which parts of firewall rules changed, None: any; in any thread."""
+        if self._prover:
+            self._prover.touched(parts)
 
     def stand_aside(self) -> None:
         """Leave every packet to a peer to the kernel until the next round has loaded other programs.
@@ -147,7 +166,7 @@ class BpfSide:
         Some entries are learned by the programs and stay. Raises KernelError; ProgramsRequired when they are
         `required` and cannot run from the start.
         """
-        self.slots, self._entries = None, []
+        self.slots, self._entries, self.proof = None, [], None
         stack = now.node.stack(self._family)
         if stack is None or self._rests(now):
             return []
@@ -162,17 +181,41 @@ class BpfSide:
             raise KernelError(f"reading the programs' maps: {error}", error.code) from error
         old = self._newcomers.settled(now.ports, time.monotonic())
         self.due = self._newcomers.due
+        levels = self._levels(stack, peers, now)
+        pods = contents.pod_entries(self._entries, now.ports, pod_macs(seen, now.ports, self._family), levels)
+        self._settle([*levels.entries, *pods])
         wanted: list[Object] = [
             *(PinFolder(str(folder)) for folder in (self._loaded.maps, *self._loaded.folders)),
             *self._peer_entries(now.peers, self.bpf.slots()),
             *contents.port_entries(now.ports),
-            *contents.pod_entries(self._entries, now.ports, pod_macs(seen, now.ports, self._family)),
+            *levels.entries,
+            *pods,
             *contents.node_entries(_own_addresses(stack, now)),
             *contents.filters(old, stack.uplink.ifindex, _overlay(stack, now), programs, self.attach),
         ]
         if not self._only:
             return wanted
         return [*wanted, *self._extras.wanted(node, now.ports, programs), *self._conntrack()]
+
+    def _levels(self, stack: Stack, peers: Sequence[Peer], now: Round) -> Levels:
+        """Have the rules looked at, and return what the programs should know of them."""
+        if self._prover is None:
+            return Levels(Proof())
+        self.proof = self._prover.prove(stack, peers, now)
+        self.due = min(filter(None, (self.due, self._prover.due)), default=0.0)
+        return Levels(self.proof)
+
+    def _settle(self, wanted: Collection[MapEntry]) -> None:
+        """Let the proof count once all that was learned knows of it: one pass writes, the next sees it."""
+        if self._prover is None:
+            return
+        there = {one for one in self._entries if one.map in {"fl_levels", "fl_pods"}}
+        levels = {one for one in there if one.map == "fl_levels"}
+        self._settled = levels <= {*wanted} <= there
+        if self._settled:
+            self._prover.settle()
+        else:
+            self._prover.take_back()
 
     def _peer_entries(self, peers: Sequence[Peer], size: int) -> list[MapEntry]:
         """Return what the maps should hold of peers: the very same objects while peers and maps stay.
@@ -268,7 +311,9 @@ class BpfSide:
             if kind is PinFolder:
                 failures += pins.apply(batch)
             elif kind is MapEntry:
-                failures += self.bpf.apply(batch) if self.bpf else []
+                failed = self.bpf.apply(batch) if self.bpf else []
+                self.due = self.due if failed or self._settled else AT_ONCE
+                failures += failed
             else:
                 failures += self._apply_hooks(batch, scope)
         refused = self._extras.refused(failures)

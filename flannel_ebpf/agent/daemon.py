@@ -1,7 +1,7 @@
 """`flannel-ebpf up`: join the network, then keep the kernel in line until told to stop.
 
-Threads: this one reconciles; `Cluster` follows etcd, `LeaseKeeper` renews, `KernelMonitor` hears of changes.
-They carry nothing but a wake-up and its kind: each pass reads what it needs.
+Threads: this one reconciles; `Cluster` follows etcd, `LeaseKeeper` renews, `KernelMonitor` and `RulesMonitor`
+hear of changes, `Prover` vouches. They carry a wake-up and its kind: each pass reads what it needs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from flannel_ebpf.agent.join import (
 )
 from flannel_ebpf.agent.kernel_side import KernelSide
 from flannel_ebpf.agent.loop import Loop, Parts
+from flannel_ebpf.agent.prover import Prover
 from flannel_ebpf.agent.reconcile import Reconciler, Sides
 from flannel_ebpf.agent.relay_side import RelaySide
 from flannel_ebpf.agent.status_file import Report
@@ -44,6 +45,7 @@ from flannel_ebpf.kernel.firewall.monitor import RulesMonitor
 from flannel_ebpf.kernel.monitor import KernelMonitor
 from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
 from flannel_ebpf.kernel.network import KernelNetwork
+from flannel_ebpf.kernel.programs.in_use import Datapath
 from flannel_ebpf.kernel.programs.pins import Pins
 from flannel_ebpf.kernel.seen import Seen
 from flannel_ebpf.leases.source import LeaseSource, open_source
@@ -154,7 +156,7 @@ class Daemon:
         stack.enter_context(
             KernelMonitor(self._wake.for_all, overlays, kernel.ports, kernel.echoes, kernel.interest)
         )
-        stack.enter_context(RulesMonitor(sides.firewall.changed))
+        stack.enter_context(RulesMonitor(sides.firewall.changed, sides.bpf.touched))
         self._loop = Loop(options, node, Parts(kernel, reconciler, sides.firewall, report, source))
         self._serve_metrics(node.config, self._loop)
         self._loop.run(self._stop, self._wake)
@@ -196,10 +198,19 @@ class Daemon:
             options.state_dir,
             why_not,
             required=options.datapath == "ebpf" and only,
+            prover=self._prover(bpf) if stack.family is Family.V4 else None,
             pod_grace=options.pod_grace if attach == "clsact" else 0.0,
             family=stack.family,
             only=only,
         )
+
+    def _prover(self, bpf: Datapath | None) -> Prover | None:
+        """Return who proves which pods rules concern, where that makes a difference."""
+        if bpf is None or self._options.fastpath == "subnets":
+            return None
+        stateless = self._options.fastpath == "auto"
+        prover = Prover(self._options, bpf.vouch, self._wake.for_all, stateless=stateless)
+        return self._stack.enter_context(prover)
 
     def _serve_metrics(self, config: NetworkConfig, loop: Loop) -> None:
         """Answer /metrics on the address that was asked for, if any."""

@@ -27,6 +27,7 @@ from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Peer, Surroundings
 from flannel_ebpf.desired.objects import DEVICES, Scope, Sysctl, device_of
 from flannel_ebpf.desired.plan import Failure, Op, Weight, plan, spare
+from flannel_ebpf.desired.proof.proof import Proof
 from flannel_ebpf.desired.short_pass import Settled, change, follow
 from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.paths import Paths, ask_paths, path_facts
@@ -62,7 +63,8 @@ class Outcome:
     all. `writes` counts the operations carried out, 0 when everything was right. `accelerated` is whether BPF
     programs stand on their hooks, `attach` how; `why_not` says why they do not although they were asked for;
     `lacks` names the kernel features that they do without.
-    `warnings` are things about this host that endanger connections. `again`: seconds after which a pass has
+    `warnings` are things about this host that endanger connections. `proof` is what rules concern which pods,
+    None where all packets are treated alike. `again`: seconds after which a pass has
     something to do in any case, 0 when nothing waits.
     """
 
@@ -77,6 +79,7 @@ class Outcome:
     why_not: str = ""
     lacks: Sequence[str] = ()
     warnings: Sequence[str] = ()
+    proof: Proof | None = None
     again: float = 0.0
 
     def errors(self, weight: Weight) -> list[FlannelError]:
@@ -175,6 +178,7 @@ class Reconciler:
             why_not=bpf.why_not,
             lacks=bpf.lacks if bpf.accelerated else (),
             warnings=[*self._sides.kernel.warnings, *bpf.warnings, *(v6.told if v6 else ())],
+            proof=bpf.proof,
             again=min((due for due in (bpf.due, v6.due if v6 else 0.0) if due), default=0.0),
         )
         return self._last
@@ -250,7 +254,7 @@ class Reconciler:
         None when that takes a whole pass, also because something failed. Raises KernelError likewise.
         """
         before, self._settled = self._settled, None
-        if before is None:
+        if before is None or self._sides.bpf.peers_matter:
             return None
         node, changed = before.node, change(before.leases, leases)
         addresses = [part.public_ip for lease in changed.come for part in lease.parts]

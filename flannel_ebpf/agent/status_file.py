@@ -14,6 +14,8 @@ from flannel_ebpf.base.one_line import one_line
 from flannel_ebpf.base.options import EtcdOptions, KubeOptions, Options
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Stack
+from flannel_ebpf.desired.proof.proof import Proof
+from flannel_ebpf.desired.proof.words import addresses_text
 from flannel_ebpf.host import report
 from flannel_ebpf.leases.snapshot import View
 
@@ -58,6 +60,8 @@ class Report:
             "lacks": list(outcome.lacks),
             "peers": {"wanted": len(outcome.peers), "held": view.doubt},
             "pods": outcome.pods,
+            "free": sum(last - first + 1 for first, last in outcome.proof.free) if outcome.proof else 0,
+            "guards": _guards(outcome.proof),
             "skipped": _first([f"{one.key}: {one.why}" for one in (*view.skipped, *outcome.skipped)]),
             "ready": ready,
             "warnings": list(outcome.warnings),
@@ -77,6 +81,19 @@ class Report:
             self._warned = True
             return
         self._written = content
+
+
+def _guards(proof: Proof | None) -> list[dict[str, str]]:
+    """Return which addresses are not free of rules, and why."""
+    guards = proof.guards[:SHOWN] if proof else ()
+    return [
+        {
+            "addresses": one_line(addresses_text(guard.addresses), LONGEST),
+            "level": guard.level.name.lower(),
+            "why": one_line(guard.why, LONGEST),
+        }
+        for guard in guards
+    ]
 
 
 def _of_a_family(stack: Stack) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 from flannel_ebpf.base.family import Address, Family
 
 DatapathChoice = Literal["auto", "ebpf", "kernel"]
-FastpathChoice = Literal["flows", "subnets", "off"]
+FastpathChoice = Literal["auto", "flows", "subnets", "off"]
 SourceCheckChoice = Literal["drop", "count", "off"]
 XdpChoice = Literal["off", "generic", "native", "auto"]
 AttachChoice = Literal["auto", "tcx", "clsact"]
@@ -139,7 +139,11 @@ class Options:
     datapath: DatapathChoice = flag(
         "auto", "auto: BPF where it can run, else the kernel path; ebpf: exit where it cannot."
     )
-    fastpath: FastpathChoice = flag("flows", "Packets that BPF carries: of admitted flows, all, none.")
+    fastpath: FastpathChoice = flag(
+        "flows",
+        "Packets that BPF carries: of admitted flows; auto: besides all of pods that no rule concerns; "
+        "subnets: all.",
+    )
     revalidate: float = flag(
         10.0, "Seconds a flow is carried by BPF before it is looked at anew.", least=0.1, most=3600
     )

@@ -87,6 +87,10 @@ def _text(one: dict[str, Any]) -> str:
         *(f"lacks     {name}: {WITHOUT[NAMES[name]]}" for name in one["lacks"] if name in NAMES),
         f"peers     {one['peers']['wanted']}, pods {one['pods']}",
     ]
+    lines += [f"free      {one['free']} addresses: no rule concerns their packets"] if one["free"] else []
+    for guard in one["guards"]:
+        how = "by the kernel" if guard["level"] == "kernel" else "by flow"
+        lines.append(f"guarded   {guard['addresses']}, {how}: {guard['why']}")
     relay = one.get("relay", {})
     if relay:
         counted = ", ".join(f"{name} {count}" for name, count in relay["counters"].items() if count)

@@ -31,6 +31,8 @@ _SHAPE: Mapping[str, Any] = {
     "lacks": [str],
     "peers": {"wanted": int, "held": str},
     "pods": int,
+    "free": int,
+    "guards": [{"addresses": str, "level": str, "why": str}],
     "skipped": [str],
     "ready": bool,
     "warnings": [str],
@@ -63,6 +65,8 @@ _LATER: Content = {
     "etcd_prefix": "",
     "families": [],
     "lacks": [],
+    "free": 0,
+    "guards": [],
     "ready": False,
     "warnings": [],
     "handed_over": False,
@@ -90,7 +94,8 @@ def read(state_dir: Path, network: Network) -> Content | None:
     """Return the report of one network, None when there is none, or none that can be used.
 
     `handed_over`: a `down` has given the kernel path to whoever comes next. `etcd_prefix` is "" when an older
-    version wrote it, or where Kubernetes holds the leases: `kube` has a `node` then.
+    version wrote it, or where Kubernetes holds the leases: `kube` has a `node` then. `free` counts pods'
+    addresses that no rule concerns, `guards` say of others what does.
     """
     try:
         found = json.loads(read_small(path_of(state_dir, network)))

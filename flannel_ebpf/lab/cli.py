@@ -31,7 +31,9 @@ def lab() -> None:
 @click.option("--pods", default=2, show_default=True, help="How many pods on each, n1p1 and on.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="vxlan", show_default=True)
 @click.option("--datapath", type=click.Choice(DATAPATHS), default="auto", show_default=True)
-@click.option("--fastpath", type=click.Choice(["flows", "subnets", "off"]), help="Default: the daemon's.")
+@click.option(
+    "--fastpath", type=click.Choice(["auto", "flows", "subnets", "off"]), help="Default: the daemon's."
+)
 @click.option("--family", type=click.Choice(tuple(FAMILIES)), default="4", show_default=True, help="Of pods.")
 @click.option("--network", default="10.1.0.0/16", show_default=True, help="The overlay's IPv4 network.")
 @click.option(

@@ -1,7 +1,7 @@
 """Checks of everybody's firewall rules: what drops, masquerades or hides the overlay's packets.
 
-Rules are read as `iptables-save` and `nft -j` print them: this is advice, no proof. What netfilter decides about a
-packet, the programs leave to it in any case.
+Rules are read as `iptables-save` and `nft -j` print them: but for `guards`, this is advice, no proof. What
+netfilter decides about a packet, the programs leave to it in any case.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from flannel_ebpf.commands.diagnose.finding import Check, Finding
 
 _PORTS = {"vxlan": 8472, "udp": 8285}
 _DROPS = ("DROP", "REJECT")
+_SHOWN = 5
 
 
 def port(facts: Facts) -> Iterator[Finding]:
@@ -95,6 +96,14 @@ def forward(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 f"a rule drops forwarded packets: {rule}", effect, "remove it, if that is not wanted", "note"
             )
+
+
+def guards(facts: Facts) -> Iterator[Finding]:
+    """No rule or the like keeps pods from the fastest path; unlike all else here it is proved."""
+    for guard in facts.report.get("guards", ())[:_SHOWN]:
+        how = "kernel" if guard["level"] == "kernel" else "flow"
+        what = f"{guard['addresses']} is carried by {how}: {guard['why']}"
+        yield Finding(what, "correct, and slower", "nothing, if that is wanted", "note")
 
 
 def masquerade(facts: Facts) -> Iterator[Finding]:
@@ -227,6 +236,7 @@ def _nft_place(rule: dict[str, Any]) -> str:
 CHECKS: dict[str, Check] = {
     "port": port,
     "forward": forward,
+    "guards": guards,
     "masquerade": masquerade,
     "docker": docker,
 }

@@ -23,6 +23,8 @@ MAPS: dict[str, tuple[type[Record] | None, type[Record]]] = {
     "fl_vteps": (abi.AddrKey, abi.SubnetKey),
     "fl_pods": (abi.AddrKey, abi.Pod),
     "fl_ports": (None, abi.Port),
+    "fl_levels": (abi.SubnetKey, abi.Level),
+    "fl_proof": (None, abi.Proof),
     "fl_flows": (abi.FlowKey, abi.Flow),
     "fl_reasons": (None, abi.Count),
     "fl_peer_stats": (None, abi.Traffic),
@@ -51,36 +53,37 @@ def pods(folder: Path, names: dict[int, str], programs: dict[str, list[str]]) ->
         flags = {abi.unpack_u32(key): abi.Port.unpack(value).flags for key, value in ports.items().items()}
     found = []
     for address, pod in learned.items():
-        shaped = PodFlag.SHAPED in (pod.flags | flags.get(pod.ifindex, PodFlag(0)))
-        found.append(
-            {"ip": str(address), "mac": str(pod.mac), **_place(pod.ifindex, names, programs, shaped)}
-        )
+        every = pod.flags | flags.get(pod.ifindex, PodFlag(0))
+        found.append({"ip": str(address), "mac": str(pod.mac), **_place(pod.ifindex, names, programs, every)})
     silent = flags.keys() - {pod.ifindex for pod in learned.values()}
     for ifindex in sorted(silent):
-        shaped = PodFlag.SHAPED in flags[ifindex]
-        found.append({"ip": "", "mac": "", **_place(ifindex, names, programs, shaped)})
+        found.append({"ip": "", "mac": "", **_place(ifindex, names, programs, flags[ifindex])})
     return found
 
 
 def _place(
-    ifindex: int, names: dict[int, str], programs: dict[str, list[str]], shaped: bool
+    ifindex: int, names: dict[int, str], programs: dict[str, list[str]], flags: PodFlag
 ) -> dict[str, Any]:
     """Return what is known of a pod's device, and by which path its packets go."""
     device = names.get(ifindex, "")
     standing = programs.get(device, [])
+    why = _why_kernel(ifindex, flags, standing=bool(standing))
+    free = "all its packets: no rule concerns it" if PodFlag.STATELESS in flags else ""
     return {
         "device": device,
         "programs": standing,
-        "path": "kernel" if shaped or not standing else "bpf",
-        "why": _why_kernel(ifindex, shaped=shaped, standing=bool(standing)),
+        "path": "kernel" if why else "bpf",
+        "why": why or free,
     }
 
 
-def _why_kernel(ifindex: int, *, shaped: bool, standing: bool) -> str:
+def _why_kernel(ifindex: int, flags: PodFlag, *, standing: bool) -> str:
     if not ifindex:
         return "its device is not known yet"
-    if shaped:
+    if PodFlag.SHAPED in flags:
         return "a qdisc, filter or program of others stands on its device"
+    if PodFlag.GUARDED in flags:
+        return "rules judge its packets one by one: see `flannel-ebpf status`"
     return "" if standing else "no program stands on its device"
 
 

@@ -14,6 +14,7 @@ from flannel_ebpf.base.kept import Kept
 from flannel_ebpf.base.model import Mac, PodPort
 from flannel_ebpf.contract import abi
 from flannel_ebpf.desired.backends.peer import Peer, Stack
+from flannel_ebpf.desired.bpf.levels import Levels
 from flannel_ebpf.desired.objects import Attach, Direction, Filter, HeadroomPort, MapEntry, XdpMode
 
 _LARGEST = 0xFFFF
@@ -110,9 +111,12 @@ def port_entries(ports: Sequence[PodPort]) -> list[MapEntry]:
 
 
 def pod_entries(
-    learned: Iterable[MapEntry], ports: Sequence[PodPort], macs: Mapping[Address, Mac | None]
+    learned: Iterable[MapEntry],
+    ports: Sequence[PodPort],
+    macs: Mapping[Address, Mac | None],
+    levels: Levels,
 ) -> list[MapEntry]:
-    """Return which learned entries of fl_pods stay: those whose veth lives, with the veth's present flags.
+    """Return which learned entries of fl_pods stay: those whose veth lives, with their present flags.
 
     `macs` is what ARP says of addresses. An entry that it contradicts goes: the address has moved to another
     pod, whose announcement came before our program stood on its veth.
@@ -126,7 +130,8 @@ def pod_entries(
         address = abi.AddrKey.unpack(entry.map_key).addr
         port = by_index.get(pod.ifindex)
         if port and macs.get(address, pod.mac) == pod.mac:
-            kept.append(MapEntry("fl_pods", entry.map_key, replace(pod, flags=_flags(port).flags).pack()))
+            flags = _flags(port).flags | levels.of(address)
+            kept.append(MapEntry("fl_pods", entry.map_key, replace(pod, flags=flags).pack()))
     return kept
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -23,8 +24,11 @@ from flannel_ebpf.kernel.programs.loader import Loaded, LoadRequest, ensure_load
 
 log = logging.getLogger(__name__)
 
-MAINTAINED = ("fl_peers", "fl_vteps", "fl_ports", "fl_pods")
-"""The maps whose entries are planned. fl_pods is learned by the programs; the daemon only takes away."""
+MAINTAINED = ("fl_levels", "fl_peers", "fl_vteps", "fl_ports", "fl_pods")
+"""The maps whose entries are planned, in the order of writing.
+
+fl_pods is learned by the programs, with flags of fl_levels; the daemon takes away, and corrects flags.
+"""
 
 _FOR_EVER = 2**64 - 1
 _ONLY = abi.pack_u32(0)
@@ -49,6 +53,8 @@ class Datapath:
         self._programs: dict[str, Program] = {}
         self._pinned: dict[Path, int] = {}
         self._entries_of: dict[str, dict[bytes, MapEntry]] = {}
+        self._swap = threading.Lock()
+        """Held while maps are exchanged, and by whoever writes to one in another thread than `load`."""
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +66,10 @@ class Datapath:
 
     def close(self) -> None:
         """Give back every descriptor."""
+        with self._swap:
+            self._close()
+
+    def _close(self) -> None:
         for one in (*self._maps.values(), *self._programs.values()):
             one.close()
         self._maps, self._programs, self._pinned, self._loaded = {}, {}, {}, None
@@ -84,8 +94,10 @@ class Datapath:
                 for path in folder.iterdir()
             }
             opened.pop_all()  # nothing failed: they stay open
-        self.close()
-        self._maps, self._programs = maps, programs
+        self.vouch(0.0)  # the programs that are replaced hear nothing from now on
+        with self._swap:
+            self._close()
+            self._maps, self._programs = maps, programs
         self._loaded, self._config = loaded, config
         self._pinned = {path: _inode(path) for path in self._held()}
         log.info("programs of %s are in use, on the maps of %s", _names(loaded.folders), loaded.maps)
@@ -167,6 +179,15 @@ class Datapath:
         state = self._maps["fl_node"]
         before = abi.NodeState.unpack(state.lookup(_ONLY) or bytes(state.info.value_size))
         state.update(_ONLY, abi.NodeState(before.hash_key or secrets.randbits(64), until, overlay).pack())
+
+    def vouch(self, until: float) -> None:
+        """Have PodFlag.STATELESS count until then (time.monotonic); 0.0: no longer. For any thread.
+
+        Raises BpfError.
+        """
+        with self._swap:
+            if self._maps:
+                self._maps["fl_proof"].update(_ONLY, abi.Proof(int(until * 1e9)).pack())
 
     def room(self) -> int:
         """Return how many peers the maps hold."""

@@ -20,6 +20,8 @@ from flannel_ebpf.base.options import EtcdOptions, Options
 from flannel_ebpf.desired.backends import Node
 from flannel_ebpf.desired.objects import LinkAddress, Neighbour
 from flannel_ebpf.desired.plan import Failure, Put
+from flannel_ebpf.desired.proof.proof import Guard, Level, Proof
+from flannel_ebpf.desired.proof.ranges import of_network
 from flannel_ebpf.host import report
 from flannel_ebpf.leases.cluster import View
 from tests.samples import lease, stack
@@ -31,6 +33,8 @@ NODE = Node((stack(CONFIG, UPLINK, "10.1.7.0/24"),))
 MAC = Mac(b"\2\0\0\0\0\7")
 LEASE = lease("10.1.7.0/24", "192.168.64.7", etcd_lease=5)
 VIEW = View((LEASE,), (Skipped("/subnets/x", "no subnet"),), may_remove=True)
+
+TWO = of_network(ip_network("10.1.5.2/32"))
 
 
 def failure(number: int, *, own: bool) -> Failure:
@@ -61,6 +65,7 @@ def test_it_says_what_the_pass_found_and_whose_it_is(options: Options) -> None:
         why_not="",
         lacks=["csum_level"],
         warnings=("a warning",),
+        proof=Proof(of_network(ip_network("10.1.6.0/24")), (Guard(TWO, Level.FLOWS, "a rule"),)),
     )
     Report(options).write(NODE, LEASE, replace(VIEW, doubt="etcd was wiped"), outcome, ready=True)
     wanted = {
@@ -76,6 +81,8 @@ def test_it_says_what_the_pass_found_and_whose_it_is(options: Options) -> None:
         "datapath": {"asked": "auto", "accelerated": True, "attach": "tcx", "why_not": ""},
         "peers": {"wanted": 2, "held": "etcd was wiped"},
         "pods": 3,
+        "free": 256,
+        "guards": [{"addresses": "10.1.5.2", "level": "flows", "why": "a rule"}],
         "skipped": ["/subnets/x: no subnet", "/subnets/y: overlaps"],
         "ready": True,
         "lacks": ["csum_level"],

@@ -93,6 +93,8 @@ def content(network: IPv4Network = NETWORK, **changes: Any) -> report.Content:
         "datapath": {"asked": "auto", "accelerated": True, "attach": "tcx", "why_not": ""},
         "peers": {"wanted": 3, "held": ""},
         "pods": 2,
+        "free": 0,
+        "guards": [],
         "skipped": [],
         "ready": True,
         "lacks": [],

@@ -40,6 +40,10 @@ GOOD = Facts(
 )
 
 
+def reporting(**told: Any) -> Here:
+    return Here(IPv4Network("10.1.0.0/16"), REPORT | told, pid=7)
+
+
 def found(facts: Facts) -> list[tuple[str, str]]:
     return [(name, one.what) for name, findings in examine(facts).items() for one in findings]
 
@@ -168,6 +172,10 @@ def link(**changes: Any) -> dict[str, Any]:
         ({"routes": ({"dst": "10.1.8.0/22", "dev": "tun0", "protocol": "boot"},)}, "peers", "10.1.8.0/22"),
         ({"sockets": "UNCONN 0 0 0.0.0.0:8472 0.0.0.0:* users:((\"nc\",pid=9,fd=3))"}, "port", "nc"),
         ({"pods": ({"ip": "10.1.5.2", "device": "v", "path": "kernel", "why": "shaped"},)}, "pods", "shaped"),
+        ({"here": reporting(guards=[{"addresses": "10.1.5.2", "level": "flows", "why": "a rule"}])},
+         "guards", "10.1.5.2 is carried by flow: a rule"),
+        ({"here": reporting(guards=[{"addresses": "10.1.5.2", "level": "kernel", "why": "limit"}])},
+         "guards", "10.1.5.2 is carried by kernel: limit"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_found(changes: dict[str, Any], check: str, says: str) -> None:

@@ -15,13 +15,17 @@ from flannel_ebpf.base.model import Mac, PodPort
 from flannel_ebpf.contract import abi
 from flannel_ebpf.desired.backends.peer import Peer
 from flannel_ebpf.desired.bpf import contents
+from flannel_ebpf.desired.bpf.levels import Levels
 from flannel_ebpf.desired.objects import MapEntry
+from flannel_ebpf.desired.proof.proof import Proof
 
 POD, HERE, THERE = (
     IPv4Address("10.1.5.2"),
     Mac(bytes.fromhex("020000000001")),
     Mac(bytes.fromhex("020000000002")),
 )
+
+NO_LEVELS = Levels(Proof())
 
 
 def learned(ifindex: int = 7, shaped: bool = False) -> MapEntry:
@@ -44,12 +48,19 @@ def learned(ifindex: int = 7, shaped: bool = False) -> MapEntry:
 def test_a_learned_pod_stays_while_its_veth_lives_and_arp_agrees(
     ports: list[PodPort], macs: dict[IPv4Address, Mac | None], stays: bool
 ) -> None:
-    assert contents.pod_entries([learned()], ports, macs) == ([learned()] if stays else [])
+    assert contents.pod_entries([learned()], ports, macs, NO_LEVELS) == ([learned()] if stays else [])
 
 
 def test_a_pod_that_is_shaped_now_is_marked() -> None:
-    found = contents.pod_entries([learned()], [PodPort(7, "veth7", shaped=True)], {})
+    found = contents.pod_entries([learned()], [PodPort(7, "veth7", shaped=True)], {}, NO_LEVELS)
     assert found == [learned(shaped=True)]
+
+
+def test_a_learned_pod_has_the_flags_of_its_level_and_of_its_port() -> None:
+    free = Levels(Proof(free=((int(POD), int(POD)),)))
+    for shaped, flags in ((False, abi.PodFlag.STATELESS), (True, abi.PodFlag.STATELESS | abi.PodFlag.SHAPED)):
+        [entry] = contents.pod_entries([learned()], [PodPort(7, "veth7", shaped=shaped)], {}, free)
+        assert abi.Pod.unpack(entry.value).flags == flags
 
 
 def test_the_nodes_addresses_are_no_pods() -> None:
