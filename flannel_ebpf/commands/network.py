@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from difflib import unified_diff
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +14,7 @@ import click
 from flannel_ebpf.base import family
 from flannel_ebpf.base.config import NetworkConfig, parse_network_config
 from flannel_ebpf.base.config_keys import unknown_keys
-from flannel_ebpf.base.errors import ConfigError, LeaseConflict
+from flannel_ebpf.base.errors import ConfigError, FlannelError, LeaseConflict
 from flannel_ebpf.base.family import Family, family_of
 from flannel_ebpf.base.model import Claim, Endpoint, Lease, named
 from flannel_ebpf.commands.flags import etcd_flags, options_from
@@ -52,13 +54,64 @@ def set_config(text: str, **values: Any) -> None:
 
     Running daemons keep the config they started with, as flanneld does.
     """
-    source = "command line"
-    if text == "-":
-        text, source = sys.stdin.buffer.read().decode(errors="replace"), "standard input"
-    checked = parse_network_config(text, source)
+    text, checked = _given(text)
     with _registry(values) as registry:
         registry.set_network_config(text.strip())
         key = config_key(registry.prefix)
+    _tell(key, text, checked)
+
+
+@config.command("diff")
+@click.argument("text", metavar="JSON|-")
+@etcd_flags
+def diff_config(text: str, **values: Any) -> int:
+    """Check a network config and show how it differs from that in etcd; the status is 1 if it does."""
+    text, _ = _given(text)
+    with _registry(values) as registry:
+        standing = registry.network_config() or "{}"
+        key = config_key(registry.prefix)
+    lines = [*unified_diff(_lines(standing), _lines(text), key, "given", lineterm="")]
+    for line in lines:
+        click.echo(line)
+    return 1 if lines else 0
+
+
+@config.command("edit")
+@etcd_flags
+def edit_config(**values: Any) -> None:
+    """Change the network config in $EDITOR; it is checked, and written only over what was read."""
+    with _registry(values) as registry:
+        standing = registry.network_config() or ""
+        _checked(standing or None, registry)
+        key = config_key(registry.prefix)
+        text = click.edit("\n".join(_lines(standing)) + "\n", extension=".json")
+        if text is None or _lines(text) == _lines(standing):
+            click.echo(f"{key}: nothing is changed")
+            return
+        try:
+            checked = parse_network_config(text, "editor")
+            registry.replace_network_config(standing, text.strip())
+        except FlannelError:
+            click.echo(text)  # nothing of an operator's work is lost
+            raise
+    _tell(key, text, checked)
+
+
+def _given(text: str) -> tuple[str, NetworkConfig]:
+    source = "command line"
+    if text == "-":
+        text, source = sys.stdin.buffer.read().decode(errors="replace"), "standard input"
+    return text, parse_network_config(text, source)
+
+
+def _lines(text: str) -> list[str]:
+    """Return a config a key a line, and what is no JSON as it is."""
+    with suppress(ValueError, RecursionError):
+        text = json.dumps(json.loads(text), indent=2)
+    return text.splitlines()
+
+
+def _tell(key: str, text: str, checked: NetworkConfig) -> None:
     networks = ", ".join(f"{pool.network} in /{pool.subnet_len}" for pool in checked.pools)
     click.echo(f"{key}: network {networks}, backend {checked.backend_type}")
     for name in unknown_keys(text):

@@ -67,6 +67,18 @@ class Registry:
         """Write the network config; its check is the caller's."""
         self._client.ask("KV/Put", messages.PutRequest(key=self._config_key, value=text.encode()))
 
+    def replace_network_config(self, before: str, text: str) -> None:
+        """Write the network config likewise, over `before` only; raises LeaseConflict over anything else."""
+        request = messages.TxnRequest(failure=[_get(self._config_key)])
+        request.compare.add(key=self._config_key, target=messages.Compare.VALUE, value=before.encode())
+        put = request.success.add().request_put
+        put.key, put.value = self._config_key, text.encode()
+        response = self._client.ask("KV/Txn", request)
+        stands = () if response.succeeded else (kv.value for kv in response.responses[0].response_range.kvs)
+        if not response.succeeded and put.value not in stands:
+            name = self._config_key.decode()
+            raise LeaseConflict(f"{name} was changed by somebody else meanwhile and was not written")
+
     def snapshot(self) -> Snapshot:
         """Return all leases, in one linearizable read."""
         read = self._read()

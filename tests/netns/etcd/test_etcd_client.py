@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from flannel_ebpf.base.errors import ConfigError, EtcdError, EtcdRefused, EtcdUnavailable, SourceClosed
+from flannel_ebpf.base.errors import (
+    ConfigError,
+    EtcdError,
+    EtcdRefused,
+    EtcdUnavailable,
+    LeaseConflict,
+    SourceClosed,
+)
 from flannel_ebpf.leases.etcd import EtcdClient, EtcdOptions, Registry, Watch
 from tests.netns.etcd_cluster import FROZEN, Certs, EtcdCluster
 from tests.polls import eventually
@@ -70,6 +77,11 @@ def test_client_certificate_and_authority(tls: EtcdCluster, opened: Open) -> Non
     registry = opened(tls.options())
     registry.set_network_config("{}")
     assert registry.network_config() == "{}"
+    for before in ("{}", "as after an answer that was lost"):
+        registry.replace_network_config(before, '{"Network": "10.1.0.0/16"}')
+    with pytest.raises(LeaseConflict, match="changed by somebody else"):
+        registry.replace_network_config("{}", "{}")
+    assert registry.network_config() == '{"Network": "10.1.0.0/16"}'
 
 
 def test_an_authority_alone_is_enough(server_tls: EtcdCluster, opened: Open) -> None:

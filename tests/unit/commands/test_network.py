@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,10 @@ class Etcd:
         return self.config
 
     def set_network_config(self, text: str) -> None:
+        self.config = text
+
+    def replace_network_config(self, before: str, text: str) -> None:
+        assert self.config == before
         self.config = text
 
     def snapshot(self) -> Any:
@@ -125,6 +130,54 @@ def test_set_reads_standard_input(run: Run, etcd: Etcd, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"Network":"10.3.0.0/16"}')))
     assert run("config", "set", "-")[0] == 0
     assert etcd.config == '{"Network":"10.3.0.0/16"}'
+
+
+def test_diff_shows_what_would_change_whatever_the_spacing(run: Run, etcd: Etcd) -> None:
+    assert run("config", "diff", GOOD.replace(" ", "")) == (0, "", "")
+    assert main(["config", "diff", GOOD.replace("vxlan", "host-gw")]) == 1
+    etcd.config = None
+    assert main(["config", "diff", GOOD]) == 1
+
+
+def test_diff_is_one_of_lines(etcd: Etcd, capfd: pytest.CaptureFixture[str]) -> None:
+    main(["config", "diff", GOOD.replace("vxlan", "host-gw")])
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[:2] == ["--- /coreos.com/network/config", "+++ given"]
+    assert lines[-4:-2] == ['-    "Type": "vxlan"', '+    "Type": "host-gw"']
+
+
+def editor(tmp_path: Path, command: str) -> str:
+    path = tmp_path / "editor"
+    path.write_text(f"#!/bin/sh\n{command}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "says", "kept"),
+    [
+        ('sed -i s/vxlan/host-gw/ "$1"', 0, "network 10.1.0.0/16 in /24, backend host-gw", "host-gw"),
+        ('touch "$1"', 0, "nothing is changed", "vxlan"),
+        ('sed -i s,/16,/30, "$1"', 1, '"Network": "10.1.0.0/30"', "vxlan"),
+        ('echo "{" > "$1"', 1, "{", "vxlan"),
+        ("exit 3", 1, "", "vxlan"),
+    ],
+)
+def test_edit_writes_what_was_changed_and_loses_nothing(
+    etcd: Etcd,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    command: str,
+    status: int,
+    says: str,
+    kept: str,
+) -> None:
+    monkeypatch.setenv("EDITOR", editor(tmp_path, command))
+    monkeypatch.delenv("VISUAL", raising=False)
+    assert main(["config", "edit"]) == status
+    assert says in capfd.readouterr().out
+    assert kept in str(etcd.config)
 
 
 def test_set_refuses_a_bad_config(run: Run, etcd: Etcd) -> None:
