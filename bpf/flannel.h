@@ -78,7 +78,9 @@ struct fl_config {
 	__u8 ttl;	      /* of outer headers: net.ipv4.ip_default_ttl */
 	__u8 uplink_finishes; /* 1: what leaves the uplink is cut to size and has its checksums */
 	__u8 learning;	      /* 1: the vxlan device learns from what it receives itself */
-	__u32 monitor;	      /* n: tell of one packet in n (fl_events); 0: nobody watches */
+	__u8 outer_checksum;  /* 1: of vxlan's UDP over IPv4, where it can be told; over IPv6 always */
+	__u8 pad[3];
+	__u32 monitor; /* n: tell of one packet in n (fl_events); 0: nobody watches */
 };
 
 /* fl_node, one entry, written by the daemon. */

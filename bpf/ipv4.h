@@ -276,15 +276,41 @@ static __always_inline void write_outer(struct fl_outer *outer, __u16 len, __u8 
 	};
 }
 
-/* Can the checksum of an outer header be told? None is needed. */
+/* Must the checksum of an outer header be one that cannot be told? None is needed. */
 static __always_inline enum fl_reason can_seal(struct __sk_buff *skb, const struct fl_packet *p)
 {
 	return FL_GO_ON;
 }
 
-/* Write the outer checksum: none. */
-static __always_inline void seal(struct fl_outer *outer, const ip_header *ip, __u32 segment)
+/*
+ * Write the outer checksum, where it is asked for and can be told: as in ipv6.h, and an IPv4 header sums up to
+ * nothing. A datagram without a checksum of its own leaves the outer one 0, and so do segments of different
+ * length and what was not parsed. Two packets of one flow may so differ in it, which no receiver minds.
+ */
+static __always_inline void seal(struct fl_outer *outer, const ip_header *ip, const void *end,
+				 const struct fl_packet *p, __u32 segment)
 {
+	const __u16 *tunnel = (const __u16 *)(outer + 1);
+	const __u32 *addr = (const __u32 *)&ip->saddr, *outer_addr = (const __u32 *)&outer->ip.saddr;
+	const __u16 *udp_check = (const __u16 *)((const void *)(ip + 1) + 6);
+	__u64 sum = 2 * bpf_htons(segment + ((const void *)ip - (const void *)&outer->udp));
+	__u16 check;
+
+	if (!fl_cfg.outer_checksum || !p->headers || (__u32)(p->len - p->headers) % (segment - p->headers ?: 1))
+		return;
+	if (ip->protocol == IPPROTO_UDP && ((const void *)(udp_check + 1) > end || !*udp_check))
+		return;
+	sum += (__u64)outer_addr[0] + outer_addr[1] + bpf_htons(IPPROTO_UDP);
+	sum += outer->udp.source + outer->udp.dest;
+	for (int i = 0; i < 11; i++) /* VXLAN and Ethernet */
+		sum += tunnel[i];
+	if (ip->protocol != IPPROTO_ICMP) {
+		__u64 pseudo = (__u64)addr[0] + addr[1] + bpf_htons(ip->protocol) + bpf_htons(segment - FL_IP_LEN);
+
+		sum += (__u16)~fold(pseudo);
+	}
+	check = ~fold(sum);
+	outer->udp.check = check ? check : 0xffff;
 }
 
 static __always_inline void set_next_hop(struct bpf_redir_neigh *next, ip_addr addr)

@@ -312,7 +312,8 @@ static __always_inline enum fl_reason can_seal(struct __sk_buff *skb, const stru
  * the inner header sums up to the complement of its pseudo header, once its own checksum is right, and may still
  * be waiting for that (the kernel's local checksum offload). So addresses and length of the inner header cancel.
  */
-static __always_inline void seal(struct fl_outer *outer, const ip_header *ip, __u32 segment)
+static __always_inline void seal(struct fl_outer *outer, const ip_header *ip, const void *end,
+				 const struct fl_packet *p, __u32 segment)
 {
 	const __u64 *addr = (const __u64 *)&outer->ip.saddr;
 	const __u16 *tunnel = (const __u16 *)(outer + 1), *inner = (const __u16 *)ip;

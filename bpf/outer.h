@@ -100,6 +100,9 @@ static __always_inline enum fl_reason wrap(struct __sk_buff *skb, void *data, vo
 		reason = parse_packet(ip, end, skb->len - link, false, 1, &p);
 		if (reason)
 			return reason;
+	} else if (fl_cfg.outer_checksum && (void *)(ip + 1) + FL_L4_LEN <= end &&
+		   parse_packet(ip, end, skb->len - link, false, 1, &p)) {
+		p.headers = 0; /* its checksum cannot be told, and it may go without */
 	}
 	if (p.len != skb->len - link)
 		return FL_BAD_HEADER;

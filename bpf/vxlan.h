@@ -69,7 +69,7 @@ static __always_inline enum fl_reason vxlan_send(struct __sk_buff *skb, const st
 	inner->h_proto = FL_ETHERTYPE;
 	if (hops)
 		decrement_ttl((void *)(inner + 1), hops);
-	seal(outer, (void *)(inner + 1), segment);
+	seal(outer, (void *)(inner + 1), end, p, segment);
 	return send_to_peer(skb, peer, FL_FAST_VXLAN);
 }
 

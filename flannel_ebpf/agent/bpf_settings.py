@@ -96,4 +96,5 @@ def datapath_settings(options: Options, caps: Cap, attach: Attach, uplink_v6: st
         xdp_modes=_XDP_MODES[options.xdp],
         headroom=options.pod_headroom,
         stand_aside=options.stand_aside,
+        outer_checksum=options.outer_checksum,
     )

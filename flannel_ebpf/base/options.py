@@ -156,6 +156,7 @@ class Options:
         2.0, "Seconds that a new pod's veth is left to CNI plugins before clsact.", least=0, most=60
     )
     pod_headroom: bool = flag(True, "Add a port to the pods' bridge that gives their packets headroom.")
+    outer_checksum: bool = flag(False, "Give vxlan packets over IPv4 an outer UDP checksum, as over IPv6.")
     source_check: SourceCheckChoice = flag("drop", "What to do with packets of a wrong source.")
     xdp: XdpChoice = flag("off", "XDP program on the uplink.")
     stand_aside: float = flag(

@@ -239,8 +239,8 @@ def _converters(kind: Any, code: str) -> tuple[Callable[[Any], Any], Callable[[A
 
 @_mirrors(
     "fl_config",
-    "4s 4s 4s 4s 4s 6s H H H I I I I I I I I B B B B I",
-    "16s 16s 16s 16s 16s 6s H H H I I I I I I I I B B B B I",
+    "4s 4s 4s 4s 4s 6s H H H I I I I I I I I B B B B B 3x I",
+    "16s 16s 16s 16s 16s 6s H H H I I I I I I I I B B B B B 3x I",
 )
 @dataclass(frozen=True, slots=True)
 class Config(Record):
@@ -252,6 +252,7 @@ class Config(Record):
     `uplink_finishes`: what leaves the uplink is cut to size and has its checksums; only then may all packets
     take the udp format, because a peer's relay reads datagrams. `learning`: a
     vxlan device that learns from what it receives must receive it itself.
+    `outer_checksum`: vxlan over IPv4 has an outer UDP checksum, too.
     `monitor`: n tells of one packet in n through fl_events, 0 of none.
     """
 
@@ -276,6 +277,7 @@ class Config(Record):
     ttl: int
     uplink_finishes: bool = False
     learning: bool = False
+    outer_checksum: bool = False
     monitor: int = 0
 
 

@@ -220,6 +220,7 @@ class Settings:
     xdp_modes: tuple[XdpMode, ...] = ()
     headroom: bool = False
     stand_aside: float = 0.0
+    outer_checksum: bool = False
 
 
 def constants(stack: Stack, peers: Sequence[Peer], settings: Settings) -> abi.Config:
@@ -246,6 +247,7 @@ def constants(stack: Stack, peers: Sequence[Peer], settings: Settings) -> abi.Co
         direct_routing=isinstance(backend, VxlanConfig) and backend.direct_routing,
         ttl=settings.ttl,
         learning=isinstance(backend, VxlanConfig) and backend.learning,
+        outer_checksum=settings.outer_checksum,
     )
 
 
