@@ -66,8 +66,8 @@ class BpfSide:
 
     `bpf` is None when the kernel path alone is used; `why_not` then says why, if it was not asked for.
     With `required`, a host that cannot run the programs from the start is an error; otherwise a pass goes on
-    without them. `pod_grace`: seconds that programs keep away from a pod's new veth. What a host has once, a
-    side that is not the `only` one of the programs' kind leaves to the other: conntrack, and extras.
+    without them. `pod_grace`: seconds that programs keep away from a pod's new veth. `first`: of a dual-stack
+    network's two sides that which asks for conntrack's settings, of which there is one for both.
     """
 
     kinds = (PinFolder, MapEntry, Filter, XdpProgram, HeadroomPort)
@@ -85,7 +85,7 @@ class BpfSide:
         prover: Prover | None = None,
         pod_grace: float = 0.0,
         family: Family = Family.V4,
-        only: bool = True,
+        first: bool = True,
     ) -> None:
         self.bpf = bpf
         self.attach = settings.attach
@@ -101,7 +101,7 @@ class BpfSide:
         self.proof: Proof | None = None
         """What rules and such concern which pods, in the last round; None where it makes no difference."""
         self._family = family
-        self._only = only
+        self._first = first
         self._hooks = hooks
         self._settings = settings
         self._newcomers = Newcomers(pod_grace)
@@ -192,10 +192,9 @@ class BpfSide:
             *pods,
             *contents.node_entries(_own_addresses(stack, now)),
             *contents.filters(old, stack.uplink.ifindex, _overlay(stack, now), programs, self.attach),
+            *self._extras.wanted(node, now.ports, programs),
         ]
-        if not self._only:
-            return wanted
-        return [*wanted, *self._extras.wanted(node, now.ports, programs), *self._conntrack()]
+        return [*wanted, *self._conntrack()] if self._first else wanted
 
     def _levels(self, stack: Stack, peers: Sequence[Peer], now: Round) -> Levels:
         """Have the rules looked at, and return what the programs should know of them."""
@@ -293,9 +292,8 @@ class BpfSide:
             folders = pinned.generations()
         except BpfError as error:
             raise KernelError(str(error), error.code) from error
-        hooked = self._hooks.read(now.seen, scope, partial(name_in, scope.network, pinned=pinned.programs))
         return [
-            *(one for one in hooked if self._only or not isinstance(one, HeadroomPort)),
+            *self._hooks.read(now.seen, scope, partial(name_in, scope.network, pinned=pinned.programs)),
             *self._entries,
             *(PinFolder(str(one.path)) for one in folders),
         ]

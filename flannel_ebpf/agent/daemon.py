@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import replace
 
 from flannel_ebpf.agent import memory
 from flannel_ebpf.agent.bpf_settings import choose_attach, datapath_settings, open_datapath
@@ -163,12 +164,8 @@ class Daemon:
 
     def _sides(self, node: Node, kernel: KernelNetwork) -> Sides:
         options, network = self._options, node.config.network
-        bpf = self._bpf_side(node.stacks[0], kernel, options.bpf_pin_root, only=True)
-        v6 = None
-        if len(node.stacks) > 1 and not isinstance(node.config.backend, UdpConfig):
-            v6 = self._bpf_side(
-                node.stacks[1], kernel, Pins.of(network, options.bpf_pin_root).folder, only=False
-            )
+        families = node.stacks[:1] if isinstance(node.config.backend, UdpConfig) else node.stacks
+        bpf, *others = (self._bpf_side(one, families, kernel) for one in families)
         tool: Tool = "nftables" if node.config.enable_nftables else "iptables"
         return Sides(
             KernelSide(
@@ -179,29 +176,40 @@ class Daemon:
             FirewallSide(options, tool, self._wake.for_all),
             bpf,
             RelaySide(options, self._wake.for_all, batch=bpf.bpf is None),
-            v6,
+            *others,
         )
 
-    def _bpf_side(self, stack: Stack, kernel: KernelNetwork, root: Path, *, only: bool) -> BpfSide:
-        """Return the side of one family's programs, which are pinned below `root`."""
-        options = self._options
+    def _bpf_side(self, stack: Stack, families: Sequence[Stack], kernel: KernelNetwork) -> BpfSide:
+        """Return the side of one family's programs, among those of all `families`.
+
+        What an interface has but once, the XDP program, is the first one's, and room for headers the last
+        one's, whose headers are the longest.
+        """
+        options, first, last = self._options, families[0], families[-1]
+        root = options.bpf_pin_root if stack is first else Pins.of(first.network, options.bpf_pin_root).folder
         bpf, caps, why_not = open_datapath(options, stack.network, root)
         attach = choose_attach(options) if bpf else "clsact"
         if bpf:
             self._stack.enter_context(bpf)
             log.info("%s programs are attached by %s", stack.family, attach)
+        uplink_v6 = stack.uplink.name if stack.family is Family.V6 else ""
+        settings = datapath_settings(options, caps, attach, uplink_v6)
         return BpfSide(
             bpf,
             kernel.hooks,
-            datapath_settings(options, caps, attach, stack.uplink.name if stack.family is Family.V6 else ""),
+            replace(
+                settings,
+                xdp_modes=settings.xdp_modes if stack is first else (),
+                headroom=settings.headroom and stack is last,
+            ),
             root,
             options.state_dir,
             why_not,
-            required=options.datapath == "ebpf" and only,
+            required=options.datapath == "ebpf" and stack is first,
             prover=self._prover(bpf) if stack.family is Family.V4 else None,
             pod_grace=options.pod_grace if attach == "clsact" else 0.0,
             family=stack.family,
-            only=only,
+            first=stack is first,
         )
 
     def _prover(self, bpf: Datapath | None) -> Prover | None:

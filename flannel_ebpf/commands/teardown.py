@@ -107,12 +107,11 @@ class Teardown:
 
     def _take_off(self, kernel: KernelNetwork, seen: Seen) -> list[Object]:
         """Remove every family's programs and their pins; return what stood on hooks."""
-        first, *others = scopes = self._scopes(seen)
-        places = [self._pins, *(Pins.of(scope.network, self._pins.folder) for scope in others)]
+        scopes = self._scopes(seen)
+        places = [self._pins, *(Pins.of(scope.network, self._pins.folder) for scope in scopes[1:])]
         gone: list[Object] = []
         for scope, pins in zip(scopes, places, strict=True):
-            hooked = kernel.hooks.read(seen, scope, partial(name_in, scope.network, pinned=pins.programs))
-            mine = [one for one in hooked if scope is first or not isinstance(one, HeadroomPort)]
+            mine = kernel.hooks.read(seen, scope, partial(name_in, scope.network, pinned=pins.programs))
             self._apply(kernel, scope, plan([], mine))
             gone += mine
         for pins in reversed(places):  # the other family's lie below the first's

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from flannel_ebpf.base.family import Address
+from flannel_ebpf.base.family import Address, Family, family_of
 from flannel_ebpf.desired.objects import HeadroomPort, Scope
 from flannel_ebpf.kernel.netlink.iproute import IPRoute, NetlinkError
 from flannel_ebpf.kernel.netlink.links import Link, vxlan_link
@@ -35,6 +35,7 @@ def put_port(ip: IPRoute, want: HeadroomPort, old: HeadroomPort | None, scope: S
     """Make the port; `old`, ours that stands in another bridge or is up, makes way. Raises NetlinkError."""
     if old is not None:
         delete_port(ip, old)
+    local = "vxlan_local" if family_of(scope.network) is Family.V4 else "vxlan_local6"
     ip.link("get", index=want.bridge)  # ENODEV when it is gone; the kernel says EINVAL to a master that is
     ip.link(
         "add",
@@ -44,7 +45,7 @@ def put_port(ip: IPRoute, want: HeadroomPort, old: HeadroomPort | None, scope: S
         mtu=_LARGEST_MTU,
         master=want.bridge,
         vxlan_id=want.bridge & 0xFFFFFF,
-        vxlan_local=str(_local(scope)),
+        **{local: str(_local(scope))},
         vxlan_port=_DISCARD,
         vxlan_learning=0,
     )
