@@ -14,6 +14,7 @@ import pytest
 from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.programs.loader import LoadRequest
 from tests import namespaces
+from tests.bpf.ipv6 import Node6
 from tests.bpf.kernel_path import KernelNode
 from tests.bpf.loading import HEADERS, build, use
 from tests.bpf.node import (
@@ -119,6 +120,36 @@ def node_with(inside: None, loaded: Callable[[abi.Config], Node]) -> Callable[[a
     def fresh(config: abi.Config) -> Node:
         node = loaded(config)
         node.reset()
+        return node
+
+    return fresh
+
+
+@pytest.fixture(scope="session")
+def nodes6(bpffs: Path, objects: Path) -> Iterator[Callable[[abi.Config], Node6]]:
+    """Return a node with a configuration, loaded once a session."""
+    made: dict[abi.Config, Node6] = {}
+
+    def load(config: abi.Config) -> Node6:
+        if config not in made:
+            root = bpffs / f"v6-{len(made)}"
+            root.mkdir()
+            made[config] = Node6(config, root, objects)
+        return made[config]
+
+    yield load
+    for node in made.values():
+        node.close()
+
+
+@pytest.fixture
+def node6(inside: None, nodes6: Callable[[abi.Config], Node6]) -> Callable[[abi.Config], Node6]:
+    """Return a node with a configuration, as new: one peer and one pod."""
+
+    def fresh(config: abi.Config) -> Node6:
+        node = nodes6(config)
+        node.reset()
+        node.clear_sketch()
         return node
 
     return fresh

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv6Address
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -213,36 +212,6 @@ CASES += [
     guard("IPv4", on_wire(IP() / l4() / Raw(bytes(40))), Reason.NOT_FAMILY),
     guard("later fragment", tunnel(sender=STRANGER, extensions=LATER), Reason.OUTER),
 ]
-
-
-@pytest.fixture(scope="session")
-def nodes6(bpffs: Path, objects: Path) -> Iterator[Load]:
-    """Return a node with a configuration, loaded once a session."""
-    made: dict[abi.Config, Node6] = {}
-
-    def load(config: abi.Config) -> Node6:
-        if config not in made:
-            root = bpffs / f"v6-{len(made)}"
-            root.mkdir()
-            made[config] = Node6(config, root, objects)
-        return made[config]
-
-    yield load
-    for node in made.values():
-        node.close()
-
-
-@pytest.fixture
-def node6(inside: None, nodes6: Load) -> Load:
-    """Return a node with a configuration, as new: one peer and one pod."""
-
-    def fresh(config: abi.Config) -> Node6:
-        node = nodes6(config)
-        node.reset()
-        node.clear_sketch()
-        return node
-
-    return fresh
 
 
 @pytest.fixture(scope="session")
