@@ -9,7 +9,7 @@
 static __always_inline enum fl_reason direct_send(struct __sk_buff *skb, ip_header *ip, const struct fl_peer *peer)
 {
 	decrement_ttl(ip, ttl_cost(FL_MODE_DIRECT));
-	return send_to_peer(skb, peer, FL_FAST_DIRECT);
+	return send_to_peer(skb, peer, false, FL_FAST_DIRECT);
 }
 
 /* Would send_to_peer() reach the station that the kernel just sent this frame to? */

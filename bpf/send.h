@@ -49,17 +49,19 @@ static __always_inline void count_rx(const struct fl_peer *peer, const struct fl
 
 /*
  * Out of the uplink. Neighbours are always the kernel's; the route too, unless the peer is on-link and
- * therefore its own next hop, which saves the lookup.
+ * therefore its own next hop, which saves the lookup. A packet that the kernel has `routed` needs another route in
+ * any case: by the one that it carries, the kernel would look for its station again once ARP has the next hop's.
  */
-static __always_inline enum fl_reason send_to_peer(struct __sk_buff *skb, const struct fl_peer *peer,
+static __always_inline enum fl_reason send_to_peer(struct __sk_buff *skb, const struct fl_peer *peer, bool routed,
 						   enum fl_reason carried)
 {
 	struct bpf_redir_neigh next = { .nh_family = FL_AF };
 	long verdict;
 
-	skb->queue_mapping = 0; /* veths of Linux 5.10 to 5.16 leave their own queue's number */
+	/* veths of Linux 5.10 to 5.16 leave their own queue's number; volatile: as in deliver() */
+	*(volatile __u32 *)&skb->queue_mapping = 0;
 	set_next_hop(&next, public_ip(peer));
-	if (peer->flags & FL_PEER_ON_LINK)
+	if (peer->flags & FL_PEER_ON_LINK && !routed)
 		verdict = bpf_redirect_neigh(fl_cfg.uplink, &next, sizeof(next), 0);
 	else
 		verdict = bpf_redirect_neigh(fl_cfg.uplink, NULL, 0, 0);

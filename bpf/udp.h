@@ -90,7 +90,7 @@ static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const ip_h
 	decrement_ttl((void *)(outer + 1), hops);
 	if (!link)
 		skb->FL_TICKET = FL_TICKET_DONE;
-	return send_to_peer(skb, peer, FL_FAST_UDP);
+	return send_to_peer(skb, peer, !link, FL_FAST_UDP);
 }
 
 /*

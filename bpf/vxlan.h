@@ -70,7 +70,7 @@ static __always_inline enum fl_reason vxlan_send(struct __sk_buff *skb, const st
 	if (hops)
 		decrement_ttl((void *)(inner + 1), hops);
 	seal(outer, (void *)(inner + 1), end, p, segment);
-	return send_to_peer(skb, peer, FL_FAST_VXLAN);
+	return send_to_peer(skb, peer, !hops, FL_FAST_VXLAN);
 }
 
 static __always_inline enum fl_reason match_vxlan(const struct fl_vxlan *vxlan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
@@ -13,12 +14,12 @@ from pathlib import Path
 from flannel_ebpf.agent.prover import Prover
 from flannel_ebpf.agent.side import Round, scope_of
 from flannel_ebpf.base.errors import BpfError, KernelError, ProgramsRequired
-from flannel_ebpf.base.family import Address, Family
+from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.base.kept import same_objects
 from flannel_ebpf.contract import abi, features
 from flannel_ebpf.contract.abi import Fastpath
 from flannel_ebpf.desired import backends
-from flannel_ebpf.desired.backends import Peer, Stack
+from flannel_ebpf.desired.backends import Node, Peer, Stack
 from flannel_ebpf.desired.bpf import conntrack, contents
 from flannel_ebpf.desired.bpf.levels import Levels
 from flannel_ebpf.desired.bpf.optional import Extras
@@ -46,6 +47,9 @@ from flannel_ebpf.kernel.pods import pod_macs
 from flannel_ebpf.kernel.programs import pins
 from flannel_ebpf.kernel.programs.in_use import Datapath
 from flannel_ebpf.kernel.programs.loader import Loaded
+from flannel_ebpf.kernel.programs.readout import every_peer
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 1e-3
 
@@ -148,6 +152,32 @@ class BpfSide:
         """Hear which parts of firewall rules changed, None: any; in any thread."""
         if self._prover:
             self._prover.touched(parts)
+
+    def programmed(self, node: Node) -> frozenset[Network]:
+        """Return the remote subnets that the programs of a former process know."""
+        try:
+            return frozenset(every_peer(node.config.network, self._pin_root)) if self.bpf else frozenset()
+        except BpfError as error:
+            log.warning("what a former process left in the programs' maps: %s", error)
+            return frozenset()
+
+    @property
+    def caps(self) -> abi.Cap:
+        """What this kernel's programs can do."""
+        return self._settings.caps
+
+    def sent(self) -> dict[Network, float]:
+        """Return when the kernel last sent packets to peers, as far as programs saw it and are in use."""
+        return self.bpf.sent() if self.bpf and self._loaded else {}
+
+    def asked(self) -> dict[Network, int]:
+        """Return how many packets went to which peers without kernel objects since this was last asked."""
+        if not (self.bpf and self._loaded):
+            return {}
+        try:
+            return self.bpf.asked()
+        except BpfError as error:
+            raise KernelError(f"reading what was asked for: {error}", error.code) from error
 
     def stand_aside(self) -> None:
         """Leave every packet to a peer to the kernel until the next round has loaded other programs.

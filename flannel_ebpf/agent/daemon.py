@@ -26,6 +26,7 @@ from flannel_ebpf.agent.join import (
 )
 from flannel_ebpf.agent.kernel_side import KernelSide
 from flannel_ebpf.agent.loop import Loop, Parts
+from flannel_ebpf.agent.on_demand import OnDemand
 from flannel_ebpf.agent.prover import Prover
 from flannel_ebpf.agent.reconcile import Reconciler, Sides
 from flannel_ebpf.agent.relay_side import RelaySide
@@ -150,9 +151,10 @@ class Daemon:
         options, stack = self._options, self._stack
         kernel = stack.enter_context(KernelNetwork())
         sides = self._sides(node, kernel)
-        reconciler = Reconciler(kernel, sides, lambda: source.servers)
+        reconciler = Reconciler(kernel, sides, OnDemand(options.peers, sides.bpf), lambda: source.servers)
         report = Report(options)
-        source.follow(sides.kernel.programmed(node), self._wake.for_leases)
+        programmed = sides.kernel.programmed(node) | sides.bpf.programmed(node)
+        source.follow(programmed, self._wake.for_leases)
         overlays = {it.family: backends.overlay_of(it) for it in node.stacks}
         stack.enter_context(
             KernelMonitor(self._wake.for_all, overlays, kernel.ports, kernel.echoes, kernel.interest)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from flannel_ebpf.agent.side import Round, scope_of
 from flannel_ebpf.base.errors import FlannelError, KernelError
 from flannel_ebpf.base.family import Address, Family, Network
-from flannel_ebpf.desired import backends
+from flannel_ebpf.desired import backends, demand
 from flannel_ebpf.desired.backends import Node, Peer
 from flannel_ebpf.desired.objects import (
     LAST_METRIC,
@@ -48,6 +48,7 @@ class KernelSide:
         """What about this host keeps a family from its packets, in the last round."""
         self._node: Node | None = None
         self._peers: Sequence[Peer] = ()
+        self._used: frozenset[Network] | None = None
         self._objects: list[Object] = []
         self._known: dict[Object, Object] = {}
         self._routes: Mapping[Network, Address | None] = {}
@@ -58,8 +59,9 @@ class KernelSide:
         Of the values under /proc/sys only those that there are: a device of less than 1280 octets has none of
         IPv6's, and a host may have no IPv6 at all.
         """
-        if now.node != self._node or now.peers is not self._peers:
-            self._remake(now.node, now.peers)
+        used = None if now.used is None else frozenset(now.used)
+        if now.node != self._node or now.peers is not self._peers or used != self._used:
+            self._remake(now.node, now.peers, used)
         obstacles = backends.obstacles(now.node)
         self.warnings = [f"{family} has no way: {why}" for family, why in obstacles.items()]
         v6 = now.node.stack(Family.V6)
@@ -67,9 +69,9 @@ class KernelSide:
         missing = {obj for obj in self._objects if isinstance(obj, Sysctl) and sysctl.read(obj.path) is None}
         return [obj for obj in self._objects if obj not in missing] if missing else self._objects
 
-    def _remake(self, node: Node, peers: Sequence[Peer]) -> None:
+    def _remake(self, node: Node, peers: Sequence[Peer], used: frozenset[Network] | None) -> None:
         """Make the backend's objects anew; those that stay as they are stay the same objects."""
-        objects = backends.objects(node, peers)
+        objects = demand.objects(node, peers, used)
         if self._blackhole:
             for subnet in node.subnets:
                 objects.append(Route(subnet, None, "", blackhole=True, metric=LAST_METRIC))
@@ -79,7 +81,7 @@ class KernelSide:
         nodes |= {stack.subnet: stack.public_ip for stack in node.stacks}
         dsts = (obj.dst for obj in self._objects if isinstance(obj, Route))
         self._routes = {dst: nodes[dst] for dst in dsts if dst in nodes}
-        self._node, self._peers = node, peers
+        self._node, self._peers, self._used = node, peers, used
 
     def read(self, now: Round, wanted: Sequence[Object]) -> Iterable[Object]:
         """Return this network's kernel path, and the routes of others that are to be adopted."""

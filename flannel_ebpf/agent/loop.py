@@ -49,6 +49,8 @@ FIRST_RETRY, LONGEST_RETRY = 0.2, 10.0
 """Seconds after a pass with failures, doubling."""
 FAILING_SHARE = 0.03
 """Part of one CPU that tries may take of what concerns single peers and pods."""
+ASK = 1.0
+"""Seconds between looks at which peers without kernel objects packets were sent to."""
 MANY_WRITES = 1000
 """Operations after which a pass has used memory that the next ones do not need."""
 MOST_SAID = 10
@@ -86,6 +88,7 @@ class Loop:
         self._view = View()
         self._due = 0.0
         self._asked = False
+        self._admit_due = 0.0
         self._budget = Budget()
         self._pulse = supervisor.watchdog_seconds()
         self._status = ""
@@ -106,7 +109,26 @@ class Loop:
                 self._due = self._attend(view) + time.monotonic()
             if self._pulse < math.inf:
                 supervisor.notify("WATCHDOG=1")
-            wake.wait(min(self._next() - time.monotonic(), self._pulse))
+            self._admit()
+            wake.wait(min(self._next() - time.monotonic(), self._pulse, self._asked_in()))
+
+    def _admit(self) -> None:
+        """Every second, where peers come on demand: give objects to those that packets were sent to."""
+        now = time.monotonic()
+        if self.last is None or self.last.used is None or now < self._admit_due:
+            return
+        self._admit_due = now + ASK
+        try:
+            self._asked |= not self._parts.reconciler.admit()
+        except FlannelError as error:
+            log.debug("a whole pass instead of a look at what was asked for: %s", error)
+            self._asked = True
+
+    def _asked_in(self) -> float:
+        """Return the seconds until it is time to look for peers that packets were sent to."""
+        if self.last is None or self.last.used is None:
+            return math.inf
+        return max(self._admit_due - time.monotonic(), 0.0)
 
     def _next(self) -> float:
         """Return when there is something to do again, if nothing happens until then."""

@@ -117,6 +117,11 @@ def _outcome(outcome: Outcome | None) -> Iterator[Metric]:
     for name, help_text, value in (
         ("flannel_ebpf_peers", "Remote subnets that this node wants to reach.", len(outcome.peers)),
         ("flannel_ebpf_peers_failed", "Those of them whose way could not be made.", _failed_peers(outcome)),
+        (
+            "flannel_ebpf_peers_in_use",
+            "Of these, what has kernel objects of its own: all, unless they come on demand.",
+            len(outcome.peers) if outcome.used is None else outcome.used,
+        ),
         ("flannel_ebpf_pods", "Local pods' veths.", outcome.pods),
         ("flannel_ebpf_accelerated", "1 while BPF programs are attached.", outcome.accelerated),
         ("flannel_ebpf_skipped_leases", "Leases that cannot be used.", len(outcome.skipped)),

@@ -14,21 +14,23 @@ from ipaddress import ip_interface
 from itertools import groupby
 from typing import NamedTuple
 
-from flannel_ebpf.agent.bpf_side import BpfSide
+from flannel_ebpf.agent.bpf_side import AT_ONCE, BpfSide
 from flannel_ebpf.agent.firewall_side import FirewallSide
 from flannel_ebpf.agent.kernel_side import KernelSide
+from flannel_ebpf.agent.on_demand import OnDemand
 from flannel_ebpf.agent.relay_side import RelaySide
 from flannel_ebpf.agent.side import Round, Side, scope_of
 from flannel_ebpf.base.errors import DeviceMissing, FlannelError
-from flannel_ebpf.base.family import Address, Family, family_of
+from flannel_ebpf.base.family import Address, Family, Network, family_of
 from flannel_ebpf.base.kept import same_objects
 from flannel_ebpf.base.model import Lease, LeasePart, PathFacts, Skipped
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Peer, Surroundings
-from flannel_ebpf.desired.objects import DEVICES, Scope, Sysctl, device_of
+from flannel_ebpf.desired.demand import Used
+from flannel_ebpf.desired.objects import DEVICES, Object, Scope, Sysctl, device_of
 from flannel_ebpf.desired.plan import Failure, Op, Weight, plan, spare
 from flannel_ebpf.desired.proof.proof import Proof
-from flannel_ebpf.desired.short_pass import Settled, change, follow
+from flannel_ebpf.desired.short_pass import Settled, admitted, change, follow
 from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.paths import Paths, ask_paths, path_facts
 from flannel_ebpf.kernel.pods import pod_ports
@@ -64,8 +66,8 @@ class Outcome:
     programs stand on their hooks, `attach` how; `why_not` says why they do not although they were asked for;
     `lacks` names the kernel features that they do without.
     `warnings` are things about this host that endanger connections. `proof` is what rules concern which pods,
-    None where all packets are treated alike. `again`: seconds after which a pass has
-    something to do in any case, 0 when nothing waits.
+    None where all packets are treated alike. `again`: seconds after which a pass has something to do in any
+    case, 0 when nothing waits. `used`: how many of the peers have kernel objects, None when all have.
     """
 
     peers: Sequence[Peer] = ()
@@ -81,6 +83,7 @@ class Outcome:
     warnings: Sequence[str] = ()
     proof: Proof | None = None
     again: float = 0.0
+    used: int | None = None
 
     def errors(self, weight: Weight) -> list[FlannelError]:
         """Return why something failed that weighs so; what stopped a pass counts as the node's own."""
@@ -121,13 +124,19 @@ class _Done(NamedTuple):
 class Reconciler:
     """Brings this node in line with the leases, however far off it is.
 
-    `servers` tells the addresses of those that the leases come from.
+    `on_demand` decides which peers have kernel objects; `servers` tells the addresses of those that the
+    leases come from.
     """
 
     def __init__(
-        self, kernel: KernelNetwork, sides: Sides, servers: Callable[[], Collection[Address]]
+        self,
+        kernel: KernelNetwork,
+        sides: Sides,
+        on_demand: OnDemand,
+        servers: Callable[[], Collection[Address]],
     ) -> None:
         self._kernel = kernel
+        self._on_demand = on_demand
         self._servers = servers
         self._sides = sides
         self._side_of: dict[type, Side] = {kind: side for side in sides for kind in side.kinds}
@@ -153,20 +162,23 @@ class Reconciler:
                 break
             now = replace(now, seen=self._kernel.look(), broken=now.broken | _broken(done.failures))
         failures = spare(failures, [stack.family for stack in node.stacks])
-        v6 = self._sides.bpf_v6
+        bpf, v6, demand = self._sides.bpf, self._sides.bpf_v6, self._on_demand
+        complete = may_delete and not demand.opening
+        demand.done(node, now.seen, failures)
         if v6:
             done_v6 = self._alone(v6, now, may_delete=may_delete)
             writes, failures = writes + done_v6.writes, [*failures, *done_v6.failures]
-        bpf = self._sides.bpf
         if (
             done.last
-            and may_delete
+            and complete
             and not v6
             and not any(_of_a_device(one) or one.weight == "own" for one in failures)
         ):
             by_subnet = {peer.subnet: peer for peer in now.peers}
-            around = self._found.around
-            self._settled = Settled(node, around, leases, by_subnet, skipped, bpf.slots, bpf.slot_count)
+            around, slots = self._found.around, bpf.slots
+            self._settled = Settled(
+                node, around, leases, by_subnet, skipped, slots, bpf.slot_count, _subnets(demand.last)
+            )
         self._last = Outcome(
             now.peers,
             skipped,
@@ -177,9 +189,15 @@ class Reconciler:
             attach=bpf.attach if bpf.accelerated else "",
             why_not=bpf.why_not,
             lacks=bpf.lacks if bpf.accelerated else (),
-            warnings=[*self._sides.kernel.warnings, *bpf.warnings, *(v6.told if v6 else ())],
+            warnings=[
+                *self._sides.kernel.warnings,
+                *bpf.warnings,
+                *(v6.told if v6 else ()),
+                *filter(None, [demand.warning]),
+            ],
             proof=bpf.proof,
-            again=min((due for due in (bpf.due, v6.due if v6 else 0.0) if due), default=0.0),
+            again=_first_due(bpf.due, v6.due if v6 else 0.0, AT_ONCE if may_delete and not complete else 0.0),
+            used=None if demand.last is None else len(demand.last),
         )
         return self._last
 
@@ -194,7 +212,7 @@ class Reconciler:
             if side:
                 side.stand_aside()
         peers, _, seen = self._find_peers(node, leases, seen)
-        now = Round(node, peers, pod_ports(seen, node.subnets), seen)
+        now = Round(node, peers, pod_ports(seen, node.subnets), seen, used=self._on_demand.last)
         sides: tuple[Side, ...] = (self._sides.kernel, self._sides.relay)
         wanted = [obj for side in sides for obj in side.wanted(now)]
         actual = [obj for side in sides for obj in side.read(now, wanted)]
@@ -229,13 +247,18 @@ class Reconciler:
         return found.peers, found.skipped, seen
 
     def _round(self, now: Round, *, may_delete: bool) -> _Done:
-        """Ask every side what it wants and what is there, plan from that, and carry it out."""
-        wanted = [obj for side in self._sides for obj in side.wanted(now)]
+        """Ask every side what it wants and what is there, plan from that, and carry it out.
+
+        The programs come first: which peers need kernel objects depends on whether they can do without.
+        """
+        wanted: list[Object] = [*self._sides.bpf.wanted(now)]
+        now = replace(now, used=self._on_demand.used(now.node, now.peers))
+        wanted += (obj for side in self._sides if side is not self._sides.bpf for obj in side.wanted(now))
         actual = [obj for side in self._sides for obj in side.read(now, wanted)]
         if now.broken:
             wanted = [obj for obj in wanted if device_of(obj) not in now.broken]
             actual = [obj for obj in actual if device_of(obj) not in now.broken]
-        ops = plan(wanted, actual, may_delete=may_delete)
+        ops = plan(wanted, actual, may_delete=may_delete and not self._on_demand.opening)
         failures = self._apply(ops, scope_of(now.node.stacks[0]))
         anew = any(isinstance(op.obj, DEVICES) for op in ops) or _broken(failures) - now.broken
         return _Done(len(ops) - len(failures), failures, last=not anew)
@@ -271,6 +294,22 @@ class Reconciler:
         self._last = replace(self._last, peers=tuple(after.peers.values()), writes=len(ops))
         return self._last
 
+    def admit(self) -> bool:
+        """Give kernel objects to peers that packets were sent to; False when that takes a whole pass.
+
+        Raises KernelError.
+        """
+        before = self._settled
+        used = self._on_demand.asked() if before else None
+        if before is None or used is None:
+            return True
+        self._settled = None
+        after, ops = admitted(before, used.keys())
+        if self._apply(ops, scope_of(before.node.stacks[0])):
+            return False
+        self._settled, self._last = after, replace(self._last, used=len(used))
+        return True
+
     def _apply(self, ops: Sequence[Op], scope: Scope) -> list[Failure]:
         """Hand each run of operations to the side it belongs to, in the plan's order.
 
@@ -282,6 +321,15 @@ class Reconciler:
             if any(_of_a_device(failure) for failure in failures):
                 break
         return failures
+
+
+def _first_due(*dues: float) -> float:
+    """Return the least that is not 0: nothing waits."""
+    return min(filter(None, dues), default=0.0)
+
+
+def _subnets(used: Used | None) -> frozenset[Network] | None:
+    return None if used is None else frozenset(used)
 
 
 def _like(own: Address, addresses: Iterable[Address]) -> list[Address]:

@@ -13,6 +13,7 @@ from typing import Protocol
 from flannel_ebpf.base.model import PodPort
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Peer, Stack
+from flannel_ebpf.desired.demand import Used
 from flannel_ebpf.desired.objects import Object, Scope
 from flannel_ebpf.desired.plan import Failure, Op
 from flannel_ebpf.kernel.seen import Seen
@@ -22,8 +23,8 @@ from flannel_ebpf.kernel.seen import Seen
 class Round:
     """What the sides of one round stand on: this node, its peers and pods, and the kernel's tables.
 
-    `broken` are the devices that could not be made or found in this pass: what stands on them is left alone,
-    and all else goes on.
+    `used` are the peers that have kernel objects of their own, None when all have. `broken` are the devices
+    that could not be made or found in this pass: what stands on them is left alone, and all else goes on.
     """
 
     node: Node
@@ -31,6 +32,7 @@ class Round:
     ports: Sequence[PodPort]
     seen: Seen
     broken: frozenset[str] = frozenset()
+    used: Used | None = None
 
 
 class Side(Protocol):

@@ -59,6 +59,7 @@ class Report:
             },
             "lacks": list(outcome.lacks),
             "peers": {"wanted": len(outcome.peers), "held": view.doubt},
+            "on_demand": -1 if outcome.used is None else outcome.used,
             "pods": outcome.pods,
             "free": sum(last - first + 1 for first, last in outcome.proof.free) if outcome.proof else 0,
             "guards": _guards(outcome.proof),

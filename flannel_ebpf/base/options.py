@@ -16,6 +16,7 @@ from flannel_ebpf.base.family import Address, Family
 
 DatapathChoice = Literal["auto", "ebpf", "kernel"]
 FastpathChoice = Literal["auto", "flows", "subnets", "off"]
+PeersChoice = Literal["auto", "all", "on-demand"]
 SourceCheckChoice = Literal["drop", "count", "off"]
 XdpChoice = Literal["off", "generic", "native", "auto"]
 AttachChoice = Literal["auto", "tcx", "clsact"]
@@ -157,6 +158,10 @@ class Options:
     )
     pod_headroom: bool = flag(True, "Add a port to the pods' bridge that gives their packets headroom.")
     outer_checksum: bool = flag(False, "Give vxlan packets over IPv4 an outer UDP checksum, as over IPv6.")
+    peers: PeersChoice = flag(
+        "auto",
+        "vxlan: which peers have kernel objects: all, or on-demand those in use; auto: from 2000 on.",
+    )
     source_check: SourceCheckChoice = flag("drop", "What to do with packets of a wrong source.")
     xdp: XdpChoice = flag("off", "XDP program on the uplink.")
     stand_aside: float = flag(

@@ -85,7 +85,7 @@ def _text(one: dict[str, Any]) -> str:
         daemon,
         f"datapath  {_datapath(one)}",
         *(f"lacks     {name}: {WITHOUT[NAMES[name]]}" for name in one["lacks"] if name in NAMES),
-        f"peers     {one['peers']['wanted']}, pods {one['pods']}",
+        f"peers     {one['peers']['wanted']}{_on_demand(one)}, pods {one['pods']}",
     ]
     lines += [f"free      {one['free']} addresses: no rule concerns their packets"] if one["free"] else []
     for guard in one["guards"]:
@@ -122,6 +122,10 @@ def _daemon(one: dict[str, Any]) -> str:
     if left is None:
         return "NOT running; its programs go on with what they know, for ever"
     return f"NOT running; its programs go on with what they know for {left} s, then they stand aside"
+
+
+def _on_demand(one: dict[str, Any]) -> str:
+    return f" ({one['on_demand']} in use, the others on demand)" if one["on_demand"] >= 0 else ""
 
 
 def _datapath(one: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from flannel_ebpf.base.errors import AlreadyRunning, FlannelError, KernelError
 from flannel_ebpf.base.family import Address, Network, family_of, in_order
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands import flanneld
+from flannel_ebpf.desired import demand
 from flannel_ebpf.desired.backends import udp
 from flannel_ebpf.desired.objects import (
     ROUTE_PROTOCOL,
@@ -34,6 +35,7 @@ from flannel_ebpf.kernel.firewall.rules import Rules
 from flannel_ebpf.kernel.hooks.ownership import name_in
 from flannel_ebpf.kernel.network import KernelNetwork
 from flannel_ebpf.kernel.pods import pod_ports
+from flannel_ebpf.kernel.programs import readout
 from flannel_ebpf.kernel.programs.pins import Pins, networks
 from flannel_ebpf.kernel.seen import Seen
 from flannel_ebpf.relay.supervise import remove as remove_relay
@@ -76,10 +78,15 @@ class Teardown:
             seen = kernel.look()
             scope = self._scopes(seen)[0]
             found = self._read(kernel, seen)
+            shared = {one for one in found if demand.leads_in(one)}
+            if shared:  # peers on demand: without programs each needs objects of its own
+                known = demand.for_all(scope.overlay, readout.every_peer(self._network, self._pins.root))
+                self._apply(kernel, scope, plan(known, found, may_delete=False))
+                found = (found - shared) | set(known)
             programs = self._take_off(kernel, seen)
-            blackholes = [one for one in found if isinstance(one, Route) and one.blackhole]
-            gone: list[Object] = [*programs, *blackholes]
-            self._apply(kernel, scope, [*plan([], blackholes), *self._hand_over(found)])
+            rest = [*shared, *(one for one in found if isinstance(one, Route) and one.blackhole)]
+            gone: list[Object] = [*programs, *rest]
+            self._apply(kernel, scope, [*plan([], rest), *self._hand_over(found)])
         self._end_relay(scope)
         self._give_back()
         log.info("%s: %d objects removed from the kernel, no program attached", self._network, len(gone))

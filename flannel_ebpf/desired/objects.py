@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from typing import Literal
 
 from flannel_ebpf.base.family import Address, Family, Interface, Network, family_of
@@ -18,6 +19,9 @@ from flannel_ebpf.base.model import Mac
 
 ROUTE_PROTOCOL = 251
 """rtm_protocol of every route we make: the mark that a fresh process recognises."""
+
+ANY_PEER_GATEWAY = IPv4Address("169.254.1.1")
+"""Gateway of the one route to all peers on demand: an address that no subnet of a network can have."""
 
 LAST_METRIC = 0xFFFFFFFF
 """Metric of a route that counts only when no other has its destination."""

@@ -9,9 +9,11 @@ from typing import Literal
 from flannel_ebpf.base.errors import KernelError
 from flannel_ebpf.base.family import Family
 from flannel_ebpf.desired.objects import (
+    ANY_PEER_GATEWAY,
     DEVICES,
     ORDER,
     LinkAddress,
+    Neighbour,
     Object,
     RelayProcess,
     Route,
@@ -63,7 +65,9 @@ class Failure:
                 return "part"
             case RelayProcess() | VxlanLink() | TunLink() | LinkAddress():
                 return "own"
-            case Route(gateway=None):
+            case Route(gateway=gateway) if gateway in (None, ANY_PEER_GATEWAY):
+                return "own"
+            case Neighbour(ip=ip) if ip == ANY_PEER_GATEWAY:
                 return "own"
             case Ruleset(masquerades=True):
                 return "own"

@@ -9,12 +9,13 @@ both: several leases of one node share its FDB entry and its entry of fl_vteps.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from flannel_ebpf.base.family import Family, Network, in_order
 from flannel_ebpf.base.model import Lease, Skipped
-from flannel_ebpf.desired import backends
+from flannel_ebpf.desired import backends, demand
 from flannel_ebpf.desired.backends import Node, Paths, Peer, Surroundings
 from flannel_ebpf.desired.bpf import contents
 from flannel_ebpf.desired.objects import Object
@@ -26,7 +27,7 @@ class Settled:
     """What a pass without failure or doubt left: every object of these peers stands, and no other peer's.
 
     `around` is what of each family must not be taken away. `slots` are the peers' indexes below `size` in
-    fl_peer_stats, None without programs.
+    fl_peer_stats, None without programs. `used`: the peers that have kernel objects, None when all have.
     """
 
     node: Node
@@ -36,6 +37,7 @@ class Settled:
     skipped: Sequence[Skipped]
     slots: Mapping[Network, int] | None
     size: int
+    used: AbstractSet[Network] | None = None
 
 
 class Change(NamedTuple):
@@ -80,6 +82,19 @@ def follow(
     return after, plan(_objects(after, [*sharing, *new]), _objects(settled, [*sharing, *old]))
 
 
+def admitted(settled: Settled, used: AbstractSet[Network]) -> tuple[Settled, list[Op]]:
+    """Return the state in which the peers `used` have kernel objects, and the operations that lead there."""
+    before = settled.used or frozenset[Network]()
+    changed = [settled.peers[it] for it in before ^ used if it in settled.peers]
+    sharing = _sharing(settled.peers.values(), changed)
+    after = replace(settled, used=used)
+    return after, plan(_kernel(after, sharing), _kernel(settled, sharing))
+
+
+def _kernel(state: Settled, peers: Iterable[Peer]) -> list[Object]:
+    return demand.objects(state.node, sorted(peers, key=lambda peer: in_order(peer.subnet)), state.used)
+
+
 def _peer_len(node: Node, peers: Iterable[Peer]) -> int:
     """Return all that the programs' constants depend on of the peers."""
     stack = node.stacks[0]
@@ -118,7 +133,7 @@ def _slots(
 def _objects(state: Settled, peers: Sequence[Peer]) -> list[Object]:
     """Return the objects of a few of the peers: where they share one, the last in order of subnets has it."""
     peers = sorted(peers, key=lambda peer: in_order(peer.subnet))
-    found = backends.objects(state.node, peers)
+    found = demand.objects(state.node, peers, state.used)
     if state.slots is not None:
         found += contents.peer_entries([*contents.carried(peers, state.node.stacks[0].family)], state.slots)
     return found

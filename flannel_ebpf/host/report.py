@@ -30,6 +30,7 @@ _SHAPE: Mapping[str, Any] = {
     "datapath": {"asked": str, "accelerated": bool, "attach": str, "why_not": str},
     "lacks": [str],
     "peers": {"wanted": int, "held": str},
+    "on_demand": int,
     "pods": int,
     "free": int,
     "guards": [{"addresses": str, "level": str, "why": str}],
@@ -58,6 +59,7 @@ _SHAPE: Mapping[str, Any] = {
 }
 """Keys and what their values are; addresses and networks are texts.
 
+`on_demand`: how many peers have kernel objects of their own, -1 when all have.
 What is said of a family stands in `families`, and of the first one beside it too.
 """
 
@@ -65,6 +67,7 @@ _LATER: Content = {
     "etcd_prefix": "",
     "families": [],
     "lacks": [],
+    "on_demand": -1,
     "free": 0,
     "guards": [],
     "ready": False,

@@ -10,6 +10,8 @@ from ipaddress import IPv4Network, ip_network
 
 from flannel_ebpf.base.errors import LabError
 from flannel_ebpf.base.family import Family, Network, in_order
+from flannel_ebpf.contract import abi
+from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab.node import Node
 
 Missing = Callable[[Node], str]
@@ -35,7 +37,8 @@ def unready(node: Node, nodes: Sequence[Node]) -> str:
     """Say what keeps `node` from reaching the other nodes' subnets.
 
     A daemon makes a peer's route last, so the route stands for its neighbour, FDB and map entries too.
-    The udp backend has one route for the whole network.
+    The udp backend has one route for the whole network, and vxlan where peers come on demand: there the
+    programs know them.
     """
     if not node.environment():
         return "has no subnet.env"
@@ -47,7 +50,10 @@ def unready(node: Node, nodes: Sequence[Node]) -> str:
         subnets: set[Network] = {IPv4Network(node.spec.network)} if wanted else set()
     else:
         subnets = {gateway.network for other in wanted for gateway in other.gateways}
-    absent = subnets - {route for family in node.spec.families for route in _routes(node, family)}
+    reached = {route for family in node.spec.families for route in _routes(node, family)}
+    if node.spec.backend == "vxlan" and IPv4Network(node.spec.network) in reached:
+        reached |= _known(node)
+    absent = subnets - reached
     return f"has no route to {', '.join(map(str, sorted(absent, key=in_order)))}" if absent else ""
 
 
@@ -58,6 +64,12 @@ def unattached(node: Node) -> str:
     taken = Counter(hook.device for hook in node.hooks() if hook.direction == "ingress")
     bare = [link for link in links if taken[link] < families]
     return f"has no program on {', '.join(bare)}" if bare else ""
+
+
+def _known(node: Node) -> set[Network]:
+    with Map.open(node.map_path("fl_peers")) as peers:
+        keys = map(abi.SubnetKey.unpack, peers.items())
+        return {ip_network((key.addr, key.len)) for key in keys}
 
 
 def _routes(node: Node, family: Family) -> set[Network]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from flannel_ebpf.base.config import NetworkConfig, VxlanConfig
 from flannel_ebpf.base.errors import ConfigError
-from flannel_ebpf.base.family import Address, Family, family_of
+from flannel_ebpf.base.family import Address, Family, Network, family_of
 from flannel_ebpf.base.model import LeasePart, Mac, PathFacts, Skipped, Uplink
 from flannel_ebpf.contract.abi import Mode
 from flannel_ebpf.desired.backends.peer import Peer, Stack, path_to, remote
@@ -142,8 +142,17 @@ def objects(stack: Stack, peers: Sequence[Peer]) -> list[Object]:
         if peer.vtep_mac is None:
             found.append(Route(peer.subnet, peer.public_ip, stack.uplink.name))
             continue
-        far = peer.subnet.network_address
-        stations[peer.vtep_mac] = FdbEntry(name, peer.vtep_mac, peer.public_ip)
-        found.append(Neighbour(name, far, peer.vtep_mac))
-        found.append(Route(peer.subnet, far, name, onlink=True))
+        neighbour, route, station = way_to(name, peer.subnet, peer.vtep_mac, peer.public_ip)
+        found += (neighbour, route)
+        stations[peer.vtep_mac] = station
     return [*found, *stations.values()]
+
+
+def way_to(overlay: str, subnet: Network, mac: Mac, public_ip: Address) -> tuple[Neighbour, Route, FdbEntry]:
+    """Return what leads by the device to one peer's subnet."""
+    far = subnet.network_address
+    return (
+        Neighbour(overlay, far, mac),
+        Route(subnet, far, overlay, onlink=True),
+        FdbEntry(overlay, mac, public_ip),
+    )

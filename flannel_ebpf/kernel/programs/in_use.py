@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -53,6 +54,7 @@ class Datapath:
         self._programs: dict[str, Program] = {}
         self._pinned: dict[Path, int] = {}
         self._entries_of: dict[str, dict[bytes, MapEntry]] = {}
+        self._touched: dict[str, dict[bytes, bytes]] = {}
         self._swap = threading.Lock()
         """Held while maps are exchanged, and by whoever writes to one in another thread than `load`."""
 
@@ -127,12 +129,31 @@ class Datapath:
 
     def _read(self, name: str) -> Iterable[MapEntry]:
         before, now = self._entries_of.get(name, {}), dict[bytes, MapEntry]()
+        touched: dict[bytes, bytes] = {}
         for key, whole in self._maps[name].items().items():
             value = abi.planned_part(name, whole)
+            if value != whole:
+                touched[key] = whole
             known = before.get(key)
             now[key] = known if known and known.value == value else MapEntry(name, key, value)
-        self._entries_of[name] = now
+        self._entries_of[name], self._touched[name] = now, touched
         return now.values()
+
+    def sent(self) -> dict[Network, float]:
+        """Return when each peer was last seen to be sent to, as of the last `read`.
+
+        In seconds of CLOCK_MONOTONIC.
+        """
+        ahead = self._config.revalidate_ms / 1000 if self._config else 0.0
+        peers = ((key, abi.Peer.unpack(value)) for key, value in self._touched.get("fl_peers", {}).items())
+        return {_subnet(key): peer.tx_until / 1e9 - ahead for key, peer in peers if peer.tx_until}
+
+    def asked(self) -> dict[Network, int]:
+        """Take the peers that packets went to by way of the station of all peers, with how many packets."""
+        found = self._maps["fl_asked"].items()
+        for key in found:
+            self._maps["fl_asked"].delete(key)
+        return {_subnet(key): abi.Asked.unpack(value).packets for key, value in found.items()}
 
     def program_fds(self) -> dict[str, int]:
         """Return a descriptor of every program by name, for attaching; they stay this object's."""
@@ -196,6 +217,11 @@ class Datapath:
     def slots(self) -> int:
         """Return how many peers' traffic can be told apart."""
         return self._maps["fl_peer_stats"].info.max_entries
+
+
+def _subnet(map_key: bytes) -> Network:
+    key = abi.SubnetKey.unpack(map_key)
+    return ip_network((key.addr, key.len))
 
 
 def _names(folders: Iterable[Path]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,16 @@ def read_peers(folder: Path) -> Iterator[dict[str, Any]]:
                 "rx_packets": carried.rx_packets,
                 "rx_bytes": carried.rx_bytes,
             }
+
+
+def every_peer(network: Network, root: Path) -> dict[Network, abi.Peer]:
+    """Return fl_peers as it is, {} without maps; raises BpfError."""
+    folder = newest_maps(network, root)
+    if folder is None:
+        return {}
+    with Map.open(folder / "fl_peers") as peers:
+        found = ((abi.SubnetKey.unpack(key), value) for key, value in peers.items().items())
+        return {ip_network((key.addr, key.len)): abi.Peer.unpack(value) for key, value in found}
 
 
 def pods_in(folder: Path) -> dict[Address, abi.Pod]:

@@ -80,6 +80,7 @@ def test_it_says_what_the_pass_found_and_whose_it_is(options: Options) -> None:
         "reservation": False,
         "datapath": {"asked": "auto", "accelerated": True, "attach": "tcx", "why_not": ""},
         "peers": {"wanted": 2, "held": "etcd was wiped"},
+        "on_demand": -1,
         "pods": 3,
         "free": 256,
         "guards": [{"addresses": "10.1.5.2", "level": "flows", "why": "a rule"}],

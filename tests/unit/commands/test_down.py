@@ -92,6 +92,7 @@ def content(network: IPv4Network = NETWORK, **changes: Any) -> report.Content:
         "reservation": False,
         "datapath": {"asked": "auto", "accelerated": True, "attach": "tcx", "why_not": ""},
         "peers": {"wanted": 3, "held": ""},
+        "on_demand": -1,
         "pods": 2,
         "free": 0,
         "guards": [],
