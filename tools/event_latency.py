@@ -1,20 +1,23 @@
 #!/usr/bin/env python3
 """From a lease in etcd to a peer in the BPF map: how long a running node takes to follow.
 
-For each of `--leases` a cluster with so many others. One row each: put to peer in the map; start until ready,
-which is with all peers programmed, of a daemon that finds its own state (warm) and of one that finds nothing
-(cold), with the CPU that takes; memory; CPU when idle. Times are those of the machine: run it on an idle one.
+For each of `--leases` and `--peers` a cluster with so many others. One row each: put to peer in the map;
+start until ready, which is with all peers programmed, of a daemon that finds its own state (warm) and of
+one that finds nothing (cold), with the CPU that takes; memory; CPU when idle. Times are those of the
+machine: run it on an idle one.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 import time
 from ipaddress import IPv4Address, IPv4Network
+from itertools import product
 from pathlib import Path
 
 from flannel_ebpf.base.model import Claim, Endpoint, Lease
@@ -25,19 +28,22 @@ from flannel_ebpf.lab import Lab, LabSpec, Node
 from flannel_ebpf.lab.netns import inside
 from flannel_ebpf.lab.spec import ETCD_ENDPOINT
 from flannel_ebpf.leases.etcd import EtcdClient, Registry
+from flannel_ebpf.leases.lease_format import encode_lease, subnet_key
 
 NETWORK = "10.0.0.0/8"
 DEADLINE = 60.0
 """Seconds to wait for anything before the measurement is given up."""
 SETTLE_SECONDS, IDLE_SECONDS = 10.0, 60.0
 """After a start, until the passes that it leads to are over; then one period of what is done unasked."""
+MOST_OPS = 128
+"""Puts in a transaction (etcd's --max-txn-ops)."""
 LOOK_EVERY = 0.0005
 """Seconds between looks into the map: without a pause the measurement takes a core from what it measures."""
 
 
 def subnet_of(number: int) -> IPv4Network:
-    """Return a subnet of NETWORK's upper half; number below 32768."""
-    return IPv4Network((0x0A800000 + (number << 8), 24))
+    """Return a subnet of NETWORK behind those of the lab's nodes; number below 57344."""
+    return IPv4Network((0x0A200000 + (number << 8), 24))
 
 
 def lease_of(number: int) -> Lease:
@@ -60,22 +66,35 @@ def put_and_wait(peers: Map, registry: Registry, number: int) -> float:
     return (time.monotonic() - since) * 1000
 
 
-def inner(map_path: str, leases: int, puts: int) -> None:
-    """In the node's namespace: write the crowd, then measure single puts."""
+def write_crowd(lab: Lab, leases: int) -> None:
+    """Write so many leases, in transactions of as many puts as etcd allows."""
+    prefix = lab.spec.etcd_prefix
+    for first in range(0, leases, MOST_OPS):
+        crowd = map(lease_of, range(first, min(first + MOST_OPS, leases)))
+        puts = [f"put {subnet_key(prefix, one.subnets)} {_quoted(encode_lease(one))}" for one in crowd]
+        lab.etcdctl("txn", stdin="\n" + "\n".join(puts) + "\n\n\n")
+
+
+def _quoted(value: bytes) -> str:
+    return json.dumps(value.decode())
+
+
+def inner(map_path: str, leases: int, puts: int, daemon: int) -> None:
+    """In the node's namespace: wait for the crowd, then measure single puts."""
     client = EtcdClient(EtcdOptions(endpoints=(ETCD_ENDPOINT,)))
     registry = Registry(client, LabSpec().etcd_prefix)
     with Map.open(Path(map_path)) as peers:
-        for number in range(leases):
-            registry.create(lease_of(number), ttl=0)
         since = time.monotonic()
         while len(peers.items()) < leases:
             if time.monotonic() - since > DEADLINE:
                 raise SystemExit(f"only {len(peers.items())} of {leases} peers were programmed")
-            time.sleep(0.1)
-        numbers = range(leases, leases + puts)
+            time.sleep(0.5)
+        time.sleep(SETTLE_SECONDS)
+        numbers, begun = range(leases, leases + puts), cpu_of(daemon)
         taken = sorted(put_and_wait(peers, registry, number) for number in numbers)
     client.close()
-    print(statistics.median(taken), taken[int(len(taken) * 0.99)], taken[-1])
+    each = (cpu_of(daemon) - begun) / puts * 1000
+    print(statistics.median(taken), taken[int(len(taken) * 0.99)], taken[-1], each)
 
 
 def restart(node: Node, peers: int, *, cold: bool) -> str:
@@ -104,7 +123,12 @@ def cpu_seconds(node: Node) -> float:
     daemon = node.daemon
     if daemon is None:
         raise SystemExit(node.log_tail())
-    fields = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()
+    return cpu_of(daemon.pid)
+
+
+def cpu_of(pid: int) -> float:
+    """Return the CPU seconds of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -121,23 +145,31 @@ def cost(node: Node) -> tuple[float, float]:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, (cpu_seconds(node) - before) / IDLE_SECONDS
 
 
-def measure(leases: int, puts: int) -> None:
+def measure(leases: int, puts: int, choice: str) -> None:
     """Build a lab, print its row, take it down."""
-    spec = LabSpec(name=f"latency{os.getpid()}", network=NETWORK, datapath="ebpf", pods_per_node=1)
+    spec = LabSpec(
+        name=f"latency{os.getpid()}",
+        network=NETWORK,
+        network_config={"SubnetMin": "10.0.1.0", "SubnetMax": "10.31.255.0"},
+        datapath="ebpf",
+        pods_per_node=1,
+        extra_up_args=(f"--peers={choice}",),
+    )
     with Lab.up(spec) as lab:
         node = lab.node("n1")
+        lab.node("n2").stop_daemon()
+        write_crowd(lab, leases)
         again = [sys.executable, __file__, "--inner", str(node.map_path("fl_peers"))]
-        again += ["--leases", str(leases), "--puts", str(puts)]
-        begun = cpu_seconds(node)
+        daemon = node.daemon.pid if node.daemon else 0
+        again += ["--leases", str(leases), "--puts", str(puts), "--daemon", str(daemon)]
         told = subprocess.run(inside(node.ns, again), check=True, stdout=subprocess.PIPE, text=True).stdout
-        each = (cpu_seconds(node) - begun) / (leases + puts) * 1000
-        median, p99, worst = map(float, told.split())
+        median, p99, worst, each = map(float, told.split())
         peers = leases + puts + 1
         warm, cold = restart(node, peers, cold=False), restart(node, peers, cold=True)
         memory, share = cost(node)
         print(
-            f"| {leases:,} | {median:.1f} / {p99:.1f} / {worst:.1f} ms | {each:.1f} ms | {warm} | {cold} "
-            f"| {memory:.0f} MB | {share:.2%} |",
+            f"| {leases:,} | {choice} | {median:.1f} / {p99:.1f} / {worst:.1f} ms | {each:.1f} ms "
+            f"| {warm} | {cold} | {memory:.0f} MB | {share:.2%} |",
             flush=True,
         )
 
@@ -147,21 +179,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         *("--leases", "-n"), type=int, nargs="+", default=[100, 1000, 5000, 10_000],
-        help="leases beside the measured ones (0 to 30000)",
+        help="leases beside the measured ones (0 to 57000)",
     )  # fmt: skip
     parser.add_argument("--puts", type=int, default=200, help="puts to measure (default 200)")
+    parser.add_argument(
+        "--peers", nargs="+", default=["all", "on-demand"], help="each way of having peers (default both)"
+    )
     parser.add_argument("--inner", metavar="MAP", help=argparse.SUPPRESS)
+    parser.add_argument("--daemon", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inner:
-        inner(options.inner, options.leases[0], options.puts)
+        inner(options.inner, options.leases[0], options.puts, options.daemon)
         return
     print(
-        "| leases | put to programmed: median / p99 / worst | CPU a lease "
+        "| leases | peers | put to programmed: median / p99 / worst | CPU a lease "
         "| warm start, CPU | cold start, CPU | memory | idle |"
     )
-    print("|---|---|---|---|---|---|---|", flush=True)
-    for leases in options.leases:
-        measure(leases, options.puts)
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for leases, choice in product(options.leases, options.peers):
+        measure(leases, options.puts, choice)
 
 
 if __name__ == "__main__":

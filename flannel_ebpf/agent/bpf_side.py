@@ -179,6 +179,10 @@ class BpfSide:
         except BpfError as error:
             raise KernelError(f"reading what was asked for: {error}", error.code) from error
 
+    def knows(self, peers: int) -> bool:
+        """Say whether programs are in use whose maps have room for so many peers."""
+        return self.accelerated and self._room is not None and peers <= self._room
+
     def stand_aside(self) -> None:
         """Leave every packet to a peer to the kernel until the next round has loaded other programs.
 

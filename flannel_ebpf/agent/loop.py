@@ -119,10 +119,14 @@ class Loop:
             return
         self._admit_due = now + ASK
         try:
-            self._asked |= not self._parts.reconciler.admit()
+            outcome = self._parts.reconciler.admit()
         except FlannelError as error:
             log.debug("a whole pass instead of a look at what was asked for: %s", error)
+            outcome = None
+        if outcome is None:
             self._asked = True
+        elif outcome.used != self.last.used:
+            self._close(self._view, outcome)
 
     def _asked_in(self) -> float:
         """Return the seconds until it is time to look for peers that packets were sent to."""

@@ -42,7 +42,7 @@ class OnDemand:
         if not demand.wanted(self._choice, len(peers), before=self._used is not None):
             self._used, self.opening = None, False
             return None
-        why = demand.obstacle(node, self._bpf.caps, programs=self._bpf.accelerated)
+        why = demand.obstacle(node, self._bpf.caps, programs=self._bpf.knows(len(peers)))
         refused = "" if why or now >= self._refused_until else self._refused
         if refused or (why and self._choice == "on-demand"):
             self.warning = f"--peers={self._choice}: every peer has kernel objects, because {why or refused}"

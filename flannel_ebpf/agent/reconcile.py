@@ -294,21 +294,22 @@ class Reconciler:
         self._last = replace(self._last, peers=tuple(after.peers.values()), writes=len(ops))
         return self._last
 
-    def admit(self) -> bool:
-        """Give kernel objects to peers that packets were sent to; False when that takes a whole pass.
+    def admit(self) -> Outcome | None:
+        """Give kernel objects to peers that packets were sent to; None when that takes a whole pass.
 
-        Raises KernelError.
+        Where there is nothing to do, the outcome is the last one. Raises KernelError.
         """
-        before = self._settled
-        used = self._on_demand.asked() if before else None
-        if before is None or used is None:
-            return True
-        self._settled = None
+        used = self._on_demand.asked()
+        if used is None:
+            return self._last
+        before, self._settled = self._settled, None
+        if before is None:
+            return None
         after, ops = admitted(before, used.keys())
         if self._apply(ops, scope_of(before.node.stacks[0])):
-            return False
+            return None
         self._settled, self._last = after, replace(self._last, used=len(used))
-        return True
+        return self._last
 
     def _apply(self, ops: Sequence[Op], scope: Scope) -> list[Failure]:
         """Hand each run of operations to the side it belongs to, in the plan's order.

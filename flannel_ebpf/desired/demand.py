@@ -36,7 +36,10 @@ Used = Mapping[Network, float]
 
 
 def obstacle(node: Node, caps: Cap, *, programs: bool) -> str:
-    """Say why peers cannot come on demand on this node, "" when they can. `programs`: they are in use."""
+    """Say why peers cannot come on demand on this node, "" when they can.
+
+    `programs`: they are in use, and their maps have room for every peer.
+    """
     backend = node.config.backend
     if not isinstance(backend, VxlanConfig):
         return f"{node.config.backend_type} has no device on which a program could tell its peers apart"
@@ -45,7 +48,7 @@ def obstacle(node: Node, caps: Cap, *, programs: bool) -> str:
     if backend.gbp:
         return "with GBP the kernel itself must write every VXLAN header"
     if not programs:
-        return "no programs are in use"
+        return "no programs are in use that know all of them"
     if NEEDED & ~caps:
         return "this kernel's programs cannot encapsulate all kinds of packets (Linux 5.13)"
     return ""
@@ -86,12 +89,16 @@ def with_objects(node: Node, peers: Iterable[Peer], used: AbstractSet[Network]) 
     if stack is None:
         return [*peers]
     whole = vxlan.mtu(node.config, stack.uplink) + vxlan.OVERHEAD[Family.V4]
-    return [it for it in peers if it.subnet in used or not _waits(it, whole)]
+    return [it for it in peers if it.subnet in used or not _waits(it, whole, stack.pool.subnet_len)]
 
 
-def _waits(peer: Peer, whole: int) -> bool:
-    """Say whether BPF alone can send a peer all that comes by the device, however large."""
-    return peer.mode == Mode.VXLAN and family_of(peer.subnet) is Family.V4 and peer.mtu >= whole
+def _waits(peer: Peer, whole: int, length: int) -> bool:
+    """Say whether BPF alone can send a peer all that comes by the device, however large.
+
+    fl_peers has no subnets of another length than most.
+    """
+    usual = family_of(peer.subnet) is Family.V4 and peer.subnet.prefixlen == length
+    return usual and peer.mode == Mode.VXLAN and peer.mtu >= whole
 
 
 def objects(node: Node, peers: Sequence[Peer], used: AbstractSet[Network] | None) -> list[Object]:

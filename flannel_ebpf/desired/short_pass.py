@@ -8,18 +8,70 @@ both: several leases of one node share its FDB entry and its entry of fl_vteps.
 
 from __future__ import annotations
 
+import operator
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from flannel_ebpf.base.family import Family, Network, in_order
-from flannel_ebpf.base.model import Lease, Skipped
+from flannel_ebpf.base.family import Address, Family, Network, in_order
+from flannel_ebpf.base.model import Lease, Mac, Skipped
 from flannel_ebpf.desired import backends, demand
 from flannel_ebpf.desired.backends import Node, Paths, Peer, Surroundings
 from flannel_ebpf.desired.bpf import contents
 from flannel_ebpf.desired.objects import Object
 from flannel_ebpf.desired.plan import Op, plan
+
+
+class Ties:
+    """Which peers share something, and the lengths of subnets: asked of a few peers it costs what they cost.
+
+    It is filled when it is first asked, and then follows what changes: one state's at a time.
+    """
+
+    def __init__(self) -> None:
+        self._filled = False
+        self._by: dict[Address | Mac, set[Network]] = {}
+        self._lengths: Counter[tuple[int, int]] = Counter()
+
+    def fill(self, peers: Iterable[Peer]) -> None:
+        """Take all peers in, unless that has been done."""
+        if not self._filled:
+            self._filled = True
+            for peer in peers:
+                self.add(peer)
+
+    def add(self, peer: Peer) -> None:
+        """Take one in."""
+        for one in _claims(peer):
+            self._by.setdefault(one, set()).add(peer.subnet)
+        self._lengths[_length(peer)] += 1
+
+    def remove(self, peer: Peer) -> None:
+        """Leave one out that was taken in."""
+        for one in _claims(peer):
+            self._by[one].discard(peer.subnet)
+            if not self._by[one]:
+                del self._by[one]
+        self._lengths[_length(peer)] -= 1
+
+    def sharing(self, peers: Iterable[Peer]) -> set[Network]:
+        """Return the subnets of those that share a public address or a VTEP MAC with one of these."""
+        return {subnet for peer in peers for one in _claims(peer) for subnet in self._by.get(one, ())}
+
+    def lengths(self, family: Family, new: Iterable[Peer] = ()) -> set[int]:
+        """Return the lengths of all subnets of a family, with those of `new` peers."""
+        known = {length for (version, length), count in self._lengths.items() if version == family and count}
+        return known | {peer.subnet.prefixlen for peer in new if peer.subnet.version == family}
+
+
+def _claims(peer: Peer) -> list[Address | Mac]:
+    return [peer.public_ip] if peer.vtep_mac is None else [peer.public_ip, peer.vtep_mac]
+
+
+def _length(peer: Peer) -> tuple[int, int]:
+    return (peer.subnet.version, peer.subnet.prefixlen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +90,7 @@ class Settled:
     slots: Mapping[Network, int] | None
     size: int
     used: AbstractSet[Network] | None = None
+    ties: Ties = field(default_factory=Ties)
 
 
 class Change(NamedTuple):
@@ -49,9 +102,19 @@ class Change(NamedTuple):
 
 def change(before: Sequence[Lease], after: Sequence[Lease]) -> Change:
     """Return how two lists differ. A lease that was not written in between is one and the same object."""
+    same = _same_start(before, after)
+    before, after = before[same:], after[same:]
+    same = _same_start(before[::-1], after[::-1])
+    before, after = before[: len(before) - same], after[: len(after) - same]
     had, has = set(map(id, before)), set(map(id, after))
     gone = [lease for lease in before if id(lease) not in has]
     return Change(gone, [lease for lease in after if id(lease) not in had])
+
+
+def _same_start(some: Sequence[Lease], others: Sequence[Lease]) -> int:
+    """Return how many leases they begin with in common; without a step in Python for each of 50,000."""
+    same = list(map(operator.is_, some, others))
+    return same.index(False) if False in same else len(same)
 
 
 def follow(
@@ -69,15 +132,21 @@ def follow(
     names = set(map(str, touched))
     if strange or unusable or any(one.contest or one.key in names for one in settled.skipped):
         return None
+    ties = settled.ties
+    ties.fill(settled.peers.values())
+    if any(len(ties.lengths(family, new)) > 1 for family in Family):  # a subnet may overlap another
+        return None
     peers = dict(settled.peers)
     old = [peers.pop(subnet) for subnet in touched if subnet in peers]
-    sharing = _sharing(peers.values(), [*old, *new])
-    if _contested(new, sharing) or not _of_one_length(peers, new):
+    length = _peer_len(node, ties)
+    for peer in old:
+        ties.remove(peer)
+    sharing = [peers[subnet] for subnet in ties.sharing([*old, *new])]
+    for peer in new:
+        ties.add(peer)
+    if _contested(new, sharing) or _peer_len(node, ties) != length:
         return None
     peers.update((peer.subnet, peer) for peer in new)
-    length = _peer_len(node, peers.values())
-    if length != _peer_len(node, settled.peers.values()):
-        return None
     after = replace(settled, leases=leases, peers=peers, slots=_slots(settled, touched, new, length))
     return after, plan(_objects(after, [*sharing, *new]), _objects(settled, [*sharing, *old]))
 
@@ -86,7 +155,8 @@ def admitted(settled: Settled, used: AbstractSet[Network]) -> tuple[Settled, lis
     """Return the state in which the peers `used` have kernel objects, and the operations that lead there."""
     before = settled.used or frozenset[Network]()
     changed = [settled.peers[it] for it in before ^ used if it in settled.peers]
-    sharing = _sharing(settled.peers.values(), changed)
+    settled.ties.fill(settled.peers.values())
+    sharing = [settled.peers[subnet] for subnet in settled.ties.sharing(changed)]
     after = replace(settled, used=used)
     return after, plan(_kernel(after, sharing), _kernel(settled, sharing))
 
@@ -95,28 +165,16 @@ def _kernel(state: Settled, peers: Iterable[Peer]) -> list[Object]:
     return demand.objects(state.node, sorted(peers, key=lambda peer: in_order(peer.subnet)), state.used)
 
 
-def _peer_len(node: Node, peers: Iterable[Peer]) -> int:
-    """Return all that the programs' constants depend on of the peers."""
+def _peer_len(node: Node, ties: Ties) -> int:
+    """Return all that the programs' constants depend on of the peers, which have one length."""
     stack = node.stacks[0]
-    return contents.peer_len(contents.carried(peers, stack.family), stack.pool.subnet_len)
+    return min(ties.lengths(stack.family), default=stack.pool.subnet_len)
 
 
 def _contested(new: Iterable[Peer], others: Iterable[Peer]) -> bool:
     """Say whether a new peer has the VTEP MAC of another node."""
     stations = {peer.vtep_mac: peer.public_ip for peer in others if peer.vtep_mac}
     return any(stations.get(peer.vtep_mac, peer.public_ip) != peer.public_ip for peer in new if peer.vtep_mac)
-
-
-def _of_one_length(peers: Iterable[Network], new: Iterable[Peer]) -> bool:
-    """Say whether no subnet can overlap another: in each family all have one length."""
-    lengths = {(subnet.version, subnet.prefixlen) for subnet in (*peers, *(peer.subnet for peer in new))}
-    return len(lengths) == len({version for version, _ in lengths})
-
-
-def _sharing(peers: Collection[Peer], with_these: Sequence[Peer]) -> list[Peer]:
-    addresses = {peer.public_ip for peer in with_these}
-    macs = {peer.vtep_mac for peer in with_these} - {None}
-    return [peer for peer in peers if peer.public_ip in addresses or peer.vtep_mac in macs]
 
 
 def _slots(

@@ -227,13 +227,22 @@ class Index:
         holders = dict(places)
         return cls(by_key, holders) if len(holders) == len(places) else None
 
-    def merged(self, items: Iterable[Item], parse: Callable[[Item], Lease] = parse_item) -> Index | None:
-        """Return the index with `items` written since, None when that takes all items: see parse_snapshot.
+    def merged(
+        self,
+        items: Iterable[Item],
+        parse: Callable[[Item], Lease] = parse_item,
+        gone: Iterable[str] = (),
+    ) -> Index | None:
+        """Return the index with `items` written since, and without the keys `gone` before those were.
 
-        So it is when one of `items` is no lease, or a subnet stands under more than one key. What stays costs
-        a copy, and no look at each.
+        None when that takes all items, see parse_snapshot: when one of `items` is no lease, or a subnet
+        stands under more than one key. What stays costs a copy, and no look at each.
         """
         leases, holders = dict(self.leases), dict(self.holders)
+        for key in gone:
+            lost = leases.pop(key, None)
+            for subnet in lost.subnets if lost else ():
+                holders.pop(subnet, None)
         for item in items:
             try:
                 lease = parse(item)

@@ -59,3 +59,6 @@ LeaseTimeToLiveRequest = message("LeaseTimeToLiveRequest")
 LeaseRevokeRequest = message("LeaseRevokeRequest")
 AuthenticateRequest = message("AuthenticateRequest")
 WatchRequest = message("WatchRequest")
+
+DELETED = 1
+"""Type of a watch's event (mvccpb.Event.DELETE)."""

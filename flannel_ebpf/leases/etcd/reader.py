@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from queue import SimpleQueue
 
 from flannel_ebpf.leases.etcd.registry import Registry
 from flannel_ebpf.leases.snapshot import Snapshot
@@ -12,6 +13,8 @@ WHOLE, LONGEST = 60.0, 600.0
 """Seconds between snapshots that read every key: the more keys there are, the rarer."""
 SHARE = 0.001
 """Part of one CPU that they may take."""
+PATIENCE = 0.05
+"""Seconds after which a deletion that etcd counts should have been heard of."""
 
 
 class SnapshotReader:
@@ -20,11 +23,21 @@ class SnapshotReader:
     `show` is given each snapshot.
     """
 
-    def __init__(self, registry: Registry, show: Callable[[Snapshot], None]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        show: Callable[[Snapshot], None],
+    ) -> None:
         self._registry = registry
+        self._heard = SimpleQueue[Mapping[str, int]]()
+        self._gone: dict[str, int] = {}
         self._show = show
         self._last: Snapshot | None = None
         self._whole_due = 0.0
+
+    def hear(self, deleted: Mapping[str, int]) -> None:
+        """Be told, from any thread, of keys that were deleted, each with the revision of that."""
+        self._heard.put(deleted)
 
     def read(self, *, whole: bool) -> Snapshot:
         """Return all leases; raises EtcdUnavailable, EtcdRefused."""
@@ -35,7 +48,19 @@ class SnapshotReader:
             cost = time.thread_time() - begun
             self._whole_due = time.monotonic() + min(max(cost / SHARE, WHOLE), LONGEST)
         else:
-            found = self._registry.snapshot_since(before)
+            found = self._changed_since(before) or self._registry.snapshot()
         self._last = found
+        self._gone = {key: revision for key, revision in self._gone.items() if revision > found.revision}
         self._show(found)
         return found
+
+    def _changed_since(self, before: Snapshot) -> Snapshot | None:
+        """Return what changed, None when that takes all keys; a deletion may be heard of late."""
+        for patience in (0.0, PATIENCE):
+            time.sleep(patience)
+            while not self._heard.empty():
+                self._gone |= self._heard.get()
+            found = self._registry.changed_since(before, self._gone)
+            if found:
+                return found
+        return None

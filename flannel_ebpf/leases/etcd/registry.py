@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -87,20 +88,26 @@ class Registry:
         return Snapshot(read.revision, read.cluster_id, leases, skipped)
 
     def snapshot_since(self, before: Snapshot) -> Snapshot:
+        """Return all leases, by a read of what was written after `before`, or of all where it must be."""
+        return self.changed_since(before, {}) or self.snapshot()
+
+    def changed_since(self, before: Snapshot, gone: Mapping[str, int]) -> Snapshot | None:
         """Return all leases, in one linearizable read of those keys that were written after `before`.
 
-        The number of keys, which etcd tells as well, shows whether any was deleted. Then, and whenever the
-        answer does not continue `before`, everything is read. A restored etcd may continue it by chance: the
-        caller takes a whole `snapshot` after every interruption and now and then.
+        `gone` are keys that were deleted, with the revision of that. The number of keys, which etcd tells as
+        well, shows whether there were others. Then, and whenever the answer does not continue `before`, None:
+        everything must be read. A restored etcd may continue it by chance: the caller takes a whole
+        `snapshot` after every interruption and now and then.
         """
         read = self._read(before.revision + 1)
         continues = read.cluster_id == before.cluster_id and read.revision >= before.revision
         if continues and not read.items and read.count == len(before.leases) + len(before.skipped):
             return replace(before, revision=read.revision)
         index = self._index(before)
-        merged = index.merged(read.items, self._parser.lease) if index else None
+        lost = [key for key, revision in gone.items() if before.revision < revision <= read.revision]
+        merged = index.merged(read.items, self._parser.lease, lost) if index else None
         if not continues or merged is None or read.count != len(merged.leases) + len(before.skipped):
-            return self.snapshot()
+            return None
         leases = tuple(merged.leases.values())
         self._indexed = leases, merged
         subnets = None if before.skipped else frozenset(merged.holders)

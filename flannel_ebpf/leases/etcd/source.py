@@ -111,7 +111,8 @@ class EtcdSource:
         reader = SnapshotReader(self._registry, keeper.observe)
         guard = SnapshotGuard(self._grace, programmed, keeper.lease.create_revision, continuous=keeper.reused)
         self._cluster = Cluster(reader.read, lambda: keeper.lease, guard, on_change)
-        watch = Watch(self._client, self._registry.watched, self._cluster.wake, self._cluster.wake_after_gap)
+        wake, wake_after_gap = self._cluster.wake, self._cluster.wake_after_gap
+        watch = Watch(self._client, self._registry.watched, wake, wake_after_gap, reader.hear)
         for thread in (keeper, self._cluster, watch):
             thread.start()
             self._threads.callback(thread.stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from flannel_ebpf.base.errors import EtcdTooMuch
 from flannel_ebpf.leases.etcd import EtcdClient, Registry, messages
 from flannel_ebpf.leases.etcd.registry import PAGE
+from flannel_ebpf.leases.etcd.watch import Watch
 from flannel_ebpf.leases.snapshot import Snapshot
 from tests.netns.etcd_cluster import EtcdCluster
+from tests.polls import eventually
 
 PREFIX = "/coreos.com/network"
 KEYS = [f"{PREFIX}/subnets/10.1.{n}.0-24" for n in range(5, 9)]
@@ -123,3 +126,35 @@ def test_pages_are_of_one_revision(one: EtcdCluster) -> None:
     after = registry.snapshot_since(snapshot)
     assert [lease.key for lease in after.leases] == [*KEYS[:2], KEYS[3]]
     client.close()
+
+
+def test_a_deletion_that_is_known_takes_no_read_of_all(one: EtcdCluster) -> None:
+    registry = one.registry()
+    for key in KEYS:
+        one.ctl("put", key, VALUES[0])
+    before = registry.snapshot()
+    for key in KEYS[:2]:
+        one.ctl("del", key)
+    one.ctl("put", KEYS[1], VALUES[1])
+    known = {KEYS[0]: before.revision + 1, KEYS[1]: before.revision + 2}
+    changed = registry.changed_since(before, known)
+    assert changed is not None
+    assert essence(changed) == essence(registry.snapshot())
+    assert registry.changed_since(before, {}) is None, "a key is missing, and nobody knows which"
+    assert registry.changed_since(before, {KEYS[0]: before.revision}) is None, "that was before"
+
+
+def test_the_watch_tells_what_was_deleted(one: EtcdCluster) -> None:
+    heard: dict[str, int] = {}
+    changed = threading.Event()
+    registry = one.registry()
+    client = EtcdClient(one.options())
+    watch = Watch(client, registry.watched, changed.set, changed.set, heard.update)
+    watch.start()
+    assert changed.wait(10)
+    one.ctl("put", KEYS[0], VALUES[0])
+    one.ctl("del", KEYS[0])
+    eventually(lambda: heard, "the deletion is told")
+    watch.stop()
+    client.close()
+    assert heard == {KEYS[0]: registry.snapshot().revision}

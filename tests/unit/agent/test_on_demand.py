@@ -31,9 +31,12 @@ OVERLAY = 7
 class Programs:
     """The BPF side as far as this is about it."""
 
-    accelerated: bool = True
+    room: int = 3
     caps: Cap = demand.NEEDED
     packets: dict[Network, int] = field(default_factory=dict)
+
+    def knows(self, peers: int) -> bool:
+        return peers <= self.room
 
     def sent(self) -> dict[Network, float]:
         return {}
@@ -112,7 +115,7 @@ def test_other_failures_change_nothing(one: OnDemand) -> None:
 def test_programs_that_are_lost_leave_objects_for_all(one: OnDemand, programs: Programs) -> None:
     one.used(NODE, PEERS)
     done(one)
-    programs.accelerated = False
+    programs.room = 2
     assert one.used(NODE, PEERS) is None
     assert "no programs" in one.warning
     assert one.asked() is None
@@ -122,6 +125,6 @@ def test_auto_is_silent_where_it_cannot(programs: Programs, monkeypatch: pytest.
     monkeypatch.setattr(demand, "FROM", 3)
     one = OnDemand("auto", programs)  # type: ignore[arg-type]  # as above
     assert one.used(NODE, PEERS) == {}
-    programs.accelerated = False
+    programs.room = 2
     assert one.used(NODE, PEERS) is None
     assert one.warning == ""

@@ -53,11 +53,16 @@ def test_on_demand_the_network_has_one_route_and_peers_in_use_have_theirs() -> N
 
 @pytest.mark.parametrize(
     "odd",
-    [peer(2, Mode.NONE), peer(2, Mode.DIRECT), peer(2, mtu=1400)],
-    ids=["IPsec", "direct", "narrow way"],
+    [
+        peer(2, Mode.NONE),
+        peer(2, Mode.DIRECT),
+        peer(2, mtu=1400),
+        replace(peer(2), subnet=IPv4Network("10.2.2.0/25")),
+    ],
+    ids=["IPsec", "direct", "narrow way", "odd length"],
 )
 def test_what_bpf_alone_cannot_reach_always_has_objects(odd: Peer) -> None:
-    assert str(subnet(2)) in leads_to(demand.objects(NODE, [peer(1), odd], set()))
+    assert str(odd.subnet) in leads_to(demand.objects(NODE, [peer(1), odd], set()))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -18,14 +19,15 @@ class Registry:
 
     answers: list[int | Exception]
     asked: list[str] = field(default_factory=list)
+    known: Set[str] = frozenset()
 
     def snapshot(self) -> Snapshot:
         self.asked.append("whole")
         return self._answer()
 
-    def snapshot_since(self, before: Snapshot) -> Snapshot:
-        self.asked.append(f"since {before.revision}")
-        return self._answer()
+    def changed_since(self, before: Snapshot, gone: Mapping[str, int]) -> Snapshot | None:
+        self.asked.append(f"since {before.revision}" + "".join(f" without {key}" for key in gone))
+        return self._answer() if self.known <= gone.keys() else None
 
     def _answer(self) -> Snapshot:
         answer = self.answers.pop(0)
@@ -57,3 +59,32 @@ def test_everything_is_read_again_now_and_then(monkeypatch: pytest.MonkeyPatch) 
         clock[0] += seconds
         reader.read(whole=False)
     assert registry.asked == ["whole", "since 10", "whole", "since 10"]
+
+
+def test_a_deletion_that_was_heard_of_costs_no_look_at_all_others() -> None:
+    registry = Registry([10, 12, 14], known={"a"})
+    reader = SnapshotReader(cast(Any, registry), lambda _: None)
+    reader.read(whole=False)
+    reader.hear({"a": 11})
+    reader.hear({"b": 13})
+    reader.read(whole=False)
+    reader.hear({"a": 14})
+    reader.read(whole=False)
+    assert registry.asked == ["whole", "since 10 without a without b", "since 12 without b without a"]
+
+
+def test_a_deletion_may_be_heard_of_after_it_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry([10, 12], known={"a"})
+    reader = SnapshotReader(cast(Any, registry), lambda _: None)
+    reader.read(whole=False)
+    monkeypatch.setattr("flannel_ebpf.leases.etcd.reader.time.sleep", lambda s: s and reader.hear({"a": 11}))
+    reader.read(whole=False)
+    assert registry.asked == ["whole", "since 10", "since 10 without a"]
+
+
+def test_a_deletion_that_nobody_tells_of_is_found_by_reading_all() -> None:
+    registry = Registry([10, 12], known={"a"})
+    reader = SnapshotReader(cast(Any, registry), lambda _: None)
+    reader.read(whole=False)
+    reader.read(whole=False)
+    assert registry.asked == ["whole", "since 10", "since 10", "whole"]
