@@ -26,7 +26,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 KERNELS = ("bullseye", "bookworm", "trixie", "newest")
 ARM = "arm64"
 ARM_STAGES = ("features", "objects", "nodes")
-STAGES = ("features", "objects", "bpf", "nodes", "devices")
+STAGES = ("features", "objects", "bpf", "nodes", "devices", "rights")
 COMPILERS = ("clang-14", "clang-16", "clang-19")
 CACHE = Path(os.environ.get("FLANNEL_KERNELS", Path.home() / ".cache/flannel-ebpf/kernels"))
 SNAPSHOT = CACHE / "checkout"
@@ -146,7 +146,9 @@ def snapshot(folder: Path) -> None:
 def fetch(name: str, architecture: str = "amd64") -> Path:
     """Return the folder of an unpacked kernel. Raises CalledProcessError."""
     command = [str(CHECKOUT / "tools/kernels/fetch.sh"), name, architecture]
-    return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+    environment = os.environ | ({"BUSYBOX": str(ARM64.root / "bin/busybox")} if architecture == ARM else {})
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return Path(done.stdout.strip())
 
 
 def fetch_arm64() -> Path:

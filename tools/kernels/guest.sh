@@ -39,17 +39,18 @@ stage() {
     [ "$status" != 124 ] || echo "not ended after $limit s" >> /tmp/said
     echo "kernels: result: $name: $status: $(grep -v '^$' /tmp/said | tail -n 1 | tr -d '=')"
 }
-tests() { .venv/bin/python -m pytest -p no:cacheprovider -n "$JOBS" --dist loadgroup --tb=short --color=no --quiet "$@"; }
+tests() { .venv/bin/python -m pytest -p no:cacheprovider -n "$JOBS" --dist loadgroup --tb=short --color=no "$@"; }
 export -f tests
 export JOBS
 
 echo "kernels: booted $(uname -r) in $(cut -d' ' -f1 /proc/uptime) s"
 if [ -n "$RUN" ]; then stage run bash -c "$RUN"; fi
 stage features .venv/bin/python tools/kernels/features.py
-stage objects bash -c "tests tests/kernels/test_objects.py --objects='${kernel%/*}/objects'"
-stage bpf bash -c 'tests tests/bpf --fuzz-frames=300 --timeout=400'
-stage nodes bash -c 'tests tests/kernels/test_nodes.py --timeout=400'
-stage devices bash -c 'tests tests/kernels/test_devices.py --timeout=400'
+stage objects bash -c "tests --quiet tests/kernels/test_objects.py --objects='${kernel%/*}/objects'"
+stage bpf bash -c 'tests --quiet tests/bpf --fuzz-frames=300 --timeout=400'
+stage nodes bash -c 'tests -v tests/kernels/test_nodes.py --timeout=400'
+stage devices bash -c 'tests -v tests/kernels/test_devices.py --timeout=400'
+stage rights bash -c 'tests -v tests/kernels/test_rights.py --timeout=400'
 [ "$failed" = 1 ] || echo "kernels: passed"
 sync
 echo o > /proc/sysrq-trigger

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make FOLDER/initramfs for the kernel that is unpacked there: busybox, `init`, and the modules that mount a
-# host's file system. initramfs.sh FOLDER VERSION
+# host's file system. initramfs.sh FOLDER VERSION; $BUSYBOX is the one to put in
 set -euo pipefail
 
 folder=$1 version=$2

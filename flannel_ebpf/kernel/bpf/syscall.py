@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import struct
 from pathlib import Path
 from typing import Self
@@ -39,8 +40,20 @@ def call(command: int, attr: bytes, what: str) -> tuple[int, bytes]:
     if code == errno.ENOSYS:
         raise BpfUnavailable(f"{message}: this kernel has no BPF", code)
     if code == errno.EPERM:
-        raise BpfUnavailable(f"{message}: needs root, or CAP_BPF and CAP_NET_ADMIN", code)
+        raise BpfUnavailable(f"{message}: {rights()}", code)
     raise RefusedError(message, code, buffer.raw)
+
+
+def rights() -> str:
+    """Return what a process that met EPERM needs.
+
+    Before Linux 5.11 the memory of all BPF objects of a user counts against its limit on locked memory.
+    """
+    text = "needs root, or CAP_BPF and CAP_NET_ADMIN"
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY:
+        return text
+    return f"{text}; before Linux 5.11 also CAP_SYS_RESOURCE, or more locked memory than {limit} bytes"
 
 
 class RefusedError(BpfError):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_ebpf.base.errors import BpfUnavailable, VerifierRejected
+from flannel_ebpf.kernel.bpf.syscall import rights
 from flannel_ebpf.kernel.programs import pins
 
 _REJECTED = "BEGIN PROG LOAD LOG"  # libbpf prints the verifier's log between such lines
@@ -135,7 +136,7 @@ def _refusal(path: str, code: int, output: str) -> VerifierRejected | BpfUnavail
             f"{path}: {program.removeprefix('libbpf: ')}: {reason}", "\n".join(log[-_LOG_LINES:])
         )
     if code == errno.EPERM:
-        return BpfUnavailable(f"{path}: {os.strerror(code)}: needs root, or CAP_BPF and CAP_NET_ADMIN", code)
+        return BpfUnavailable(f"{path}: {os.strerror(code)}: {rights()}", code)
     first = next(
         (line.removeprefix("libbpf: ") for line in lines if "fail" in line or "couldn't" in line), ""
     )
