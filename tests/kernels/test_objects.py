@@ -8,30 +8,42 @@ from pathlib import Path
 
 import pytest
 
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.contract import abi
 from flannel_ebpf.kernel.programs import loader
 from flannel_ebpf.kernel.programs.loader import LoadRequest, ensure_loaded
 from flannel_ebpf.kernel.programs.probe import probe
+from tests.bpf import ipv6
 from tests.bpf.loading import run_here
-from tests.bpf.node import FLOWS
+from tests.bpf.node import FLOWS, NETWORK
 
 BACKENDS = (abi.Mode.VXLAN, abi.Mode.DIRECT, abi.Mode.UDP)
 COMPILERS = ("clang-14", "clang-16", "clang-19")
 
 
+KINDS = {
+    **{(Family.V4, backend): (NETWORK, replace(FLOWS, backend=backend)) for backend in BACKENDS},
+    **{
+        (Family.V6, backend): (ipv6.NETWORK, replace(ipv6.FLOWS, backend=backend)) for backend in BACKENDS[:2]
+    },
+}
+"""Network and configuration by family and backend; udp is IPv4's alone."""
+
+
 @pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize(("backend", "fastpath"), list(product(BACKENDS, abi.Fastpath)))
+@pytest.mark.parametrize(("kind", "fastpath"), list(product(KINDS, abi.Fastpath)))
 def test_objects_of_each_compiler_load(
     request_: LoadRequest,
     pytestconfig: pytest.Config,
     monkeypatch: pytest.MonkeyPatch,
     compiler: str,
-    backend: abi.Mode,
+    kind: tuple[Family, abi.Mode],
     fastpath: abi.Fastpath,
 ) -> None:
     monkeypatch.setattr(loader, "_run", run_here)
     objects = Path(pytestconfig.getoption("--objects")) / compiler
-    config = replace(FLOWS, backend=backend, fastpath=fastpath, caps=probe())
-    loaded = ensure_loaded(replace(request_, config=config, objects=objects, xdp=True))
+    network, config = KINDS[kind]
+    config = replace(config, fastpath=fastpath, caps=probe())
+    loaded = ensure_loaded(replace(request_, network=network, config=config, objects=objects, xdp=True))
     assert loaded.xdp_error == ""
     assert set(loaded.programs) == {"fl_from_pod", "fl_to_peer", "fl_from_peer", "fl_to_pod", "fl_xdp"}
