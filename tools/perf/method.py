@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from flannel_ebpf.base.errors import LabError
 from flannel_ebpf.lab import Lab
-from perf import proof
+from perf import proof, services
 from perf.ends import Ends
 from perf.modes import Mode
 from perf.results import Series, Table
@@ -37,15 +37,23 @@ def standing(modes: Sequence[Mode], folder: Path, progress: Progress) -> Iterato
         for mode in modes:
             progress.show(f"building {mode.name}")
             lab = stack.enter_context(Lab.up(mode.spec))
+            if mode.services:
+                text = services.rules(lab.spec.network, mode.services)
+                for node in lab.nodes:
+                    node.run(["iptables-nft-restore", "--noflush"], stdin=text)
             found[mode.name] = stack.enter_context(Ends(lab, mode))
             start_servers(found[mode.name], folder)
         yield found
 
 
 @contextmanager
-def quiet(labs: Sequence[Lab]) -> Iterator[None]:
-    """Stop etcd and the daemons during the block. Packets need neither, and there are three for each mode."""
-    processes = [lab.etcd.process for lab in labs] + [node.daemon for lab in labs for node in lab.nodes]
+def quiet(ends: Collection[Ends]) -> Iterator[None]:
+    """Stop etcd and the daemons during the block. Packets need neither, and there are three for each mode.
+
+    Only daemons that vouch for free pods go on: their silence would end it.
+    """
+    processes = [one.lab.etcd.process for one in ends]
+    processes += [node.daemon for one in ends if one.mode.fastpath != "auto" for node in one.lab.nodes]
     present = [process for process in processes if process]
     try:
         for process in present:
@@ -75,7 +83,7 @@ class Method:
         }
         progress.total = (self.rounds * len(self.workloads) + 1) * len(self.modes)
         self._round(WARM_UP_ROUND, ends, table, progress)
-        with quiet([one.lab for one in ends.values()]):
+        with quiet(ends.values()):
             for number in range(self.rounds):
                 self._round(number, ends, table, progress)
         return table

@@ -6,14 +6,19 @@ from dataclasses import dataclass
 
 from flannel_ebpf.base.family import Family
 from flannel_ebpf.lab import LabSpec
+from perf.services import SERVICES
 
-DAEMON_FLAGS = ("--ip-masq",)
-"""As flannel's own manifest for Kubernetes starts it; the rules are the same in every mode."""
+DAEMON_FLAGS = ("--ip-masq", "--stand-aside=0")
+"""As flannel's own manifest for Kubernetes starts it; the rules are the same in every mode. Programs may wait
+for daemons for ever, because those are stopped while it is measured."""
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One way. `fastpath` is None where BPF carries nothing; `pods` is false for the bare nodes."""
+    """One way. `fastpath` is None where BPF carries nothing; `pods` is false for the bare nodes.
+
+    `services`: for so many the nodes have kube-proxy's rules.
+    """
 
     name: str
     text: str
@@ -22,6 +27,7 @@ class Mode:
     pods: bool = True
     flags: tuple[str, ...] = ()
     family: Family = Family.V4
+    services: int = 0
 
     @property
     def spec(self) -> LabSpec:
@@ -44,6 +50,13 @@ _ALL = (
     Mode("kernel-vxlan", "flannel's vxlan, kernel path"),
     Mode("ebpf-vxlan", "vxlan in BPF, admitted flows", fastpath="flows"),
     Mode("ebpf-vxlan-subnets", "vxlan in BPF, every packet between pods", fastpath="subnets"),
+    Mode("ebpf-vxlan-auto", "every packet of pods that no rule concerns", fastpath="auto"),
+    Mode(
+        "ebpf-vxlan-auto-services",
+        "the same with 10,000 rules of kube-proxy",
+        fastpath="auto",
+        services=SERVICES,
+    ),
     Mode("kernel-hostgw", "flannel's host-gw, kernel path", backend="host-gw"),
     Mode("ebpf-hostgw", "host-gw in BPF, admitted flows", backend="host-gw", fastpath="flows"),
     Mode("udp-relay", "flannel's udp, TUN relay", backend="udp"),
@@ -53,5 +66,5 @@ _ALL = (
 )
 
 MODES = {mode.name: mode for mode in _ALL}
-DEFAULT = tuple(MODES)[:8]
+DEFAULT = tuple(MODES)[:10]
 QUICK = ("host", "kernel-vxlan", "ebpf-vxlan", "ebpf-vxlan-subnets", "ebpf-hostgw")

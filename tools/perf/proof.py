@@ -39,7 +39,7 @@ def objection(path: Path, mode: Mode, *, admitted: float) -> str:
     if mode.fastpath:
         return (
             ""
-            if fast >= (admitted if mode.fastpath == "flows" else ENOUGH)
+            if fast >= (admitted if mode.fastpath == "flows" or mode.services else ENOUGH)
             else f"BPF carried only {fast:.0%} of the packets"
         )
     return ""
