@@ -51,20 +51,22 @@ _ALL = (
     Mode("ebpf-vxlan", "vxlan in BPF, admitted flows", fastpath="flows"),
     Mode("ebpf-vxlan-subnets", "vxlan in BPF, every packet between pods", fastpath="subnets"),
     Mode("ebpf-vxlan-auto", "every packet of pods that no rule concerns", fastpath="auto"),
-    Mode(
-        "ebpf-vxlan-auto-services",
-        "the same with 10,000 rules of kube-proxy",
-        fastpath="auto",
-        services=SERVICES,
-    ),
     Mode("kernel-hostgw", "flannel's host-gw, kernel path", backend="host-gw"),
     Mode("ebpf-hostgw", "host-gw in BPF, admitted flows", backend="host-gw", fastpath="flows"),
     Mode("udp-relay", "flannel's udp, TUN relay", backend="udp"),
     Mode("ebpf-udp", "udp in BPF, admitted flows", backend="udp", fastpath="flows"),
+    Mode(
+        "ebpf-vxlan-services",
+        "ebpf-vxlan with 10,000 rules of kube-proxy",
+        fastpath="flows",
+        services=SERVICES,
+    ),
+    Mode("ebpf-vxlan-auto-services", "ebpf-vxlan-auto with them", fastpath="auto", services=SERVICES),
+    Mode("kernel-vxlan-services", "kernel-vxlan with them", services=SERVICES),
     Mode("ebpf-hostgw-subnets", "host-gw in BPF, every packet", backend="host-gw", fastpath="subnets"),
     Mode("ebpf-vxlan-xdp", "ebpf-vxlan behind the XDP guard", fastpath="flows", flags=("--xdp=native",)),
 )
 
 MODES = {mode.name: mode for mode in _ALL}
-DEFAULT = tuple(MODES)[:10]
+DEFAULT = tuple(MODES)[:11]
 QUICK = ("host", "kernel-vxlan", "ebpf-vxlan", "ebpf-vxlan-subnets", "ebpf-hostgw")

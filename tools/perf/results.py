@@ -101,7 +101,7 @@ TARGETS = (
     Target("ebpf-vxlan-subnets", "tcp_crr", 1.5, "kernel-vxlan"),
     Target("ebpf-vxlan-auto", "tcp_crr", 1.75, "kernel-vxlan"),
     Target("ebpf-vxlan-auto", "tcp_crr", 0.95, "ebpf-vxlan-subnets"),
-    Target("ebpf-vxlan-auto-services", "tcp_crr", 0.98, "ebpf-vxlan"),
+    Target("ebpf-vxlan-auto-services", "tcp_crr", 0.98, "ebpf-vxlan-services"),
     Target("ebpf-vxlan", "http", 1.45, "kernel-vxlan"),
     Target("ebpf-vxlan", "flows_10k", 0.95, "ebpf-vxlan", "udp_pps"),
     Target("ebpf-vxlan", "softirq_per_gbit", 0.75, "kernel-vxlan", at_most=True),
