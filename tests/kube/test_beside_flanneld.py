@@ -23,11 +23,13 @@ log = logging.getLogger("figures")
 ARGUMENTS = ("--ip-masq",)
 
 
-@pytest.fixture(params=["vxlan", "host-gw"])
+@pytest.fixture(params=["vxlan-4", "host-gw-4", "vxlan-dual"])
 def lab(request: pytest.FixtureRequest, make_kube_lab: MakeLab) -> Lab:
+    backend, _, family = request.param.rpartition("-")
     return make_kube_lab(
-        nodes=3, start_daemons=False, pods_per_node=1, backend=request.param, extra_up_args=ARGUMENTS
-    )
+        nodes=3, start_daemons=False, pods_per_node=1, backend=backend, family=family,
+        extra_up_args=ARGUMENTS,
+    )  # fmt: skip
 
 
 def flanneld_on(flanneld: Path, node: Node) -> Flanneld:
@@ -43,7 +45,8 @@ def ours_on(node: Node) -> None:
 
 
 def all_talk(lab: Lab) -> bool:
-    return all(ping(one, two.ip, 5) == 5 for one in lab.pods for two in lab.pods if one is not two)
+    pairs = [(one, two) for one in lab.pods for two in lab.pods if one is not two]
+    return all(ping(one, two.at(family), 5) == 5 for one, two in pairs for family in lab.spec.families)
 
 
 def test_a_mixed_cluster(lab: Lab, flanneld: Path) -> None:
@@ -58,9 +61,10 @@ def test_a_mixed_cluster(lab: Lab, flanneld: Path) -> None:
 
 
 def essence(found: dict[str, str]) -> dict[str, str]:
-    """A node's annotations without what is its own: the address and the MAC."""
-    data = found["backend-data"]
-    return {**found, "public-ip": "", "backend-data": data[: data.find("VtepMAC")]}
+    """A node's annotations without what is its own: the addresses and the MACs."""
+    own = {key: "" for key in found if key.startswith("public-ip")}
+    data = {key: text[: text.find("VtepMAC")] for key, text in found.items() if key.endswith("-data")}
+    return {**found, **own, **data}
 
 
 def conditions(lab: Lab, name: str) -> list[tuple[str, ...]]:
@@ -96,7 +100,7 @@ def rolled(lab: Lab, name: str, change: Callable[[Node], None]) -> None:
     with ExitStack() as stack:
         streams: list[Delivery] = [
             stack.enter_context(stream(one, two, 7001)),
-            stack.enter_context(stream(three, one, 7002)),
+            stack.enter_context(stream(three, one, 7002, family=lab.spec.families[-1])),
         ]
         talk = stack.enter_context(chat(two, three, 7003))
         for node in lab.nodes:
@@ -110,6 +114,7 @@ def rolled(lab: Lab, name: str, change: Callable[[Node], None]) -> None:
     assert talk.answers > 10
 
 
+@pytest.mark.parametrize("lab", ["vxlan-4", "host-gw-4"], indirect=True)
 def test_what_each_asks_the_api_server(lab: Lab, flanneld: Path) -> None:
     """Requests by verb, from the audit log: at starts, and when a peer comes, changes and goes."""
     ours, far, _ = lab.nodes

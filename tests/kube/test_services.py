@@ -248,6 +248,64 @@ def echoed(sock: socket.socket, reader: BinaryIO, size: int) -> bool:
     return back == body
 
 
+def test_a_network_policy_beside_kube_proxy(served: list[Served]) -> None:
+    """What is established goes on; nothing new begins, by whatever way the forbidden pod is reached."""
+
+    def forbidden(one: Served) -> list[object]:
+        client, far = one.lab.pod("n1p2"), one.lab.pod("n3p1")
+        one.web.point_to(one.servers)
+        with tcp_client(client, (str(far.ip), PORT), 20) as sock:
+            reader = sock.makefile("rb")
+            reader.readline()
+            whole = echoed(sock, reader, 4 << 20)
+            with denied(one, client, far):
+                found: list[object] = [
+                    seen(ask(client, far.ip, PORT, 5)),
+                    seen(ask(client, far.ip, PORT, 5, "udp")),
+                    "n3p1" in {pod for pod, _ in ask(client, one.web.ip, 80, 40)},
+                    seen(ask(one.lab.pod("n2p2"), far.ip, PORT, 5)),
+                    whole and echoed(sock, reader, 4 << 20),
+                ]
+        return [*found, seen(ask(client, far.ip, PORT, 5))]
+
+    refused = "failed: ConnectionRefusedError"
+    client, other = (str(served[0].lab.pod(name).ip) for name in ("n1p2", "n2p2"))
+    assert same(served, forbidden) == [
+        [(refused, "")], [(refused, "")], False,
+        [("n3p1", other)], True, [("n3p1", client)],
+    ]  # fmt: skip
+
+
+@contextmanager
+def denied(one: Served, client: Pod, server: Pod) -> Iterator[None]:
+    """Forbid one pod to reach another, on every node, as an engine for NetworkPolicy writes it there."""
+    if one.lab.spec.kube_proxy_mode == "nftables":
+        pair = f"ip saddr {client.ip} ip daddr {server.ip}"
+        reject = f"{pair} meta l4proto tcp reject with tcp reset; {pair} reject"
+        chain = f"ct state established,related accept; {reject}"
+        begin = (
+            f"nft 'table ip denied {{ chain forward {{ type filter hook forward priority -1; {chain}; }}; }}'"
+        )
+        end = "nft delete table ip denied"
+    else:
+        rules = (
+            "-N POLICY",
+            "-A POLICY -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN",
+            f"-A POLICY -p tcp -s {client.ip} -d {server.ip} -j REJECT --reject-with tcp-reset",
+            f"-A POLICY -s {client.ip} -d {server.ip} -j REJECT",
+            "-I FORWARD -j POLICY",
+        )
+        begin = " && ".join(f"iptables -w {rule}" for rule in rules)
+        end = "iptables -w -D FORWARD -j POLICY && iptables -w -F POLICY && iptables -w -X POLICY"
+    for node in one.lab.nodes:
+        node.run(["sh", "-c", begin])
+    try:
+        yield
+    finally:
+        for node in one.lab.nodes:
+            node.run(["sh", "-c", end])
+
+
 def test_which_path_packets_take(served: list[Served]) -> None:
     """Direct traffic goes by BPF; what a service translates stays with the kernel on the client's node."""
     one = served[0]
