@@ -64,6 +64,12 @@ _ALL = (
     Mode("ebpf-vxlan-auto-services", "ebpf-vxlan-auto with them", fastpath="auto", services=SERVICES),
     Mode("kernel-vxlan-services", "kernel-vxlan with them", services=SERVICES),
     Mode("ebpf-hostgw-subnets", "host-gw in BPF, every packet", backend="host-gw", fastpath="subnets"),
+    Mode(
+        "ebpf-vxlan-checksum",
+        "ebpf-vxlan with outer checksums",
+        fastpath="flows",
+        flags=("--outer-checksum",),
+    ),
     Mode("ebpf-vxlan-xdp", "ebpf-vxlan behind the XDP guard", fastpath="flows", flags=("--xdp=native",)),
 )
 
