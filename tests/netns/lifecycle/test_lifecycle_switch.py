@@ -102,7 +102,9 @@ def test_a_node_changes_over_and_back_while_its_pods_talk(
         flannel(node, "down")
         lost = [one.lost_yet() for one in (there, back)]
     log.info("%s: lost %s on the way over, %s in all; %s %s %s", backend, over, lost, there, back, talk)
-    assert what_flanneld_left(node) == before
+    if (backend, family) == ("vxlan", "dual"):  # flannel's number does not fit IPv6 (its #1781), ours stays
+        before = ["FLANNEL_MTU=1430" if line == "FLANNEL_MTU=1450" else line for line in before]
+    assert sorted(what_flanneld_left(node)) == sorted(before)
     assert lab.leases() == leases, "subnet, public IP and VTEP address stay"
     # Adding a qdisc stops the device's queue for an instant: the kernel's qdisc_graft calls dev_deactivate.
     assert there.lost + back.lost <= (QDISC_LOSS if attach == "clsact" else 0)
