@@ -28,7 +28,7 @@ def test_a_service_of_several_pods_without_translation(beside: Beside) -> None:
         node, far = lab.node("n1"), lab.pod("n2p1")
         director, real = node.pods[0], node.pods[1]
         service = str(node.subnet[200])
-        real.run(["sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1"])
+        real.run(["sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1", "net.ipv4.conf.all.arp_announce=2"])
         director.run(["ip", "address", "add", f"{service}/32", "dev", "eth0"])
         real.run(["ip", "address", "add", f"{service}/32", "dev", "lo"])
         info = bytes(4) + socket.inet_aton(service) + bytes(4)

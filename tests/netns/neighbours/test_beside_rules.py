@@ -107,9 +107,12 @@ def test_synproxy(beside: Beside) -> None:
         client, server, n2 = lab.pod("n1p1"), lab.pod("n2p1"), lab.node("n2")
         back = [*undo(do[1:]), "sysctl -qw net.netfilter.nf_conntrack_tcp_loose=1"]
         with commands([n2], do, back):
-            return {"tcp": [ask_tcp(client, server, port=port) for _ in range(5)]}
+            rounds = [ask_tcp(client, server, port=port) for _ in range(5)]
+            listed = n2.run(["iptables", "-w", "-nvxL", "FORWARD"]).stdout
+        met = next(int(line.split()[0]) for line in listed.splitlines() if "SYNPROXY" in line)
+        return {"tcp": rounds, "answered for the server": met >= 5}
 
-    assert beside.same(scenario) == {"tcp": [ROUNDS] * 5}
+    assert beside.same(scenario) == {"tcp": [ROUNDS] * 5, "answered for the server": True}
 
 
 @pytest.mark.parametrize("end", ["close", "reset"])
