@@ -16,10 +16,36 @@
 #include "verdict.h"
 #include "vxlan.h"
 
+/*
+ * With udp, for how long the relay sends alone once a peer is spoken to again, ns: what programs send may lack
+ * checksum and cutting, and the other node must have seen by then that its way in is open.
+ */
+#define FL_RELAY_NS (FL_REVALIDATE_NS / 32)
+
 /* Does BPF do the outer leg to this peer? Without tunnel there is none. */
 static __always_inline bool may_send(const struct fl_peer *peer, __u64 now)
 {
-	return fl_cfg.backend == FL_MODE_DIRECT || peer->mode == FL_MODE_DIRECT || !is_past(peer->tx_until, now);
+	if (fl_cfg.backend == FL_MODE_DIRECT || peer->mode == FL_MODE_DIRECT)
+		return true;
+	if (fl_cfg.backend == FL_MODE_UDP &&
+	    peer->tx_until - now - (FL_REVALIDATE_NS - FL_RELAY_NS) - 1 < (__u64)FL_RELAY_NS)
+		return false;
+	return !is_past(peer->tx_until, now);
+}
+
+/* The kernel was seen to send to this peer as BPF would. */
+static __always_inline void note_sent(struct fl_peer *peer, __u64 now)
+{
+	if (fl_cfg.backend != FL_MODE_UDP) {
+		peer->tx_until = now + FL_REVALIDATE_NS;
+		return;
+	}
+	if (!is_past(peer->tx_until, now))
+		return; /* the relay's time alone is not to begin anew with each of its packets */
+	if (is_past(peer->tx_until, now - FL_REVALIDATE_NS))
+		peer->tx_until = now + FL_REVALIDATE_NS;
+	else
+		peer->tx_until = now + FL_REVALIDATE_NS - FL_RELAY_NS;
 }
 
 /*
@@ -55,7 +81,7 @@ static __always_inline enum fl_reason see_sent(struct __sk_buff *skb)
 		tos = vxlan_outer_tos(tos_of(inner));
 	if (skb->protocol != FL_ETHERTYPE || !is_own_outer(outer, public_ip(peer), tos))
 		return FL_LEARN_CHANGED;
-	peer->tx_until = clock_ns() + FL_REVALIDATE_NS;
+	note_sent(peer, clock_ns());
 	return FL_LEARN_LEFT;
 }
 

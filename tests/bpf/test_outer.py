@@ -56,6 +56,29 @@ def test_what_the_kernel_sends_opens_the_way_out(kind: str, node_with: NodeWith)
     assert (left.reason, left.verdict, left.ticket) == (Reason.LEARN_LEFT, KERNEL, 0)
     assert 9 < seconds_left(node.peer(PEER).tx_until) <= 10.1
     assert node.peer(PEER).rx_until == 0
+    if kind == "vxlan":
+        assert node.run("fl_from_pod", bytes(from_pod())).verdict == REDIRECT
+
+
+def test_a_relay_sends_alone_until_the_other_node_knows_its_way_in(node_with: NodeWith) -> None:
+    """What programs send may lack its checksum, which no relay can make up for."""
+    node = node_with(replace(UDP, fastpath=abi.Fastpath.SUBNETS))
+    node.add_peer(PEER, PEER.peer(UDP.backend, outer=""))
+    frame = sent(udp_tunnel(packet(POD, PEER.pod, ttl=63)))
+    node.run("fl_to_peer", frame, ifindex=UPLINK)
+    begun = node.peer(PEER).tx_until
+    assert node.run("fl_from_pod", bytes(from_pod())).reason == Reason.LEARN_PEER
+    node.run("fl_to_peer", frame, ifindex=UPLINK)
+    assert node.peer(PEER).tx_until == begun, "each packet of the relay's would put it off"
+    node.add_peer(PEER, replace(node.peer(PEER), tx_until=begun - REVALIDATE // 32))
+    assert node.run("fl_from_pod", bytes(from_pod())).verdict == REDIRECT
+
+
+def test_a_relay_that_only_shows_the_way_again_does_not_send_alone(node_with: NodeWith) -> None:
+    node = node_with(replace(UDP, fastpath=abi.Fastpath.SUBNETS))
+    node.add_peer(PEER, replace(PEER.peer(UDP.backend), tx_until=time.monotonic_ns() - 10**9))
+    assert node.run("fl_from_pod", bytes(from_pod())).reason == Reason.LEARN_PEER
+    node.run("fl_to_peer", sent(udp_tunnel(packet(POD, PEER.pod, ttl=63))), ifindex=UPLINK)
     assert node.run("fl_from_pod", bytes(from_pod())).verdict == REDIRECT
 
 

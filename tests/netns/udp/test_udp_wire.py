@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -129,6 +130,7 @@ def both_ways(wire: Wire) -> Both:
         for _ in range(2):  # the relay shows the programs both ways, and where the pod is
             wire.leaves(out[:1])
             wire.arrives(back[:1])
+        time.sleep(0.35)  # a relay sends alone for as long
         with watch(wire.node) as seen:
             found[datapath] = (wire.leaves(out), wire.arrives(back))
         by_programs = [seen.at(hook, Reason.FAST_UDP) for hook in (Hook.FROM_POD, Hook.FROM_PEER)]
