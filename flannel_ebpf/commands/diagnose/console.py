@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -56,7 +57,9 @@ def table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
     for column in columns:
         made.add_column(column.title, justify="right" if column.right else "left", no_wrap=True)
     for row in rows:
-        made.add_row(*(column.text(row) for column in columns))
+        cells = (column.text(row) for column in columns)
+        # [fd00::1]:80 is no markup
+        made.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in cells))
     return made
 
 

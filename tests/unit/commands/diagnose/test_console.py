@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-import pytest
+from io import StringIO
 
-from flannel_ebpf.commands.diagnose.console import age, short
+import pytest
+from rich.console import Console
+
+from flannel_ebpf.commands.diagnose.console import Column, age, short, table
 
 
 @pytest.mark.parametrize(
@@ -28,3 +31,10 @@ def test_numbers_have_at_most_four_digits(number: float, text: str) -> None:
 )  # fmt: skip
 def test_ages_have_at_most_two_units(seconds: float, text: str) -> None:
     assert age(seconds) == text
+
+
+def test_an_end_of_ipv6_is_no_markup() -> None:
+    out = Console(file=StringIO(), width=80)
+    out.print(table([Column("REMOTE", lambda row: row["remote"])], [{"remote": "[fd00::1]:80"}]))
+    assert isinstance(out.file, StringIO)
+    assert "[fd00::1]:80" in out.file.getvalue()
