@@ -94,8 +94,8 @@ image: deb ## build dist/flannel-ebpf-image.tar for docker load, without a regis
 docker-test: setup ## Docker Engine on two booted hosts, the CNI plugins on two nodes
 	@$(PYTHON) -m pytest tests/hosts/test_docker.py tests/hosts/test_image.py tests/hosts/test_cni.py $(PYTEST_ARGS)
 
-packages-test: setup ## install, upgrade and purge the .deb on booted Debian 12 and 13, and the wheel elsewhere
-	@$(PYTHON) -m pytest tests/hosts/test_packages.py $(PYTEST_ARGS)
+packages-test: setup ## install, upgrade and purge the .deb on booted Debian 12 and 13, follow docs/install.md
+	@$(PYTHON) -m pytest tests/hosts/test_packages.py tests/hosts/test_install_docs.py $(PYTEST_ARGS)
 
 metrics-test: setup ## scrape two nodes with a real Prometheus and compare with iperf3; check the alerts
 	@$(PYTHON) -m pytest tests/hosts/test_prometheus.py $(PYTEST_ARGS)
