@@ -37,12 +37,18 @@ def host() -> Iterator[None]:
             run("sysctl -q -w net/ipv6/conf/eth0/accept_dad=0", "ip link set eth0 up")
             with inside(router):
                 run("ip link set router up")
-                advertise()
-            eventually(lambda: "proto ra" in run("ip -6 route show default"), "a default route")
+            eventually(lambda: believes(router), "a default route")
             yield
     finally:
         os.close(host)
         os.close(router)
+
+
+def believes(router: int) -> bool:
+    """Advertise, and say whether that was believed: not before the kernel has noticed that the link is up."""
+    with inside(router):
+        advertise()
+    return "proto ra" in run("ip -6 route show default")
 
 
 def advertise() -> None:

@@ -14,6 +14,7 @@ from flannel_ebpf.agent.bpf_settings import choose_attach, datapath_settings, op
 from flannel_ebpf.agent.bpf_side import BpfSide
 from flannel_ebpf.agent.firewall_side import FirewallSide
 from flannel_ebpf.agent.kernel_side import KernelSide
+from flannel_ebpf.agent.on_demand import OnDemand
 from flannel_ebpf.agent.reconcile import Outcome, Reconciler, Sides
 from flannel_ebpf.agent.relay_side import RelaySide
 from flannel_ebpf.base.config import parse_network_config
@@ -105,7 +106,7 @@ def bench(
         return dump(self, kind, body)
 
     monkeypatch.setattr(RouteSocket, "dump", counted)
-    yield Bench(Reconciler(kernel, sides, tuple), kernel, node, asked)
+    yield Bench(Reconciler(kernel, sides, OnDemand(options.peers, sides.bpf), tuple), kernel, node, asked)
     if bpf:
         bpf.close()
 
