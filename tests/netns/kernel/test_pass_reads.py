@@ -112,6 +112,8 @@ def bench(
 
 
 def test_each_table_is_read_once_a_pass(bench: Bench) -> None:
+    # The second pass sees the address on the device that the first has made: it is one of the node's own.
+    assert not bench.pass_with(5).failures
     assert not bench.pass_with(5).failures
     again = bench.pass_with(5)
     assert (again.writes, list(again.failures)) == (0, [])

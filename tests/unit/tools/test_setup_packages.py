@@ -42,7 +42,8 @@ def begin(here: Path) -> subprocess.Popen[str]:
     mounts = f"mount --bind {here}/sbin /usr/sbin; mount --bind {here}/units /lib/systemd/system"
     command = f"{mounts}; exec {here}/tools/{SCRIPT.name}"
     return subprocess.Popen(
-        ["env", "--default-signal=INT", "unshare", "--mount", "bash", "-c", command],  # a job of a script ignores it
+        # A script's job, as this run may be, begins with Ctrl-C ignored.
+        ["env", "--default-signal=INT", "unshare", "--mount", "bash", "-c", command],
         env={"PATH": f"{here}/bin:/usr/bin:/bin"},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
