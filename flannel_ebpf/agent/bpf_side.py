@@ -18,7 +18,7 @@ from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.base.kept import same_objects
 from flannel_ebpf.contract import abi, features
 from flannel_ebpf.contract.abi import Fastpath
-from flannel_ebpf.desired import backends
+from flannel_ebpf.desired import backends, demand
 from flannel_ebpf.desired.backends import Node, Peer, Stack
 from flannel_ebpf.desired.bpf import conntrack, contents
 from flannel_ebpf.desired.bpf.levels import Levels
@@ -171,11 +171,11 @@ class BpfSide:
         return self.bpf.sent() if self.bpf and self._loaded else {}
 
     def asked(self) -> dict[Network, int]:
-        """Return how many packets went to which peers without kernel objects since this was last asked."""
+        """Return the peers without kernel objects that packets went to, with how many; each time others."""
         if not (self.bpf and self._loaded):
             return {}
         try:
-            return self.bpf.asked()
+            return self.bpf.asked(demand.MOST_NEW)
         except BpfError as error:
             raise KernelError(f"reading what was asked for: {error}", error.code) from error
 

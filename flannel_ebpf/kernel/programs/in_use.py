@@ -148,12 +148,17 @@ class Datapath:
         peers = ((key, abi.Peer.unpack(value)) for key, value in self._touched.get("fl_peers", {}).items())
         return {_subnet(key): peer.tx_until / 1e9 - ahead for key, peer in peers if peer.tx_until}
 
-    def asked(self) -> dict[Network, int]:
-        """Take the peers that packets went to by way of the station of all peers, with how many packets."""
+    def asked(self, most: int) -> dict[Network, int]:
+        """Take the peers that most packets went to by way of the station of all peers, with how many packets.
+
+        Those that are left are counted on: during a scan they are thousands, and to take them all is work.
+        """
         found = self._maps["fl_asked"].items()
-        for key in found:
+        packets = {key: abi.Asked.unpack(value).packets for key, value in found.items()}
+        taken = sorted(packets, key=lambda key: -packets[key])[:most]
+        for key in taken:
             self._maps["fl_asked"].delete(key)
-        return {_subnet(key): abi.Asked.unpack(value).packets for key, value in found.items()}
+        return {_subnet(key): packets[key] for key in taken}
 
     def program_fds(self) -> dict[str, int]:
         """Return a descriptor of every program by name, for attaching; they stay this object's."""
