@@ -23,6 +23,8 @@ from flannel_ebpf.base.errors import BpfError
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.desired.objects import FdbEntry, Neighbour, RelayPeer, Route
+from flannel_ebpf.desired.proof.proof import Level
+from flannel_ebpf.desired.proof.ranges import size
 from flannel_ebpf.kernel.programs.readout import fill, read_pinned
 
 PEERS = 1000
@@ -132,6 +134,12 @@ def _outcome(outcome: Outcome | None) -> Iterator[Metric]:
     failures.add_metric(["own"], len(outcome.errors("own")))
     failures.add_metric(["part"], len(outcome.errors("part")))
     yield failures
+    if outcome.proof:
+        text = "Addresses of this node's IPv4 subnet, by how rules have their packets carried."
+        carried = GaugeMetricFamily("flannel_ebpf_addresses", text, labels=["level"])
+        for level in Level:
+            carried.add_metric([level.name.lower()], size(outcome.proof.of_level(level)))
+        yield carried
 
 
 def _failed_peers(outcome: Outcome) -> int:

@@ -23,7 +23,7 @@ from flannel_ebpf.desired.backends import Peer, Stack
 from flannel_ebpf.desired.proof.follow import Memory
 from flannel_ebpf.desired.proof.passages import Facts
 from flannel_ebpf.desired.proof.proof import Guard, Level, Proof, prove
-from flannel_ebpf.desired.proof.ranges import NOTHING, Ranges, of_network, up_to, without
+from flannel_ebpf.desired.proof.ranges import NOTHING, Ranges, of_network, size, up_to, without
 from flannel_ebpf.kernel import beside_rules
 from flannel_ebpf.kernel.firewall.connections import translated_pods
 from flannel_ebpf.kernel.firewall.netfilter import Netfilter
@@ -175,7 +175,7 @@ class Prover:
         return (found.free, found.of_level(Level.KERNEL)) != (proof.free, proof.of_level(Level.KERNEL))
 
     def _say(self) -> None:
-        free = sum(last - first + 1 for first, last in self.proof.free)
+        free = size(self.proof.free)
         if self._stateless:
             log.info("%d addresses of this node's subnet are free of all rules", free)
         for guard in self.proof.guards[:3]:

@@ -15,6 +15,7 @@ from flannel_ebpf.base.options import EtcdOptions, KubeOptions, Options
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Stack
 from flannel_ebpf.desired.proof.proof import Proof
+from flannel_ebpf.desired.proof.ranges import size
 from flannel_ebpf.desired.proof.words import addresses_text
 from flannel_ebpf.host import report
 from flannel_ebpf.leases.snapshot import View
@@ -61,7 +62,7 @@ class Report:
             "peers": {"wanted": len(outcome.peers), "held": view.doubt},
             "on_demand": -1 if outcome.used is None else outcome.used,
             "pods": outcome.pods,
-            "free": sum(last - first + 1 for first, last in outcome.proof.free) if outcome.proof else 0,
+            "free": size(outcome.proof.free) if outcome.proof else 0,
             "guards": _guards(outcome.proof),
             "skipped": _first([f"{one.key}: {one.why}" for one in (*view.skipped, *outcome.skipped)]),
             "ready": ready,

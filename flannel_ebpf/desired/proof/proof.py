@@ -55,8 +55,8 @@ class Proof:
     guards: tuple[Guard, ...] = field(default_factory=tuple)
 
     def of_level(self, level: Level) -> Ranges:
-        """Return all addresses that are guarded at this level."""
-        found = NOTHING
+        """Return all addresses of this level."""
+        found = self.free if level == Level.FREE else NOTHING
         for guard in self.guards:
             if guard.level == level:
                 found = either(found, guard.addresses)

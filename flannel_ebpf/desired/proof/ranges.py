@@ -89,9 +89,14 @@ def without(one: Ranges, other: Ranges) -> Ranges:
     return tuple(found)
 
 
+def size(ranges: Ranges) -> int:
+    """Return how many numbers a set has."""
+    return sum(last - first + 1 for first, last in ranges)
+
+
 def points(ranges: Ranges, most: int) -> list[int] | None:
     """Return every number of a set, None when there are more than `most`."""
-    if sum(last - first + 1 for first, last in ranges) > most:
+    if size(ranges) > most:
         return None
     return [number for first, last in ranges for number in range(first, last + 1)]
 

@@ -20,6 +20,7 @@ from flannel_ebpf.contract.abi import Mode
 from flannel_ebpf.desired.backends.peer import Peer
 from flannel_ebpf.desired.objects import FdbEntry, Neighbour, RelayPeer, Route, VxlanLink
 from flannel_ebpf.desired.plan import Failure, Put
+from flannel_ebpf.desired.proof.proof import Guard, Level, Proof
 
 TOP = Path(__file__).parents[3]
 
@@ -69,6 +70,16 @@ def test_a_peer_has_failed_once_whatever_of_its_way_failed(tmp_path: Path) -> No
     text = generate_latest(registry(collector)).decode()
     assert "flannel_ebpf_peers 5.0" in text
     assert "flannel_ebpf_peers_failed 3.0" in text
+
+
+def test_addresses_are_told_by_level(tmp_path: Path) -> None:
+    proof = Proof(
+        ((1, 200),), (Guard(((201, 203),), Level.FLOWS, "a"), Guard(((204, 204),), Level.KERNEL, "b"))
+    )
+    collector = NodeCollector(IPv4Network("10.1.0.0/16"), tmp_path, "", lambda: Outcome(proof=proof), "abc")
+    text = generate_latest(registry(collector)).decode()
+    for level, count in (("free", 200), ("flows", 3), ("kernel", 1)):
+        assert f'flannel_ebpf_addresses{{level="{level}"}} {count}.0' in text
 
 
 def mac(number: int) -> Mac:
