@@ -13,6 +13,7 @@ import pytest
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.spec import ETCD_ENDPOINT
 from tests.hosts.machine import TOP, Machine
+from tests.netns.life import ready
 from tests.polls import eventually
 
 SETTINGS = f"FLANNELD_ETCD_ENDPOINTS={ETCD_ENDPOINT}\nFLANNELD_IFACE=eth0\n"
@@ -39,7 +40,7 @@ def commands(heading: str) -> list[str]:
 def host(root: Path, lab: Lab, deb: Path) -> Iterator[Machine]:
     """A fresh host with the package beside it; the other node of its cluster is there already."""
     lab.node("n2").start_daemon()
-    lab.wait_ready([lab.node("n2")])
+    ready(lab.node("n2"))
     with Machine("hosts-n1", root, lab.node("n1").ns) as machine:
         machine.copy(deb, f"/root/{deb.name}")
         editor = f"#!/bin/sh\ncat >> $1 <<'E'\n{SETTINGS}E\n"
