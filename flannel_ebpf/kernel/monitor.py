@@ -19,6 +19,7 @@ from flannel_ebpf.kernel.netlink.links import find_link
 from flannel_ebpf.kernel.netlink.listen import listen
 from flannel_ebpf.kernel.netlink.route_socket import U32, RouteSocket, attributes, messages
 from flannel_ebpf.kernel.netlink.routes import RTA_DST, RTA_TABLE, RTMSG
+from flannel_ebpf.kernel.netlink.xfrm import policy_news
 
 _RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_TC = 0x1, 0x4, 0x8
 _GROUPS = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_TC
@@ -40,12 +41,13 @@ _GATHER = 0.1
 
 
 class KernelMonitor:
-    """Calls `on_change`, from its own thread, soon after a link, address, route, filter or peer changed.
+    """Calls `on_change`, from its own thread, soon after links, addresses, routes, filters or peers changed.
 
     Addresses, routes and rules are heard of in the families of `overlays`, which names each one's overlay
-    device, "" for none. Left out are the neighbours and FDB entries of all other devices, routes of no
-    `interest`, and changes made by the sockets in `own_ports` or announced in `echoes` (see KernelNetwork):
-    without that, each pass that writes would cause another. Messages lost in a flood count as a change.
+    device, "" for none; IPsec's policies in all families. Left out are the neighbours and FDB entries of all
+    other devices, routes of no `interest`, and changes made by the sockets in `own_ports` or announced in
+    `echoes` (see KernelNetwork): without that, each pass that writes would cause another. Messages lost in a
+    flood count as a change.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class KernelMonitor:
         self._stopped = os.eventfd(0, os.EFD_CLOEXEC)
         # Opened here, not in the thread, so that no change after the constructor is missed.
         self._netlink = RouteSocket(_GROUPS | sum(_GROUPS_OF[family] for family in overlays), _BUFFER)
+        self._policies = policy_news(_BUFFER)
         self._echoes.clear()  # what was written before now will not be heard
         self._find_overlays()
         self._thread = threading.Thread(target=self._run, name="kernel-monitor", daemon=True)
@@ -85,11 +88,16 @@ class KernelMonitor:
         os.eventfd_write(self._stopped, 1)
         self._thread.join()
         self._netlink.close()
+        if self._policies is not None:
+            self._policies.close()
         os.close(self._stopped)
         self._stopped = -1
 
     def _run(self) -> None:
-        listen(self._netlink.fileno(), self._stopped, self._receive, self._on_change, _GATHER)
+        sources = {self._netlink.fileno(): self._receive}
+        if self._policies is not None:
+            sources[self._policies.fileno()] = self._receive_policies
+        listen(sources, self._stopped, self._on_change, _GATHER)
 
     def _receive(self) -> bool:
         """Take one datagram off the socket and say whether it matters."""
@@ -101,6 +109,13 @@ class KernelMonitor:
         for kind, port, body in messages(data):  # all of them: each may tell the overlay's index
             relevant = self._matters(kind, port, body) or relevant
         return relevant
+
+    def _receive_policies(self) -> bool:
+        """Take one datagram about IPsec off its socket; it always matters, also where some were lost."""
+        with suppress(KernelError):
+            if self._policies is not None:
+                self._policies.receive()
+        return True
 
     def _lost(self, error: KernelError) -> bool:
         """Start anew where messages were lost, which counts as a change."""

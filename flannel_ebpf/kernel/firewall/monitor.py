@@ -63,7 +63,7 @@ class RulesMonitor:
         os.close(self._stopped)
 
     def _run(self) -> None:
-        listen(self._socket.fileno(), self._stopped, self._receive, self._on_change, _GATHER)
+        listen({self._socket.fileno(): self._receive}, self._stopped, self._on_change, _GATHER)
 
     def _receive(self) -> bool:
         """Take one datagram off the socket and say whether flannel's rules may have changed."""

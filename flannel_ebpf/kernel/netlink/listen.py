@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 _AT_ONCE = 2000
 """Datagrams taken before the change is told; in a flood the rest waits for the next turn."""
 
 
 def listen(
-    source: int, stopped: int, receive: Callable[[], bool], on_change: Callable[[], None], gather: float
+    sources: Mapping[int, Callable[[], bool]], stopped: int, on_change: Callable[[], None], gather: float
 ) -> None:
-    """Call `receive` whenever descriptor `source` can be read, and `on_change` soon after it has said yes.
+    """Call what belongs to each of `sources` that can be read, and `on_change` soon after one has said yes.
 
     What comes within `gather` seconds joins the first. Returns once `stopped` can be read.
     """
-    while stopped not in _ready((source, stopped), None):
-        if not receive():
+    while stopped not in (ready := _ready((*sources, stopped), None)):
+        if not any(sources[descriptor]() for descriptor in ready):
             continue
         if stopped in _ready((stopped,), gather):
             return
         for _ in range(_AT_ONCE):
-            if not _ready((source,), 0):
+            if not (ready := _ready(sources, 0)):
                 break
-            receive()
+            for descriptor in ready:
+                sources[descriptor]()
         on_change()
 
 
-def _ready(descriptors: tuple[int, ...], seconds: float | None) -> list[int]:
+def _ready(descriptors: Iterable[int], seconds: float | None) -> list[int]:
     """Wait until one can be read, at most so long; return those that can."""
     try:
         poll = select.poll()

@@ -20,11 +20,13 @@ from flannel_ebpf.kernel.netlink.route_socket import (
     NLM_F_REQUEST,
     NLMSG_DONE,
     NLMSG_ERROR,
+    RouteSocket,
     attributes,
     messages,
 )
 
 _NETLINK_XFRM = 6
+_POLICY_NEWS = 1 << 3  # XFRMNLGRP_POLICY, as bind() counts groups
 _XFRM_MSG_NEWPOLICY, _XFRM_MSG_GETPOLICY = 0x13, 0x15
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _POLICY_ID = bytes(64)  # xfrm_userpolicy_id: any
@@ -46,6 +48,19 @@ class Policy:
     target: Network
     protocol: int
     outbound: bool = True
+
+
+def policy_news(buffer: int) -> RouteSocket | None:
+    """Return a socket that hears of each policy that comes, changes or goes; None on a kernel without IPsec.
+
+    It holds `buffer` octets of messages. Of the network namespace of the calling thread. Raises KernelError.
+    """
+    try:
+        return RouteSocket(_POLICY_NEWS, buffer, _NETLINK_XFRM)
+    except KernelError as error:
+        if error.code == errno.EPROTONOSUPPORT:
+            return None
+        raise
 
 
 def outbound_policies() -> list[Policy]:

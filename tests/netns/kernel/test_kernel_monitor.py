@@ -67,6 +67,7 @@ def wakes(kernel: KernelNetwork) -> Generator[Wakes, None, None]:
         "ip neigh del 10.1.7.0 dev flannel.1",
         "bridge fdb replace 02:01:00:00:00:07 dev flannel.1 dst 172.16.9.9 self permanent",
         "tc qdisc add dev up0 clsact",
+        "ip xfrm policy add src 192.168.64.5/32 dst 192.168.64.7/32 proto udp dir out action block",
     ],
 )
 def test_wakes(wakes: Wakes, command: str) -> None:
