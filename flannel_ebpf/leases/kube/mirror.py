@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from flannel_ebpf.base import tally
 from flannel_ebpf.base.errors import KubeError, KubeGone, SourceClosed
+from flannel_ebpf.base.say_once import SayOnce
 from flannel_ebpf.leases.kube.client import KubeClient
 from flannel_ebpf.leases.kube.conversation import Conversation
 
@@ -50,7 +51,7 @@ class NodeMirror(Generic[T]):
         self._place = ""
         self._not_older = "0"  # the first list may come from any server's cache
         self._pause = FIRST_PAUSE
-        self._said = ""
+        self._trouble = SayOnce(log)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nodes", daemon=True)
 
@@ -101,9 +102,8 @@ class NodeMirror(Generic[T]):
         """Pause before the next attempt."""
         seconds = self._pause * random.uniform(1.0, 1.5)  # noqa: S311 - spreads load, guards nothing
         self._pause = min(self._pause * 2, LONGEST_PAUSE)
-        if why and why != self._said and not self._stopped.is_set():
-            log.warning("the nodes are not watched, what is known of them stays: %s", why)
-            self._said = why
+        if why and not self._stopped.is_set():
+            self._trouble.say(f"the nodes are not watched, what is known of them stays: {why}")
         self._stopped.wait(seconds)
 
     def _list(self, talk: Conversation) -> None:
@@ -145,6 +145,4 @@ class NodeMirror(Generic[T]):
     def _reached(self, place: str) -> None:
         self._place = self._not_older = place
         self._pause = FIRST_PAUSE
-        if self._said:
-            log.info("the nodes are watched again")
-            self._said = ""
+        self._trouble.over("the nodes are watched again")
