@@ -48,7 +48,9 @@ def test_packets_come_with_addresses_and_reasons(lab: Lab) -> None:
     }
     assert {line["hook"] for line in found} <= {"from_pod", "to_peer", "from_peer", "to_pod"}
     incoming = [line for line in found if line["hook"] == "from_peer"]
-    assert {line["outer"] for line in incoming} == {str(lab.node("n2").ip)}
+    via = {line["outer"] for line in incoming}
+    assert str(lab.node("n2").ip) in via
+    assert via <= {str(lab.node("n2").ip), ""}, "what comes out of the overlay device has no tunnel any more"
     assert {(line["source_port"], line["target_port"]) for line in found} == {(0, 0)}
 
 

@@ -195,4 +195,4 @@ def test_several_queues_carry_several_flows(tmp_path: Path, wire: socket.socket)
             assert wire.recv(2000).endswith(b"out")
             wire.sendto(lab.inner(port=7001 + number), (lab.NODE, 8285))
             assert len(app.recv(2000)) == 32
-    assert relay.status()["tx_sent"] == relay.status()["rx_delivered"] == 40
+    eventually(lambda: relay.status()["tx_sent"] == relay.status()["rx_delivered"] == 40, "all are counted")
