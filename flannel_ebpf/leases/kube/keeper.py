@@ -15,6 +15,7 @@ from typing import Any
 from flannel_ebpf.base.config import Pool
 from flannel_ebpf.base.errors import ConfigError, KubeError, LeaseError, LeaseLost, SourceClosed
 from flannel_ebpf.base.model import Claim, Lease, named
+from flannel_ebpf.base.say_once import SayOnce
 from flannel_ebpf.leases.kube.client import KubeClient
 from flannel_ebpf.leases.kube.nodes import (
     BACKEND_DATA,
@@ -60,7 +61,7 @@ class NodeKeeper:
         self._ready = False
         self._pause = FIRST_PAUSE
         self._wrote_at = 0.0
-        self._said = ""
+        self._trouble = SayOnce(log)
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="node-keeper", daemon=True)
@@ -143,7 +144,7 @@ class NodeKeeper:
             except SourceClosed:
                 return
             except (KubeError, ConfigError, LeaseError) as error:
-                self._tell(str(error))
+                self._trouble.say(str(error))
                 self._slow_down()
                 self._wake.set()
             else:
@@ -164,7 +165,9 @@ class NodeKeeper:
         """
         node, claim = self._node, self._claim
         if node is None or claim is None:
-            self._tell(f"node {self._name} is gone from {self._client.server}; everything stays as it is")
+            self._trouble.say(
+                f"node {self._name} is gone from {self._client.server}; everything stays as it is"
+            )
             return False
         subnets = own_subnets(node, self._pools)
         if subnets != self.lease.subnets:
@@ -176,7 +179,7 @@ class NodeKeeper:
             self._client.patch(self._status, {"status": {"conditions": [_condition()]}})
             self._available_for = node.uid
             wrote = True
-        self._said = ""
+        self._trouble.over()
         return wrote
 
     def _write(self, node: KubeNode, claim: Claim) -> bool:
@@ -195,12 +198,6 @@ class NodeKeeper:
     @property
     def _status(self) -> str:
         return f"/api/v1/nodes/{self._name}/status"
-
-    def _tell(self, problem: str) -> None:
-        """Log a problem once, not at every attempt."""
-        if problem != self._said:
-            log.warning("%s", problem)
-            self._said = problem
 
 
 def _condition() -> dict[str, Any]:
