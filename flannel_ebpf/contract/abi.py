@@ -1,6 +1,6 @@
 """bpf/flannel.h in Python: every map key, map value and constant that both sides share.
 
-The header is the contract; `btf.check` compares STRUCTS and ENUMS with the compiled object at every load.
+The header is the contract; `btf.check` compares record.STRUCTS and ENUMS with the object at every load.
 It is compiled once for each family of IP: a struct with addresses has two layouts.
 Addresses are in wire order; counters and ports are host byte order unless a field says otherwise.
 """
@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from ipaddress import IPv6Address, ip_address
-from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
 from flannel_ebpf.base.errors import AbiMismatch
-from flannel_ebpf.base.family import Address, Family
+from flannel_ebpf.base.family import Address
 from flannel_ebpf.base.model import Mac
+from flannel_ebpf.contract.record import Record, mirrors
 
 TIME_SHIFT = 20
 """Times in words of fl_flows are in 2**20 ns."""
@@ -145,99 +143,8 @@ ENUMS: dict[str, dict[str, int]] = {
 }
 """Enum name in C -> constant -> value."""
 
-Struct = tuple[int, dict[str, tuple[int, int]]]
-"""Size of a struct and {field: (offset, size)}, bytes; padding left out."""
 
-STRUCTS: dict[Family, dict[str, Struct]] = {family: {} for family in Family}
-"""Struct name in C -> its layout in each family's objects. Filled by `_mirrors`."""
-
-
-class Record:
-    """A struct of bpf/flannel.h, there called `c_name`: `pack` gives its bytes, `unpack` reads them.
-
-    With addresses, or what is made of them, in it, both do what the addresses' family asks for.
-    """
-
-    __slots__ = ()
-    _formats: ClassVar[tuple[struct.Struct, struct.Struct]]
-    _decode: ClassVar[tuple[Callable[[Any], Any], ...]]
-    _encode: ClassVar[tuple[Callable[[Any], Any], ...]]
-    c_name: ClassVar[str]
-
-    def pack(self) -> bytes:
-        """Return the struct's bytes, padding zero; AbiMismatch when a value does not fit its field."""
-        values = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]  # dataclasses
-        layout = self._formats[any(isinstance(value, IPv6Address) for value in values)]
-        try:
-            return layout.pack(*(put(one) for put, one in zip(self._encode, values, strict=True)))
-        except (struct.error, OverflowError) as error:
-            raise AbiMismatch(f"struct {self.c_name}: {self} does not fit: {error}") from error
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        """Read the struct from exactly its size of bytes; AbiMismatch when they cannot be one."""
-        ipv4, ipv6 = cls._formats
-        try:
-            values = (ipv6 if len(data) == ipv6.size else ipv4).unpack(data)
-            return cls(*(get(one) for get, one in zip(cls._decode, values, strict=True)))
-        except (struct.error, ValueError) as error:
-            raise AbiMismatch(f"struct {cls.c_name}: {data.hex()} cannot be one: {error}") from error
-
-
-_R = TypeVar("_R", bound=Record)
-
-
-def _mirrors(c_name: str, layout: str, layout6: str = "") -> Callable[[type[_R]], type[_R]]:
-    """Tie a dataclass to its C struct.
-
-    `layout` holds one `struct` code per field, in order, padding as "x", and `layout6` the same where IPv6's
-    objects have another. The field's type says how bytes become a value; an int of several bytes ("2s") is in
-    network byte order.
-    """
-
-    def tie(cls: type[_R]) -> type[_R]:
-        hints = get_type_hints(cls)
-        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # Record's children are dataclasses
-        layouts = (layout, layout6 or layout)
-        used = [code for code in layout.split() if not code.endswith("x")]
-        encode, decode = zip(
-            *(_converters(hints[name], code) for name, code in zip(names, used, strict=True)), strict=True
-        )
-        ipv4, ipv6 = (struct.Struct("=" + one) for one in layouts)
-        cls._formats, cls.c_name = (ipv4, ipv6), c_name
-        cls._encode, cls._decode = encode, decode
-        for family, text, made in zip(Family, layouts, cls._formats, strict=True):
-            places = dict(zip(names, _places(text.split()), strict=True))
-            STRUCTS[family][c_name] = (made.size, places)
-        return cls
-
-    return tie
-
-
-def _places(codes: Iterable[str]) -> list[tuple[int, int]]:
-    places, at = [], 0
-    for code in codes:
-        size = struct.calcsize("=" + code)
-        if not code.endswith("x"):
-            places.append((at, size))
-        at += size
-    return places
-
-
-def _converters(kind: Any, code: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    if kind == Address:
-        return (lambda address: address.packed), ip_address
-    if kind is bytes:
-        return bytes, bytes
-    if kind is Mac:
-        return (lambda mac: mac.octets), Mac
-    if code.endswith("s"):
-        width = struct.calcsize(code)
-        return (lambda number: number.to_bytes(width, "big")), (lambda raw: int.from_bytes(raw, "big"))
-    return int, kind
-
-
-@_mirrors(
+@mirrors(
     "fl_config",
     "4s 4s 4s 4s 4s 6s H H H I I I I I I I I B B B B B 3x I",
     "16s 16s 16s 16s 16s 6s H H H I I I I I I I I B B B B B 3x I",
@@ -281,7 +188,7 @@ class Config(Record):
     monitor: int = 0
 
 
-@_mirrors("fl_node", "Q Q I 4x")
+@mirrors("fl_node", "Q Q I 4x")
 @dataclass(frozen=True, slots=True)
 class NodeState(Record):
     """The one value of fl_node: the key of hashes, and until when the programs need no sign of life (ns).
@@ -294,7 +201,7 @@ class NodeState(Record):
     overlay: int
 
 
-@_mirrors(
+@mirrors(
     "fl_subnet",
     "I 4s",
     "I 16s",
@@ -307,7 +214,7 @@ class SubnetKey(Record):
     addr: Address
 
 
-@_mirrors(
+@mirrors(
     "fl_peer",
     "4s 6s B B H H Q Q 6s 2x",
     "16s 6s B B H H 4x Q Q 6s 2x",
@@ -330,7 +237,7 @@ class Peer(Record):
     next_mac: Mac = NO_MAC
 
 
-@_mirrors("fl_asked", "Q")
+@mirrors("fl_asked", "Q")
 @dataclass(frozen=True, slots=True)
 class Asked(Record):
     """Value of fl_asked, by SubnetKey: what was sent to a peer by way of ANY_PEER_MAC."""
@@ -338,7 +245,7 @@ class Asked(Record):
     packets: int
 
 
-@_mirrors(
+@mirrors(
     "fl_addr",
     "4s",
     "16s",
@@ -350,7 +257,7 @@ class AddrKey(Record):
     addr: Address
 
 
-@_mirrors("fl_pod", "I 6s 6s I")
+@mirrors("fl_pod", "I 6s 6s I")
 @dataclass(frozen=True, slots=True)
 class Pod(Record):
     """Value of fl_pods: host side of the veth, and the MACs of frames that the kernel delivers there."""
@@ -361,7 +268,7 @@ class Pod(Record):
     flags: PodFlag
 
 
-@_mirrors("fl_level", "I")
+@mirrors("fl_level", "I")
 @dataclass(frozen=True, slots=True)
 class Level(Record):
     """Value of fl_levels: what holds for pods of a local prefix beside their port's flags."""
@@ -369,7 +276,7 @@ class Level(Record):
     flags: PodFlag
 
 
-@_mirrors("fl_proof", "Q")
+@mirrors("fl_proof", "Q")
 @dataclass(frozen=True, slots=True)
 class Proof(Record):
     """The one value of fl_proof: until when PodFlag.STATELESS counts, ns, CLOCK_MONOTONIC."""
@@ -377,7 +284,7 @@ class Proof(Record):
     until: int
 
 
-@_mirrors("fl_port", "I 6s 2x")
+@mirrors("fl_port", "I 6s 2x")
 @dataclass(frozen=True, slots=True)
 class Port(Record):
     """Value of fl_ports, by ifindex. `mac`, the programs': from which its pod spoke last."""
@@ -386,7 +293,7 @@ class Port(Record):
     mac: Mac = NO_MAC
 
 
-@_mirrors(
+@mirrors(
     "fl_flow_key",
     "4s 4s 2s 2s B 3x",
     "16s 16s 2s 2s B 3x",
@@ -402,7 +309,7 @@ class FlowKey(Record):
     proto: int
 
 
-@_mirrors("fl_flow", "Q Q I I")
+@mirrors("fl_flow", "Q Q I I")
 @dataclass(frozen=True, slots=True)
 class Flow(Record):
     """Value of fl_flows: a word for each direction that the kernel was seen to carry, see bpf/flannel.h.
@@ -431,7 +338,7 @@ class Flow(Record):
         return bool((self.tx | self.rx) >> 40 & 1)
 
 
-@_mirrors(
+@mirrors(
     "fl_lesson",
     "16s I I H H B B B x I I I I",
     "40s I I H H B B B x I I I I",
@@ -454,7 +361,7 @@ class Lesson(Record):
     time: int
 
 
-@_mirrors(
+@mirrors(
     "fl_book",
     "3072s I",
     "4608s I",
@@ -467,7 +374,7 @@ class Book(Record):
     last: int
 
 
-@_mirrors("fl_cell", "B B B B")
+@mirrors("fl_cell", "B B B B")
 @dataclass(frozen=True, slots=True)
 class Cell(Record):
     """One cell of fl_sketch: packets that flows with this hash sent lately, and when one touched fl_flows.
@@ -481,7 +388,7 @@ class Cell(Record):
     ended: int = 0
 
 
-@_mirrors("fl_line", "64s")
+@mirrors("fl_line", "64s")
 @dataclass(frozen=True, slots=True)
 class Line(Record):
     """Value of fl_sketch: a cache line of cells."""
@@ -489,7 +396,7 @@ class Line(Record):
     cells: bytes
 
 
-@_mirrors(
+@mirrors(
     "fl_open",
     "16s I I Q",
     "40s I I Q 8x",
@@ -504,7 +411,7 @@ class Open(Record):
     until: int
 
 
-@_mirrors("fl_open_set", "64s")
+@mirrors("fl_open_set", "64s")
 @dataclass(frozen=True, slots=True)
 class OpenSet(Record):
     """Value of fl_open: the directions that share a hash's place."""
@@ -512,7 +419,7 @@ class OpenSet(Record):
     ways: bytes
 
 
-@_mirrors("fl_count", "Q Q Q Q Q")
+@mirrors("fl_count", "Q Q Q Q Q")
 @dataclass(frozen=True, slots=True)
 class Count(Record):
     """Value of fl_reasons: packets by hook."""
@@ -524,7 +431,7 @@ class Count(Record):
     xdp: int
 
 
-@_mirrors(
+@mirrors(
     "fl_event",
     "Q I I 4s 4s 4s 2s 2s B B B B 4x",
     "Q I I 16s 16s 16s 2s 2s B B B B",
@@ -547,7 +454,7 @@ class Event(Record):
     tcp_flags: int
 
 
-@_mirrors("fl_traffic", "Q Q Q Q")
+@mirrors("fl_traffic", "Q Q Q Q")
 @dataclass(frozen=True, slots=True)
 class Traffic(Record):
     """Value of fl_peer_stats: traffic carried by BPF; bytes are of inner IPv4 packets."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from flannel_ebpf.base.family import Address
 from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import PodFlag, Record
+from flannel_ebpf.contract.abi import PodFlag
+from flannel_ebpf.contract.record import Record
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.kernel.programs.readout import pods_in, read_peers
 

@@ -16,12 +16,13 @@ from flannel_ebpf.base.errors import AbiMismatch
 from flannel_ebpf.base.family import Address, Family
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.contract import abi
+from flannel_ebpf.contract.record import STRUCTS, Record
 
 HEADER = (Path(__file__).parents[3] / "bpf" / "flannel.h").read_text()
 RECORDS = [
     one
     for one in vars(abi).values()
-    if isinstance(one, type) and issubclass(one, abi.Record) and is_dataclass(one)
+    if isinstance(one, type) and issubclass(one, Record) and is_dataclass(one)
 ]
 ADDRESS = IPv4Address("10.1.5.2")
 
@@ -47,22 +48,22 @@ def test_every_enum_equals_the_header() -> None:
 def test_every_struct_of_the_header_has_a_mirror() -> None:
     assert (
         set(re.findall(r"^struct (\w+) \{", HEADER, flags=re.M))
-        == set(abi.STRUCTS[Family.V4])
-        == set(abi.STRUCTS[Family.V6])
+        == set(STRUCTS[Family.V4])
+        == set(STRUCTS[Family.V6])
     )
 
 
 def test_every_struct_is_tried_here() -> None:
-    assert {kind.c_name for kind in RECORDS} == set(abi.STRUCTS[Family.V4]) == set(abi.STRUCTS[Family.V6])
+    assert {kind.c_name for kind in RECORDS} == set(STRUCTS[Family.V4]) == set(STRUCTS[Family.V6])
 
 
 def test_count_has_a_field_per_hook() -> None:
     assert [field.name.upper() for field in fields(abi.Count)] == [hook.name for hook in abi.Hook]
 
 
-def a_record(kind: type[abi.Record], family: Family) -> st.SearchStrategy[abi.Record]:
+def a_record(kind: type[Record], family: Family) -> st.SearchStrategy[Record]:
     """Any instance of a record, with addresses of one family."""
-    _, places = abi.STRUCTS[family][kind.c_name]
+    _, places = STRUCTS[family][kind.c_name]
     hints = get_type_hints(kind)
     return st.builds(kind, **{name: _values(hints[name], places[name][1]) for name in places})
 
@@ -88,11 +89,11 @@ WITH_ADDRESSES = [kind for kind in RECORDS if Address in get_type_hints(kind).va
     ("kind", "family"),
     [*((kind, Family.V4) for kind in RECORDS), *((kind, Family.V6) for kind in WITH_ADDRESSES)],
 )
-def test_bytes_and_values_are_each_others_inverse(kind: type[abi.Record], family: Family) -> None:
+def test_bytes_and_values_are_each_others_inverse(kind: type[Record], family: Family) -> None:
     @given(a_record(kind, family))
-    def check(record: abi.Record) -> None:
+    def check(record: Record) -> None:
         data = record.pack()
-        assert len(data) == abi.STRUCTS[family][kind.c_name][0]
+        assert len(data) == STRUCTS[family][kind.c_name][0]
         assert kind.unpack(data) == record
 
     check()
@@ -123,9 +124,9 @@ def test_bytes_and_values_are_each_others_inverse(kind: type[abi.Record], family
         (abi.Port(abi.PodFlag.SHAPED), "01000000" + 8 * "00"),
         (abi.Traffic(1, 2, 3, 4), "0100000000000000 0200000000000000 0300000000000000 0400000000000000"),
     ],
-    ids=lambda one: type(one).__name__ if isinstance(one, abi.Record) else "",
+    ids=lambda one: type(one).__name__ if isinstance(one, Record) else "",
 )
-def test_bytes_on_a_little_endian_machine(record: abi.Record, expected: str) -> None:
+def test_bytes_on_a_little_endian_machine(record: Record, expected: str) -> None:
     assert record.pack() == bytes.fromhex(expected)
 
 
