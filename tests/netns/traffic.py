@@ -124,15 +124,16 @@ def tcp_client(host: Host, to: Address, patience: float = PATIENCE, port: int = 
 
 @contextmanager
 def connection(
-    client: Host, server: Host, to: Address | None = None, port: int = 0
+    client: Host, server: Host, to: Address | None = None, port: int = 0, source: int = 0
 ) -> Generator[tuple[socket.socket, socket.socket], None, None]:
     """A TCP connection: the client's and the server's end.
 
-    The server listens on `port` (0: any); the client connects there, or to `to` if something translates it.
+    The server listens on `port` (0: any); the client connects there, or to `to` if something translates it,
+    from `source` (0: any).
     """
     with (
         tcp_server(server, port) as listener,
-        tcp_client(client, to or (str(server.ip), listener.getsockname()[1])) as near,
+        tcp_client(client, to or (str(server.ip), listener.getsockname()[1]), port=source) as near,
         listener.accept()[0] as far,
     ):
         far.settimeout(PATIENCE)

@@ -68,14 +68,7 @@ ENDS = {
 @pytest.mark.parametrize("end", list(ENDS))
 def test_states(beside: Beside, end: str) -> None:
     def scenario(lab: Lab) -> Outcome:
-        server = lab.pod("n2p1")
-        with (
-            tcp_server(server) as listener,
-            tcp_client(
-                lab.pod("n1p1"), (str(server.ip), listener.getsockname()[1]), port=CLIENT_PORT
-            ) as near,
-            listener.accept()[0] as far,
-        ):
+        with connection(lab.pod("n1p1"), lab.pod("n2p1"), source=CLIENT_PORT) as (near, far):
             assert echo(near, far) == ROUNDS
             ENDS[end](near, far)  # type: ignore[no-untyped-call] # a lambda
             time.sleep(0.2)  # the last ACK has no answer to wait for
@@ -92,14 +85,7 @@ def test_a_reset_ends_the_entry_within_ten_seconds(beside: Beside, by: str) -> N
     """As on the kernel path, though not always by that name."""
 
     def scenario(lab: Lab) -> Outcome:
-        server = lab.pod("n2p1")
-        with (
-            tcp_server(server) as listener,
-            tcp_client(
-                lab.pod("n1p1"), (str(server.ip), listener.getsockname()[1]), port=CLIENT_PORT
-            ) as near,
-            listener.accept()[0] as far,
-        ):
+        with connection(lab.pod("n1p1"), lab.pod("n2p1"), source=CLIENT_PORT) as (near, far):
             assert echo(near, far) == ROUNDS
             reset(near if by == "client" else far)
             other = far if by == "client" else near
