@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * The contract between the BPF programs and the control plane: every map key, map value, constant and
- * reason, and nothing else. flannel_ebpf/contract/abi.py mirrors it; a test and every start of the daemon compare
+ * reason, and nothing else. flannel_ebpf/contract/ mirrors it; a test and every start of the daemon compare
  * the mirror with the compiled object's BTF.
  *
  * Addresses are bytes in wire order, so that `bpftool map dump` prints them readably. Ports and counters

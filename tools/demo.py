@@ -14,7 +14,7 @@ import time
 from types import FrameType
 
 from flannel_ebpf.base.errors import FlannelError, LabError
-from flannel_ebpf.contract.abi import Hook, Reason
+from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.lab import Host, Lab, LabSpec, Node, teardown
 from flannel_ebpf.lab.counters import Reasons, device_packets, reasons
 from flannel_ebpf.lab.drawing import draw

@@ -28,7 +28,7 @@ from typing import Any
 from perf.workloads import build_generator
 
 from flannel_ebpf.base.errors import LabError
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract.enums import Reason
 from flannel_ebpf.lab import Host, Lab, LabSpec, Node
 from flannel_ebpf.lab.counters import device_packets, reasons
 from flannel_ebpf.lab.processes import Process

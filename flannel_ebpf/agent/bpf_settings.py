@@ -9,7 +9,7 @@ from flannel_ebpf.base.errors import BpfError, ConfigError
 from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.contract import features
-from flannel_ebpf.contract.abi import Cap, Check, Fastpath
+from flannel_ebpf.contract.enums import Cap, Check, Fastpath
 from flannel_ebpf.desired.bpf.contents import Settings
 from flannel_ebpf.desired.objects import Attach, XdpMode
 from flannel_ebpf.kernel import sysctl

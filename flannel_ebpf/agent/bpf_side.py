@@ -16,8 +16,8 @@ from flannel_ebpf.agent.side import Round, scope_of
 from flannel_ebpf.base.errors import BpfError, KernelError, ProgramsRequired
 from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.base.kept import same_objects
-from flannel_ebpf.contract import abi, features
-from flannel_ebpf.contract.abi import Fastpath
+from flannel_ebpf.contract import abi, enums, features
+from flannel_ebpf.contract.enums import Fastpath
 from flannel_ebpf.desired import backends, demand
 from flannel_ebpf.desired.backends import Node, Peer, Stack
 from flannel_ebpf.desired.bpf import conntrack, contents
@@ -162,7 +162,7 @@ class BpfSide:
             return frozenset()
 
     @property
-    def caps(self) -> abi.Cap:
+    def caps(self) -> enums.Cap:
         """What this kernel's programs can do."""
         return self._settings.caps
 
@@ -309,9 +309,9 @@ class BpfSide:
         config = contents.constants(stack, peers, self._settings)
         self._length = config.peer_len
         if self._room is not None and len(peers) > self._room:
-            config = replace(config, source_check=abi.Check.OFF)
+            config = replace(config, source_check=enums.Check.OFF)
         config = replace(config, monitor=watching.sample(self._state_dir, now.node.config.network))
-        if config.backend != abi.Mode.UDP:
+        if config.backend != enums.Mode.UDP:
             return config
         return replace(config, uplink_finishes=ethtool.finishes(stack.uplink.name))
 

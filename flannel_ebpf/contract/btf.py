@@ -135,7 +135,7 @@ def check(btf: Btf, structs: Structs, enums: Enums, *, complete: bool = True) ->
     for name, (size, fields) in structs.items():
         if name not in btf.structs:
             if complete:
-                raise AbiMismatch(f"struct {name}: in flannel_ebpf/contract/abi.py, but the object has none")
+                raise AbiMismatch(f"struct {name}: in flannel_ebpf/contract/, but the object has none")
             continue
         _check_struct(name, btf.structs[name], (size, fields))
     for name, constants in enums.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from flannel_ebpf.contract.abi import Cap
+from flannel_ebpf.contract.enums import Cap
 
 WITHOUT: Mapping[Cap, str] = {
     Cap.REDIRECT_NEIGH: "BPF sends nothing to other nodes, it only delivers",

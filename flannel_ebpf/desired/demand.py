@@ -16,7 +16,8 @@ from flannel_ebpf.base.config import VxlanConfig
 from flannel_ebpf.base.family import Family, Network, family_of
 from flannel_ebpf.base.options import PeersChoice
 from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import ANY_PEER_MAC, Cap, Mode
+from flannel_ebpf.contract.abi import ANY_PEER_MAC
+from flannel_ebpf.contract.enums import Cap, Mode
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Peer, Stack, vxlan
 from flannel_ebpf.desired.objects import ANY_PEER_GATEWAY, Neighbour, Object, Route

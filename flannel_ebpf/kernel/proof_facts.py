@@ -8,7 +8,7 @@ from ipaddress import ip_network
 from flannel_ebpf.base.config import HostGwConfig
 from flannel_ebpf.base.family import Family
 from flannel_ebpf.base.model import PodPort
-from flannel_ebpf.contract.abi import Mode
+from flannel_ebpf.contract.enums import Mode
 from flannel_ebpf.desired.backends import Peer, Stack, backend_of
 from flannel_ebpf.desired.proof.passages import Facts, Tunnel
 from flannel_ebpf.desired.proof.ranges import Ranges, exactly, of, of_network, without

@@ -7,7 +7,9 @@ from collections import Counter
 from dataclasses import astuple
 
 from flannel_ebpf.base.family import Family
-from flannel_ebpf.contract.abi import Count, Hook, Reason, unpack_u32
+from flannel_ebpf.contract.abi import unpack_u32
+from flannel_ebpf.contract.enums import Hook, Reason
+from flannel_ebpf.contract.learned import Count
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab.node import Node
 

@@ -8,8 +8,8 @@ from ipaddress import IPv4Address
 
 from scapy.packet import Packet
 
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import PodFlag, Reason
+from flannel_ebpf.contract import abi, enums
+from flannel_ebpf.contract.enums import PodFlag, Reason
 from tests.bpf.node import (
     DROP,
     KERNEL,
@@ -24,8 +24,8 @@ from tests.bpf.node import (
     Node,
 )
 
-COUNT_ONLY = replace(VXLAN, source_check=abi.Check.COUNT)
-NO_CHECK = replace(VXLAN, source_check=abi.Check.OFF)
+COUNT_ONLY = replace(VXLAN, source_check=enums.Check.COUNT)
+NO_CHECK = replace(VXLAN, source_check=enums.Check.OFF)
 MIXED = replace(VXLAN, direct_routing=True)
 
 HOST = IPv4Address("192.0.2.77")
@@ -74,7 +74,7 @@ def with_inner_type(frame: Packet, ethertype: int) -> bytes:
     return tampered(frame, 62, ethertype.to_bytes(2, "big"))
 
 
-def peer_mode(mode: abi.Mode) -> Callable[[Node], None]:
+def peer_mode(mode: enums.Mode) -> Callable[[Node], None]:
     return lambda node: node.add_peer(PEER, PEER.peer(mode))
 
 

@@ -11,8 +11,8 @@ from scapy.layers.l2 import ARP, Dot1Q
 from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract import enums
+from flannel_ebpf.contract.enums import Reason
 from tests.bpf.cases import (
     COUNT_ONLY,
     HOST,
@@ -50,7 +50,7 @@ row = partial(Case, "fl_from_peer")
 
 
 def two_members(node: Node) -> None:
-    node.add_peer(SECOND_PEER, SECOND_PEER.peer(abi.Mode.VXLAN))
+    node.add_peer(SECOND_PEER, SECOND_PEER.peer(enums.Mode.VXLAN))
 
 
 FROM_PEER = [
@@ -193,7 +193,7 @@ FROM_PEER = [
         on_wire(packet(PEER.pod, POD)),
         Reason.FAST_DIRECT,
         config=MIXED,
-        setup=peer_mode(abi.Mode.DIRECT),
+        setup=peer_mode(enums.Mode.DIRECT),
     ),
     row(
         "direct, pod unknown",

@@ -13,8 +13,8 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import PodFlag, Reason
+from flannel_ebpf.contract import enums
+from flannel_ebpf.contract.enums import PodFlag, Reason
 from tests.bpf.cases import (
     COUNT_ONLY,
     MIXED,
@@ -49,8 +49,8 @@ from tests.bpf.node import (
     Node,
 )
 
-NO_L2_ETH = replace(VXLAN, caps=VXLAN.caps & ~abi.Cap.ENCAP_L2_ETH)
-NO_NEIGH = replace(VXLAN, caps=VXLAN.caps & ~abi.Cap.REDIRECT_NEIGH)
+NO_L2_ETH = replace(VXLAN, caps=VXLAN.caps & ~enums.Cap.ENCAP_L2_ETH)
+NO_NEIGH = replace(VXLAN, caps=VXLAN.caps & ~enums.Cap.REDIRECT_NEIGH)
 IP_AT = 14
 OPTIONS = b"\x94\x04\x00\x00"
 
@@ -62,7 +62,7 @@ def peer_mtu(mtu: int) -> Callable[[Node], None]:
 
 
 def peer_has_programs(node: Node) -> None:
-    node.add_peer(PEER, replace(PEER.peer(abi.Mode.UDP), flags=abi.PeerFlag.ON_LINK | abi.PeerFlag.BPF))
+    node.add_peer(PEER, replace(PEER.peer(enums.Mode.UDP), flags=enums.PeerFlag.ON_LINK | enums.PeerFlag.BPF))
 
 
 def shaped_port(node: Node) -> None:
@@ -125,8 +125,8 @@ FROM_POD = [
     row("to the next pod", from_pod(dst=OTHER_POD), Reason.NOT_OVERLAY),
     row("to the outside", from_pod(dst=OUTSIDE), Reason.NOT_OVERLAY),
     row("to a subnet nobody holds", from_pod(dst=STRANGER.pod), Reason.NOT_OVERLAY),
-    row("to a peer of the kernel's alone", from_pod(), Reason.NOT_OVERLAY, setup=peer_mode(abi.Mode.NONE)),
-    row("to a peer of another backend", from_pod(), Reason.NOT_OVERLAY, setup=peer_mode(abi.Mode.UDP)),
+    row("to a peer of the kernel's alone", from_pod(), Reason.NOT_OVERLAY, setup=peer_mode(enums.Mode.NONE)),
+    row("to a peer of another backend", from_pod(), Reason.NOT_OVERLAY, setup=peer_mode(enums.Mode.UDP)),
     row("IP options", from_pod(options=OPTIONS), Reason.IP_OPTIONS),
     row("first fragment", from_pod(flags="MF"), Reason.FRAGMENT),
     row("later fragment", from_pod(frag=10), Reason.FRAGMENT),
@@ -201,7 +201,7 @@ FROM_POD = [
         from_pod(),
         Reason.FAST_DIRECT,
         config=MIXED,
-        setup=peer_mode(abi.Mode.DIRECT),
+        setup=peer_mode(enums.Mode.DIRECT),
     ),
     row("udp", from_pod(), Reason.FAST_UDP, config=UDP, taught=True),
     row("udp, TTL 2 is the relay's last", from_pod(ttl=2), Reason.TTL, config=UDP),

@@ -13,7 +13,8 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from flannel_ebpf.contract.abi import ANY_PEER_MAC, Reason
+from flannel_ebpf.contract.abi import ANY_PEER_MAC
+from flannel_ebpf.contract.enums import Reason
 from tests.bpf.cases import (
     HOST,
     MULTICAST_MAC,

@@ -7,7 +7,7 @@ from functools import partial
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Raw
 
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract.enums import Reason
 from tests.bpf.cases import COUNT_ONLY, HOST, OUTSIDE, Case, odd_member, silent_daemon, with_inner_type
 from tests.bpf.frames import l4, on_wire, packet, udp_tunnel, vxlan
 from tests.bpf.node import DIRECT, OTHER_POD, PEER, POD, STRANGER, UDP, XDP_PASS

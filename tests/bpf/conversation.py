@@ -10,8 +10,8 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from flannel_ebpf.base.model import Mac
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract import abi, enums, learned
+from flannel_ebpf.contract.enums import Reason
 from tests.bpf.frames import from_pod, l4, on_wire, packet, udp_tunnel, vxlan
 from tests.bpf.node import (
     FLOWS,
@@ -26,9 +26,9 @@ from tests.bpf.node import (
     Ran,
 )
 
-TCP_KEY = abi.FlowKey(POD, PEER.pod, 4000, 5000, 6)
-UDP_KEY = abi.FlowKey(POD, PEER.pod, 4000, 5000, 17)
-PING_KEY = abi.FlowKey(POD, PEER.pod, 4000, 8, 1)
+TCP_KEY = learned.FlowKey(POD, PEER.pod, 4000, 5000, 6)
+UDP_KEY = learned.FlowKey(POD, PEER.pod, 4000, 5000, 17)
+PING_KEY = learned.FlowKey(POD, PEER.pod, 4000, 8, 1)
 NodeWith = Callable[[abi.Config], Node]
 
 
@@ -43,7 +43,7 @@ class Conversation:
         self.mode = node.config.backend
 
     @property
-    def key(self) -> abi.FlowKey:
+    def key(self) -> learned.FlowKey:
         return {"tcp": TCP_KEY, "udp": UDP_KEY, "ping": PING_KEY}[self.kind]
 
     def enter(self, flags: str = "", **run: int) -> Ran:
@@ -57,9 +57,9 @@ class Conversation:
 
     def arrive(self, flags: str = "") -> Ran:
         inner = packet(PEER.pod, POD, self._body(5000, 4000, flags))
-        if self.mode == abi.Mode.DIRECT:
+        if self.mode == enums.Mode.DIRECT:
             return self.node.run("fl_from_peer", bytes(on_wire(inner)))
-        tunnel = vxlan if self.mode == abi.Mode.VXLAN else udp_tunnel
+        tunnel = vxlan if self.mode == enums.Mode.VXLAN else udp_tunnel
         return self.node.run("fl_from_peer", bytes(tunnel(inner)))
 
     def deliver(
@@ -73,7 +73,7 @@ class Conversation:
     ) -> Ran:
         """Show the packet that arrived where the kernel delivers it."""
         body = self._body(5000, 4000, flags) if body is None else body
-        inner = packet(src, POD, body, **{"ttl": 62 if self.mode == abi.Mode.UDP else 63} | ip)
+        inner = packet(src, POD, body, **{"ttl": 62 if self.mode == enums.Mode.UDP else 63} | ip)
         return self.node.run("fl_to_pod", to_pod(inner), ticket=ran.ticket, ifindex=ifindex)
 
     def learn_tx(self, flags: str = "") -> None:
@@ -94,11 +94,11 @@ class Conversation:
         return l4(kind, sport=sport, dport=dport)
 
 
-def leaving(mode: abi.Mode, inner: Packet, mac: Mac | None = None) -> bytes:
+def leaving(mode: enums.Mode, inner: Packet, mac: Mac | None = None) -> bytes:
     """Return a frame as the kernel sends it to the peer: into the tunnel, or to the next hop."""
-    if mode == abi.Mode.UDP:
+    if mode == enums.Mode.UDP:
         return bytes(inner)
-    to = mac or (PEER.vtep if mode == abi.Mode.VXLAN else NEXT_HOP_MAC)
+    to = mac or (PEER.vtep if mode == enums.Mode.VXLAN else NEXT_HOP_MAC)
     return bytes(Ether(src=str(OWN_VTEP), dst=str(to)) / inner)
 
 

@@ -14,7 +14,7 @@ from scapy.layers.vxlan import VXLAN as VXLAN_HEADER
 from scapy.packet import Packet, Raw
 
 from flannel_ebpf.base.model import Mac
-from flannel_ebpf.contract import abi
+from flannel_ebpf.contract import abi, enums
 from tests.bpf import node
 from tests.bpf.frames import PAYLOAD
 from tests.bpf.kernel_path import KernelNode
@@ -47,9 +47,9 @@ VXLAN = replace(
     vtep_mac=OWN.vtep,
     peer_len=64,
 )
-FLOWS = replace(VXLAN, fastpath=abi.Fastpath.FLOWS)
-DIRECT = replace(VXLAN, backend=abi.Mode.DIRECT, vtep_mac=abi.NO_MAC)
-COUNT_ONLY = replace(VXLAN, source_check=abi.Check.COUNT)
+FLOWS = replace(VXLAN, fastpath=enums.Fastpath.FLOWS)
+DIRECT = replace(VXLAN, backend=enums.Mode.DIRECT, vtep_mac=abi.NO_MAC)
+COUNT_ONLY = replace(VXLAN, source_check=enums.Check.COUNT)
 
 
 class Node6(node.Node):

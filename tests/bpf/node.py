@@ -14,7 +14,8 @@ import pytest
 
 from flannel_ebpf.base.family import Address, Network
 from flannel_ebpf.base.model import Mac
-from flannel_ebpf.contract import abi
+from flannel_ebpf.contract import abi, enums, learned
+from flannel_ebpf.contract.learned import Cell
 from flannel_ebpf.kernel.bpf import Map, Program
 from flannel_ebpf.kernel.programs import loader
 from flannel_ebpf.kernel.programs.loader import Loaded, LoadRequest, ensure_loaded
@@ -35,7 +36,7 @@ NEXT_HOP_MAC = Mac.parse("02:00:00:00:00:99")
 POD, POD_MAC = IPv4Address("10.1.1.10"), Mac.parse("02:aa:00:00:00:0a")
 OTHER_POD, OTHER_MAC = IPv4Address("10.1.1.11"), Mac.parse("02:aa:00:00:00:0b")
 
-NO_FLAGS = abi.PodFlag(0)
+NO_FLAGS = enums.PodFlag(0)
 HOUR = 3600 * 10**9
 HASH_KEY = 0x1122334455667788
 EPOCH_SHIFT = 36
@@ -61,15 +62,15 @@ VXLAN = abi.Config(
     peer_len=24,
     revalidate_ms=10_000,
     caps=ALL_CAPS,
-    backend=abi.Mode.VXLAN,
-    fastpath=abi.Fastpath.SUBNETS,
-    source_check=abi.Check.DROP,
+    backend=enums.Mode.VXLAN,
+    fastpath=enums.Fastpath.SUBNETS,
+    source_check=enums.Check.DROP,
     direct_routing=False,
     ttl=64,
 )
-FLOWS = replace(VXLAN, fastpath=abi.Fastpath.FLOWS)
-DIRECT = replace(VXLAN, backend=abi.Mode.DIRECT, vtep_mac=abi.NO_MAC)
-UDP = replace(VXLAN, backend=abi.Mode.UDP, vtep_mac=abi.NO_MAC, port=8285)
+FLOWS = replace(VXLAN, fastpath=enums.Fastpath.FLOWS)
+DIRECT = replace(VXLAN, backend=enums.Mode.DIRECT, vtep_mac=abi.NO_MAC)
+UDP = replace(VXLAN, backend=enums.Mode.UDP, vtep_mac=abi.NO_MAC, port=8285)
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,17 @@ class Remote:
     subnet: Network
     pod: Address
 
-    def peer(self, mode: abi.Mode, *, mtu: int = 1500, on_link: bool = True, outer: str = "both") -> abi.Peer:
+    def peer(
+        self, mode: enums.Mode, *, mtu: int = 1500, on_link: bool = True, outer: str = "both"
+    ) -> abi.Peer:
         """Return an entry of fl_peers; `outer`: BPF does that leg for what it sends, receives, or both."""
-        vtep = self.vtep if mode == abi.Mode.VXLAN else abi.NO_MAC
+        vtep = self.vtep if mode == enums.Mode.VXLAN else abi.NO_MAC
         until = time.monotonic_ns() + HOUR
         return abi.Peer(
             self.public_ip,
             vtep,
             mode,
-            abi.PeerFlag(int(on_link)),
+            enums.PeerFlag(int(on_link)),
             mtu,
             self.slot,
             until if outer in ("send", "both") else 0,
@@ -117,7 +120,7 @@ PEER, SECOND_PEER, STRANGER = remote(2), remote(3), remote(9)
 
 def as_peer(config: abi.Config) -> abi.Config:
     """Return the same configuration for the node at the other end."""
-    vtep = PEER.vtep if config.backend == abi.Mode.VXLAN else abi.NO_MAC
+    vtep = PEER.vtep if config.backend == enums.Mode.VXLAN else abi.NO_MAC
     return replace(config, public_ip=PEER.public_ip, subnet=PEER.subnet.network_address, vtep_mac=vtep)
 
 
@@ -128,11 +131,11 @@ class Ran:
     verdict: int
     frame: bytes
     ticket: int
-    counted: Mapping[abi.Reason, int]
+    counted: Mapping[enums.Reason, int]
     duration_ns: int = 0
 
     @property
-    def reason(self) -> abi.Reason | None:
+    def reason(self) -> enums.Reason | None:
         """The one reason counted, None when the program did not count at all."""
         assert sum(self.counted.values()) <= 1, f"counted more than once: {self.counted}"
         return next(iter(self.counted), None)
@@ -197,7 +200,7 @@ class Node:
         """Say until when stateless pods are, ns."""
         self.maps["fl_proof"].update(abi.pack_u32(0), abi.Proof(until).pack())
 
-    def set_level(self, subnet: Network, flags: abi.PodFlag) -> None:
+    def set_level(self, subnet: Network, flags: enums.PodFlag) -> None:
         key = abi.SubnetKey(subnet.prefixlen, subnet.network_address)
         self.maps["fl_levels"].update(key.pack(), abi.Level(flags).pack())
 
@@ -225,7 +228,7 @@ class Node:
         address: Address,
         ifindex: int = POD_PORT,
         mac: Mac = POD_MAC,
-        flags: abi.PodFlag = NO_FLAGS,
+        flags: enums.PodFlag = NO_FLAGS,
     ) -> None:
         self.maps["fl_pods"].update(
             abi.AddrKey(address).pack(), abi.Pod(ifindex, mac, GATEWAY_MAC, flags).pack()
@@ -238,7 +241,7 @@ class Node:
         raw = self.maps["fl_pods"].lookup(abi.AddrKey(address).pack())
         return abi.Pod.unpack(raw) if raw else None
 
-    def set_port(self, ifindex: int, flags: abi.PodFlag = NO_FLAGS, mac: Mac = abi.NO_MAC) -> None:
+    def set_port(self, ifindex: int, flags: enums.PodFlag = NO_FLAGS, mac: Mac = abi.NO_MAC) -> None:
         self.maps["fl_ports"].update(abi.pack_u32(ifindex), abi.Port(flags, mac).pack())
 
     def port(self, ifindex: int) -> abi.Port:
@@ -246,15 +249,15 @@ class Node:
         assert raw
         return abi.Port.unpack(raw)
 
-    def flow(self, key: abi.FlowKey) -> abi.Flow | None:
+    def flow(self, key: learned.FlowKey) -> learned.Flow | None:
         raw = self.maps["fl_flows"].lookup(key.pack())
-        return abi.Flow.unpack(raw) if raw else None
+        return learned.Flow.unpack(raw) if raw else None
 
-    def put_flow(self, key: abi.FlowKey, flow: abi.Flow) -> None:
+    def put_flow(self, key: learned.FlowKey, flow: learned.Flow) -> None:
         self.maps["fl_flows"].update(key.pack(), flow.pack())
         self.void_open()
 
-    def forget_flow(self, key: abi.FlowKey) -> None:
+    def forget_flow(self, key: learned.FlowKey) -> None:
         """Take a flow out of fl_flows, as the LRU does; fl_open may still know it."""
         assert self.maps["fl_flows"].delete(key.pack())
 
@@ -272,22 +275,22 @@ class Node:
 
     def clear_sketch(self, learned: int = 100) -> None:
         """Make every flow young; `learned` epochs ago all touched fl_flows."""
-        self._set_sketch(abi.Cell(epoch(), 0, learned=epoch() - learned & 0xFF))
+        self._set_sketch(Cell(epoch(), 0, learned=epoch() - learned & 0xFF))
 
     def fill_sketch(self, learned: int = 0) -> None:
         """Make no flow young, for this epoch and the next few; `learned` epochs ago all touched fl_flows."""
-        self._set_sketch(abi.Cell(epoch(), 255, learned=epoch() - learned & 0xFF))
+        self._set_sketch(Cell(epoch(), 255, learned=epoch() - learned & 0xFF))
 
-    def counted_cell(self) -> tuple[int, abi.Cell]:
+    def counted_cell(self) -> tuple[int, Cell]:
         """Return the only cell of the sketch that counted anything, and its place."""
         lines = self.maps["fl_sketch"].items()
         raw = b"".join(lines[key] for key in sorted(lines, key=abi.unpack_u32))
-        size = len(abi.Cell(0, 0, 0).pack())
-        cells = (abi.Cell.unpack(raw[at : at + size]) for at in range(0, len(raw), size))
+        size = len(Cell(0, 0, 0).pack())
+        cells = (Cell.unpack(raw[at : at + size]) for at in range(0, len(raw), size))
         (found,) = ((place, cell) for place, cell in enumerate(cells) if cell.packets)
         return found
 
-    def put_cell(self, place: int, cell: abi.Cell) -> None:
+    def put_cell(self, place: int, cell: Cell) -> None:
         sketch = self.maps["fl_sketch"]
         index, at = divmod(place * len(cell.pack()), sketch.info.value_size)
         key = abi.pack_u32(index)
@@ -295,19 +298,19 @@ class Node:
         assert line
         sketch.update(key, line[:at] + cell.pack() + line[at + len(cell.pack()) :])
 
-    def _set_sketch(self, cell: abi.Cell) -> None:
+    def _set_sketch(self, cell: Cell) -> None:
         sketch = self.maps["fl_sketch"]
         value = replace(cell, ended=self._ends).pack() * (sketch.info.value_size // len(cell.pack()))
         sketch.update_many((struct.pack("=I", index), value) for index in range(sketch.info.max_entries))
 
-    def traffic(self, node: Remote) -> abi.Traffic:
-        return abi.Traffic.unpack(self.maps["fl_peer_stats"].sums()[abi.pack_u32(node.slot)])
+    def traffic(self, node: Remote) -> learned.Traffic:
+        return learned.Traffic.unpack(self.maps["fl_peer_stats"].sums()[abi.pack_u32(node.slot)])
 
-    def reasons(self, program: str) -> dict[abi.Reason, int]:
+    def reasons(self, program: str) -> dict[enums.Reason, int]:
         """Return the counters of one program's hook, zeros left out."""
         field = program.removeprefix("fl_")
         counts = {
-            abi.Reason(abi.unpack_u32(key)): getattr(abi.Count.unpack(value), field)
+            enums.Reason(abi.unpack_u32(key)): getattr(learned.Count.unpack(value), field)
             for key, value in self.maps["fl_reasons"].sums().items()
         }
         return {reason: count for reason, count in counts.items() if count}
@@ -326,7 +329,7 @@ class Node:
         """Run one program once on one frame. `ifindex` 0: the device where that program is attached."""
         before = self.reasons(program)
         xdp = program == "fl_xdp"
-        overlay = program == "fl_to_peer" and self.config.backend != abi.Mode.DIRECT
+        overlay = program == "fl_to_peer" and self.config.backend != enums.Mode.DIRECT
         at = ifindex or (POD_PORT if "pod" in program else OVERLAY if overlay else UPLINK)
         ctx = skb_context(mark=ticket, ifindex=at, gso_size=gso_size, gso_segs=gso_segs)
         done = self.programs[program].test_run(frame, b"" if xdp else ctx, repeat)
@@ -345,7 +348,7 @@ def epoch() -> int:
     return time.monotonic_ns() >> EPOCH_SHIFT & 0xFF
 
 
-def flow_hash(key: abi.FlowKey) -> int:
+def flow_hash(key: learned.FlowKey) -> int:
     """Return the hash that bpf/flows.h has of a flow here."""
     first, second = struct.unpack("=QQ", key.pack())
     mixed = first ^ HASH_KEY
@@ -353,11 +356,15 @@ def flow_hash(key: abi.FlowKey) -> int:
     return ((mixed ^ mixed >> 32 ^ second) * 0xBF58476D1CE4E5B9 % 2**64) >> 32
 
 
-def word(key: abi.FlowKey, at: int, *, established: bool = True) -> int:
+def word(key: learned.FlowKey, at: int, *, established: bool = True) -> int:
     """Return what fl_flows keeps of a direction that the kernel carried at that time, ns."""
-    return flow_hash(key) >> 9 << 41 | established << 40 | at >> abi.TIME_SHIFT
+    return flow_hash(key) >> 9 << 41 | established << 40 | at >> learned.TIME_SHIFT
 
 
-def a_flow(key: abi.FlowKey, tx: int = 0, rx: int = 0, ifindex: int = POD_PORT, born: int = 0) -> abi.Flow:
+def a_flow(
+    key: learned.FlowKey, tx: int = 0, rx: int = 0, ifindex: int = POD_PORT, born: int = 0
+) -> learned.Flow:
     """Return a flow that the kernel carried at these times, ns; 0: never."""
-    return abi.Flow(word(key, tx) if tx else 0, word(key, rx) if rx else 0, ifindex, born >> abi.TIME_SHIFT)
+    return learned.Flow(
+        word(key, tx) if tx else 0, word(key, rx) if rx else 0, ifindex, born >> learned.TIME_SHIFT
+    )

@@ -10,8 +10,9 @@ import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.packet import Raw
 
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import ANY_PEER_MAC, Reason
+from flannel_ebpf.contract import abi, enums
+from flannel_ebpf.contract.abi import ANY_PEER_MAC
+from flannel_ebpf.contract.enums import Reason
 from tests.bpf.cases import OUTSIDE
 from tests.bpf.conversation import leaving
 from tests.bpf.frames import from_pod, l4, packet
@@ -89,7 +90,7 @@ def test_it_is_the_only_way_so_a_silent_daemon_ends_it_not(node_with: NodeWith) 
     ("what", "pod", "changes"),
     [
         ("nobody's", STRANGER.pod, {}),
-        ("a peer that is the kernel's, as IPsec wants it", PEER.pod, {"mode": abi.Mode.NONE}),
+        ("a peer that is the kernel's, as IPsec wants it", PEER.pod, {"mode": enums.Mode.NONE}),
         ("too long for the way", PEER.pod, {"mtu": 60}),
     ],
 )
@@ -103,7 +104,7 @@ def test_what_has_no_way_is_dropped_and_counted(
 
 
 def test_it_is_dropped_whatever_sources_are_checked(node_with: NodeWith) -> None:
-    node = node_with(replace(FLOWS, source_check=abi.Check.OFF))
+    node = node_with(replace(FLOWS, source_check=enums.Check.OFF))
     assert node.run("fl_to_peer", first(packet(POD, STRANGER.pod))).verdict == DROP
 
 
@@ -118,7 +119,7 @@ def test_what_the_kernel_carried_so_far_is_learned(node_with: NodeWith) -> None:
 
 
 def test_other_backends_know_no_such_station(node_with: NodeWith) -> None:
-    node = node_with(replace(UDP, backend=abi.Mode.DIRECT))
+    node = node_with(replace(UDP, backend=enums.Mode.DIRECT))
     frame = first(packet(POD, PEER.pod))
     ran = node.run("fl_to_peer", frame)
     assert (ran.verdict, ran.frame) == (KERNEL, frame)

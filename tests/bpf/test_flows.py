@@ -10,8 +10,8 @@ import pytest
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import PodFlag, Reason
+from flannel_ebpf.contract import abi, learned
+from flannel_ebpf.contract.enums import PodFlag, Reason
 from tests.bpf.conversation import TCP_KEY, UDP_KEY, Conversation, NodeWith, node, tcp, udp
 from tests.bpf.frames import from_pod, l4, on_wire, packet, vxlan
 from tests.bpf.node import (
@@ -139,7 +139,7 @@ def test_a_flow_that_rested_is_young_again(udp: Conversation) -> None:
     udp.learn_tx()
     flow = udp.node.flow(UDP_KEY)
     assert flow is not None
-    assert time.monotonic_ns() - (flow.born << abi.TIME_SHIFT) < SECOND
+    assert time.monotonic_ns() - (flow.born << learned.TIME_SHIFT) < SECOND
     assert flow.heard == 0
 
 
@@ -212,7 +212,7 @@ def test_an_open_flow_to_a_forgotten_pod_teaches_it(udp: Conversation) -> None:
 
 def test_a_full_table_only_means_the_kernel_path(node: Node) -> None:
     for port in range(1, 2000):
-        key = abi.FlowKey(POD, PEER.pod, port, 5000, 17)
+        key = learned.FlowKey(POD, PEER.pod, port, 5000, 17)
         node.maps["fl_flows"].update(key.pack(), a_flow(key, 1).pack())
     talk = Conversation(node, "udp")
     talk.learn_tx()

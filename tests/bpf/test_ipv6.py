@@ -32,8 +32,8 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import PodFlag, Reason
+from flannel_ebpf.contract import abi, enums
+from flannel_ebpf.contract.enums import PodFlag, Reason
 from tests import namespaces
 from tests.bpf import cases
 from tests.bpf.cases import tampered
@@ -319,7 +319,7 @@ def hops_away(frame: bytes, delivered: bytes) -> int:
 
 
 def as_peer(config: abi.Config) -> abi.Config:
-    vtep = PEER.vtep if config.backend == abi.Mode.VXLAN else abi.NO_MAC
+    vtep = PEER.vtep if config.backend == enums.Mode.VXLAN else abi.NO_MAC
     return replace(config, public_ip=PEER.public_ip, subnet=PEER.subnet.network_address, vtep_mac=vtep)
 
 

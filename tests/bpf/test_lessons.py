@@ -9,7 +9,7 @@ import pytest
 from scapy.layers.inet import TCP
 from scapy.packet import Packet
 
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract.enums import Reason
 from tests.bpf.cases import HOST
 from tests.bpf.conversation import TCP_KEY, UDP_KEY, Conversation, NodeWith, leaving, node, tcp, udp
 from tests.bpf.frames import from_pod, l4, packet

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_ebpf.contract import abi
+from flannel_ebpf.contract import abi, enums, learned
 from flannel_ebpf.kernel.bpf import Map, Program
 from flannel_ebpf.kernel.programs import pins
 from flannel_ebpf.kernel.programs.loader import OBJECTS, LoadRequest, ensure_loaded
@@ -50,17 +50,17 @@ def test_loads_pins_and_sets_constants(request_: LoadRequest) -> None:
     with Program.open(loaded.folders[0] / "fl_to_peer") as program:
         assert program.test_run(FRAME).verdict == FLOWS.uplink
     with Map.open(loaded.maps / "fl_reasons") as reasons:
-        counted = {key: abi.Count.unpack(value) for key, value in reasons.sums().items()}
+        counted = {key: learned.Count.unpack(value) for key, value in reasons.sums().items()}
     # constants beside fl_cfg kept their value, or the packet would be counted as unknown
-    assert counted[abi.pack_u32(abi.Reason.NOT_OVERLAY)].from_pod == 1
-    assert counted[abi.pack_u32(abi.Reason.GO_ON)].from_pod == 0
+    assert counted[abi.pack_u32(enums.Reason.NOT_OVERLAY)].from_pod == 1
+    assert counted[abi.pack_u32(enums.Reason.GO_ON)].from_pod == 0
 
 
 def test_bpftool_prints_entries_by_name(request_: LoadRequest) -> None:
     loaded = ensure_loaded(request_)
     with Map.open(loaded.maps / "fl_peers") as peers:
         peer = abi.Peer(
-            IPv4Address("192.0.2.7"), FLOWS.vtep_mac, abi.Mode.VXLAN, abi.PeerFlag.ON_LINK, 1500, 3
+            IPv4Address("192.0.2.7"), FLOWS.vtep_mac, enums.Mode.VXLAN, enums.PeerFlag.ON_LINK, 1500, 3
         )
         peers.update(abi.SubnetKey(24, IPv4Address("10.1.6.0")).pack(), peer.pack())
 
@@ -81,10 +81,10 @@ def test_daemon_side_never_imports_the_binding(request_: LoadRequest) -> None:
     subprocess.run([sys.executable, "-c", script], input=pickle.dumps(request_), check=True)
 
 
-@pytest.mark.parametrize("fastpath", abi.Fastpath)
-@pytest.mark.parametrize("backend", [abi.Mode.VXLAN, abi.Mode.DIRECT, abi.Mode.UDP])
+@pytest.mark.parametrize("fastpath", enums.Fastpath)
+@pytest.mark.parametrize("backend", [enums.Mode.VXLAN, enums.Mode.DIRECT, enums.Mode.UDP])
 def test_real_objects_load_in_every_mode(
-    request_: LoadRequest, backend: abi.Mode, fastpath: abi.Fastpath
+    request_: LoadRequest, backend: enums.Mode, fastpath: enums.Fastpath
 ) -> None:
     config = replace(FLOWS, backend=backend, fastpath=fastpath, caps=probe())
     loaded = ensure_loaded(replace(request_, config=config, objects=OBJECTS, xdp=True))
@@ -93,8 +93,8 @@ def test_real_objects_load_in_every_mode(
     assert set(loaded.programs) == {"fl_from_pod", "fl_to_peer", "fl_from_peer", "fl_to_pod", "fl_xdp"}
 
 
-@pytest.mark.parametrize("without", abi.Cap)
-def test_real_objects_load_without_a_building_block(request_: LoadRequest, without: abi.Cap) -> None:
+@pytest.mark.parametrize("without", enums.Cap)
+def test_real_objects_load_without_a_building_block(request_: LoadRequest, without: enums.Cap) -> None:
     config = replace(FLOWS, caps=probe() & ~without)
     assert ensure_loaded(replace(request_, config=config, objects=OBJECTS, xdp=True)).xdp_error == ""
 

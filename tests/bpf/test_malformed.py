@@ -11,7 +11,7 @@ from scapy.layers.inet import IP
 from scapy.packet import Packet, Raw
 
 from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract.enums import Reason
 from tests.bpf.frames import from_pod, l4, on_wire, packet, udp_tunnel, vxlan
 from tests.bpf.node import DIRECT, DROP, FLOWS, KERNEL, PEER, POD, REDIRECT, UDP, VXLAN, XDP_PASS, Node
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract import learned
+from flannel_ebpf.contract.enums import Reason
 from tests.bpf.conversation import TCP_KEY, UDP_KEY, Conversation, NodeWith, node, tcp, udp
 from tests.bpf.frames import from_pod, l4
 from tests.bpf.node import FLOWS, OTHER_MAC, OTHER_PORT, PEER, POD, REDIRECT, Node, a_flow
@@ -67,12 +67,12 @@ def test_it_ends_when_the_opening_does(node_with: NodeWith) -> None:
     node.fill_sketch()
     udp = Conversation(node, "udp")
     udp.learn_tx()
-    learned = time.monotonic()
+    since = time.monotonic()
     assert udp.enter().reason == FAST
     node.forget_flow(UDP_KEY)
     while udp.enter().reason == FAST:
-        assert time.monotonic() - learned < 2
-    assert time.monotonic() - learned > 0.25
+        assert time.monotonic() - since < 2
+    assert time.monotonic() - since > 0.25
 
 
 def test_tcp_ends_when_the_other_direction_is_stale(tcp: Conversation) -> None:
@@ -96,7 +96,7 @@ def test_among_many_flows_only_the_open_ones_are_carried(node_with: NodeWith) ->
     assert veth
     for port in range(1024, 1424):
         if port % 2:
-            key = abi.FlowKey(POD, PEER.pod, port, 5000, 17)
+            key = learned.FlowKey(POD, PEER.pod, port, 5000, 17)
             node.maps["fl_flows"].update(key.pack(), a_flow(key, now, now, veth.ifindex).pack())
     for _ in range(2):
         for port in range(1024, 1424):

@@ -11,8 +11,8 @@ from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract import abi, enums
+from flannel_ebpf.contract.enums import Reason
 from tests.bpf.cases import OUTSIDE
 from tests.bpf.cases_learning import BY_KERNEL, sent
 from tests.bpf.conversation import leaving, to_pod
@@ -48,7 +48,7 @@ def seconds_left(until: int) -> float:
 @pytest.mark.parametrize("kind", TUNNELS)
 def test_what_the_kernel_sends_opens_the_way_out(kind: str, node_with: NodeWith) -> None:
     config, tunnel = TUNNELS[kind]
-    node = node_with(replace(config, fastpath=abi.Fastpath.SUBNETS))
+    node = node_with(replace(config, fastpath=enums.Fastpath.SUBNETS))
     node.add_peer(PEER, PEER.peer(config.backend, outer=""))
     assert node.run("fl_from_pod", bytes(from_pod())).reason == Reason.LEARN_PEER
     frame = sent(tunnel(packet(POD, PEER.pod, ttl=63)))
@@ -62,7 +62,7 @@ def test_what_the_kernel_sends_opens_the_way_out(kind: str, node_with: NodeWith)
 
 def test_a_relay_sends_alone_until_the_other_node_knows_its_way_in(node_with: NodeWith) -> None:
     """What programs send may lack its checksum, which no relay can make up for."""
-    node = node_with(replace(UDP, fastpath=abi.Fastpath.SUBNETS))
+    node = node_with(replace(UDP, fastpath=enums.Fastpath.SUBNETS))
     node.add_peer(PEER, PEER.peer(UDP.backend, outer=""))
     frame = sent(udp_tunnel(packet(POD, PEER.pod, ttl=63)))
     node.run("fl_to_peer", frame, ifindex=UPLINK)
@@ -75,7 +75,7 @@ def test_a_relay_sends_alone_until_the_other_node_knows_its_way_in(node_with: No
 
 
 def test_a_relay_that_only_shows_the_way_again_does_not_send_alone(node_with: NodeWith) -> None:
-    node = node_with(replace(UDP, fastpath=abi.Fastpath.SUBNETS))
+    node = node_with(replace(UDP, fastpath=enums.Fastpath.SUBNETS))
     node.add_peer(PEER, replace(PEER.peer(UDP.backend), tx_until=time.monotonic_ns() - 10**9))
     assert node.run("fl_from_pod", bytes(from_pod())).reason == Reason.LEARN_PEER
     node.run("fl_to_peer", sent(udp_tunnel(packet(POD, PEER.pod, ttl=63))), ifindex=UPLINK)
@@ -115,7 +115,7 @@ def test_what_bpf_sent_itself_opens_nothing(node_with: NodeWith) -> None:
 @pytest.mark.parametrize("kind", TUNNELS)
 def test_what_the_kernel_takes_from_the_tunnel_opens_the_way_in(kind: str, node_with: NodeWith) -> None:
     config, tunnel = TUNNELS[kind]
-    node = node_with(replace(config, fastpath=abi.Fastpath.SUBNETS))
+    node = node_with(replace(config, fastpath=enums.Fastpath.SUBNETS))
     node.add_peer(PEER, PEER.peer(config.backend, outer=""))
     came = node.run("fl_from_peer", bytes(tunnel()))
     assert (came.reason, came.ticket) == (Reason.LEARN_PEER, BY_KERNEL)

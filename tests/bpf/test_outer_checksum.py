@@ -14,7 +14,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract.enums import Reason
 from tests import namespaces
 from tests.bpf.frames import from_pod, l4, packet
 from tests.bpf.kernel_path import KernelNode

@@ -10,7 +10,7 @@ from scapy.layers.l2 import ARP, Ether
 
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import PodFlag, Reason
+from flannel_ebpf.contract.enums import PodFlag, Reason
 from tests.bpf.frames import from_pod, l4, packet, vxlan
 from tests.bpf.node import (
     GATEWAY_MAC,

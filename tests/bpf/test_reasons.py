@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract.enums import Reason
 from tests.bpf.cases import Case
 from tests.bpf.cases_from_peer import FROM_PEER
 from tests.bpf.cases_from_pod import FROM_POD

@@ -9,8 +9,8 @@ import pytest
 from scapy.layers.inet import IP
 from scapy.packet import Packet, Raw
 
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract import abi, enums
+from flannel_ebpf.contract.enums import Reason
 from tests.bpf.cases import OUTSIDE
 from tests.bpf.frames import on_wire, packet, udp_tunnel, vxlan
 from tests.bpf.node import (
@@ -140,8 +140,8 @@ def test_frames_for_other_machines_are_theirs(node_with: NodeWith) -> None:
     assert node_with(VXLAN).run("fl_from_peer", frame).reason == Reason.NOT_UNICAST
 
 
-@pytest.mark.parametrize("check", [abi.Check.COUNT, abi.Check.OFF])
-def test_only_drop_drops(check: abi.Check, node_with: NodeWith) -> None:
+@pytest.mark.parametrize("check", [enums.Check.COUNT, enums.Check.OFF])
+def test_only_drop_drops(check: enums.Check, node_with: NodeWith) -> None:
     node = node_with(replace(VXLAN, source_check=check))
     for kind in KINDS[:8]:
         assert node.run("fl_from_peer", odd(kind, STRANGER)).verdict == KERNEL

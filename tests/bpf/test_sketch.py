@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract.enums import Reason
 from tests.bpf.cases import HOST
 from tests.bpf.conversation import TCP_KEY, Conversation, node, tcp, udp
 from tests.bpf.frames import from_pod, l4

@@ -13,7 +13,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import Fastpath, PodFlag, Reason
+from flannel_ebpf.contract.enums import Fastpath, PodFlag, Reason
 from tests.bpf.cases import OUTSIDE
 from tests.bpf.frames import from_pod, l4, packet, vxlan
 from tests.bpf.node import (

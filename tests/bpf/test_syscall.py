@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flannel_ebpf.base.errors import BpfError, VerifierRejected
-from flannel_ebpf.contract.abi import Cap
+from flannel_ebpf.contract.enums import Cap
 from flannel_ebpf.kernel.bpf import Map, Program, maps, possible_cpus
 from flannel_ebpf.kernel.programs import pins
 from flannel_ebpf.kernel.programs.probe import probe

@@ -9,7 +9,7 @@ import pytest
 from scapy.packet import Packet
 
 from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract.enums import Reason
 from tests.bpf.frames import from_pod, l4, packet, vxlan
 from tests.bpf.kernel_path import KernelNode
 from tests.bpf.node import PEER, POD, REDIRECT, VXLAN, Node

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flannel_ebpf.base.family import Family
-from flannel_ebpf.contract.abi import Hook
+from flannel_ebpf.contract.enums import Hook
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.counters import reasons
 from tests.interop.flanneld import Flanneld, started

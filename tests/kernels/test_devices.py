@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flannel_ebpf.contract.abi import Mode, Peer
+from flannel_ebpf.contract.abi import Peer
+from flannel_ebpf.contract.enums import Mode
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Lab, Node, netns
 from flannel_ebpf.lab.counters import device_packets, reasons

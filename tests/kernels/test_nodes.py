@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flannel_ebpf.contract.abi import Cap
+from flannel_ebpf.contract.enums import Cap
 from flannel_ebpf.contract.features import names
 from flannel_ebpf.kernel.programs.probe import has_tcx, probe
 from flannel_ebpf.lab import Lab, Node

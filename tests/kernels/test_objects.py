@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flannel_ebpf.base.family import Family
-from flannel_ebpf.contract import abi
+from flannel_ebpf.contract import enums
 from flannel_ebpf.kernel.programs import loader
 from flannel_ebpf.kernel.programs.loader import LoadRequest, ensure_loaded
 from flannel_ebpf.kernel.programs.probe import probe
@@ -17,7 +17,7 @@ from tests.bpf import ipv6
 from tests.bpf.loading import run_here
 from tests.bpf.node import FLOWS, NETWORK
 
-BACKENDS = (abi.Mode.VXLAN, abi.Mode.DIRECT, abi.Mode.UDP)
+BACKENDS = (enums.Mode.VXLAN, enums.Mode.DIRECT, enums.Mode.UDP)
 COMPILERS = ("clang-14", "clang-16", "clang-19")
 
 
@@ -31,14 +31,14 @@ KINDS = {
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize(("kind", "fastpath"), list(product(KINDS, abi.Fastpath)))
+@pytest.mark.parametrize(("kind", "fastpath"), list(product(KINDS, enums.Fastpath)))
 def test_objects_of_each_compiler_load(
     request_: LoadRequest,
     pytestconfig: pytest.Config,
     monkeypatch: pytest.MonkeyPatch,
     compiler: str,
-    kind: tuple[Family, abi.Mode],
-    fastpath: abi.Fastpath,
+    kind: tuple[Family, enums.Mode],
+    fastpath: enums.Fastpath,
 ) -> None:
     monkeypatch.setattr(loader, "_run", run_here)
     objects = Path(pytestconfig.getoption("--objects")) / compiler

@@ -13,7 +13,7 @@ from typing import Self
 
 from flannel_ebpf.base.errors import LabError
 from flannel_ebpf.base.family import Family
-from flannel_ebpf.contract.abi import Hook
+from flannel_ebpf.contract.enums import Hook
 from flannel_ebpf.lab import Host, Lab
 from flannel_ebpf.lab.counters import reasons
 from perf.modes import Mode

@@ -23,7 +23,8 @@ from flannel_ebpf.commands.diagnose.readings import PROTOCOLS, end
 from flannel_ebpf.commands.diagnose.tables import device_names
 from flannel_ebpf.commands.flags import node_flags, options_from
 from flannel_ebpf.commands.values import AnyAddress
-from flannel_ebpf.contract.abi import Event, Reason
+from flannel_ebpf.contract.enums import Reason
+from flannel_ebpf.contract.learned import Event
 from flannel_ebpf.host import watching
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.kernel.programs.readout import maps_of

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flannel_ebpf.base.family import Address
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import PodFlag
+from flannel_ebpf.contract import abi, enums, learned
+from flannel_ebpf.contract.enums import PodFlag
 from flannel_ebpf.contract.record import Record
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.kernel.programs.readout import pods_in, read_peers
@@ -26,9 +26,9 @@ MAPS: dict[str, tuple[type[Record] | None, type[Record]]] = {
     "fl_ports": (None, abi.Port),
     "fl_levels": (abi.SubnetKey, abi.Level),
     "fl_proof": (None, abi.Proof),
-    "fl_flows": (abi.FlowKey, abi.Flow),
-    "fl_reasons": (None, abi.Count),
-    "fl_peer_stats": (None, abi.Traffic),
+    "fl_flows": (learned.FlowKey, learned.Flow),
+    "fl_reasons": (None, learned.Count),
+    "fl_peer_stats": (None, learned.Traffic),
 }
 """Map -> how its keys and values are read; None: a number."""
 
@@ -49,14 +49,14 @@ def pods(folder: Path, names: dict[int, str], programs: dict[str, list[str]]) ->
 
     `names` are those of devices, `programs` what stands on each.
     """
-    learned = pods_in(folder)
+    pods = pods_in(folder)
     with Map.open(folder / "fl_ports") as ports:
         flags = {abi.unpack_u32(key): abi.Port.unpack(value).flags for key, value in ports.items().items()}
     found = []
-    for address, pod in learned.items():
+    for address, pod in pods.items():
         every = pod.flags | flags.get(pod.ifindex, PodFlag(0))
         found.append({"ip": str(address), "mac": str(pod.mac), **_place(pod.ifindex, names, programs, every)})
-    silent = flags.keys() - {pod.ifindex for pod in learned.values()}
+    silent = flags.keys() - {pod.ifindex for pod in pods.values()}
     for ifindex in sorted(silent):
         found.append({"ip": "", "mac": "", **_place(ifindex, names, programs, flags[ifindex])})
     return found
@@ -93,7 +93,7 @@ def flows(folder: Path, names: dict[int, str]) -> Iterator[dict[str, Any]]:
     now = time.monotonic_ns()
     with Map.open(folder / "fl_flows") as known:
         for key, value in known.items().items():
-            flow, which = abi.Flow.unpack(value), abi.FlowKey.unpack(key)
+            flow, which = learned.Flow.unpack(value), learned.FlowKey.unpack(key)
             yield {
                 "pod": str(which.pod),
                 "pod_port": which.pod_port,
@@ -121,7 +121,7 @@ def entries(folder: Path, name: str) -> list[dict[str, Any]]:
     for key, value in sorted(raw.items()):
         if key_kind is None:
             shown: Any = abi.unpack_u32(key)
-            shown = abi.Reason(shown).name.lower() if name == "fl_reasons" else shown
+            shown = enums.Reason(shown).name.lower() if name == "fl_reasons" else shown
         else:
             shown = _plain(key_kind.unpack(key))
         found.append({"key": shown, "value": _plain(value_kind.unpack(value))})

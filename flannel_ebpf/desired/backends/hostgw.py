@@ -8,7 +8,7 @@ from typing import Any
 from flannel_ebpf.base.config import NetworkConfig
 from flannel_ebpf.base.family import Address, Family
 from flannel_ebpf.base.model import LeasePart, Mac, PathFacts, Skipped, Uplink
-from flannel_ebpf.contract.abi import Mode
+from flannel_ebpf.contract.enums import Mode
 from flannel_ebpf.desired.backends.peer import Peer, Stack, path_to, remote
 from flannel_ebpf.desired.objects import Object, Route
 

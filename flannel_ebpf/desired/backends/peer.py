@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flannel_ebpf.base.config import NetworkConfig, Pool
 from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.base.model import LeasePart, Mac, PathFacts, Uplink
-from flannel_ebpf.contract.abi import Mode
+from flannel_ebpf.contract.enums import Mode
 
 
 @dataclass(frozen=True, slots=True)

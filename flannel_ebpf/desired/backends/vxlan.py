@@ -14,7 +14,7 @@ from flannel_ebpf.base.config import NetworkConfig, VxlanConfig
 from flannel_ebpf.base.errors import ConfigError
 from flannel_ebpf.base.family import Address, Family, Network, family_of
 from flannel_ebpf.base.model import LeasePart, Mac, PathFacts, Skipped, Uplink
-from flannel_ebpf.contract.abi import Mode
+from flannel_ebpf.contract.enums import Mode
 from flannel_ebpf.desired.backends.peer import Peer, Stack, path_to, remote
 from flannel_ebpf.desired.objects import FdbEntry, LinkAddress, Neighbour, Object, Route, Sysctl, VxlanLink
 

@@ -12,7 +12,7 @@ from flannel_ebpf.base.config import HostGwConfig, NetworkConfig, VxlanConfig
 from flannel_ebpf.base.family import Address, Family, Network, family_of
 from flannel_ebpf.base.kept import Kept
 from flannel_ebpf.base.model import Mac, PodPort
-from flannel_ebpf.contract import abi
+from flannel_ebpf.contract import abi, enums
 from flannel_ebpf.desired.backends.peer import Peer, Stack
 from flannel_ebpf.desired.bpf.levels import Levels
 from flannel_ebpf.desired.objects import Attach, Direction, Filter, HeadroomPort, MapEntry, XdpMode
@@ -73,7 +73,7 @@ def peer_entries(peers: Sequence[Peer], slots: Slots) -> list[MapEntry]:
 @Kept  # packing 5,000 anew takes 75 ms, finding them 10
 def _peer_entries(peer: Peer, slot: int) -> tuple[MapEntry, MapEntry]:
     subnet = abi.SubnetKey(len=peer.subnet.prefixlen, addr=peer.subnet.network_address).pack()
-    flags = abi.PeerFlag(abi.PeerFlag.ON_LINK * peer.on_link | abi.PeerFlag.BPF * peer.bpf)
+    flags = enums.PeerFlag(enums.PeerFlag.ON_LINK * peer.on_link | enums.PeerFlag.BPF * peer.bpf)
     value = abi.Peer(
         public_ip=peer.public_ip,
         vtep_mac=peer.vtep_mac or abi.NO_MAC,
@@ -89,9 +89,8 @@ def _peer_entries(peer: Peer, slot: int) -> tuple[MapEntry, MapEntry]:
 def aside(entries: Iterable[MapEntry]) -> list[MapEntry]:
     """Return fl_peers' entries among these with no way to the peer but the kernel's."""
     peers = ((entry, abi.Peer.unpack(entry.value)) for entry in entries if entry.map == "fl_peers")
-    return [
-        MapEntry(entry.map, entry.map_key, replace(peer, mode=abi.Mode.NONE).pack()) for entry, peer in peers
-    ]
+    none = enums.Mode.NONE
+    return [MapEntry(entry.map, entry.map_key, replace(peer, mode=none).pack()) for entry, peer in peers]
 
 
 def slots_in(entries: Iterable[MapEntry]) -> dict[Network, int]:
@@ -141,14 +140,14 @@ def node_entries(addresses: Mapping[Address, int]) -> list[MapEntry]:
         MapEntry(
             "fl_pods",
             abi.AddrKey(address).pack(),
-            abi.Pod(ifindex, abi.NO_MAC, abi.NO_MAC, abi.PodFlag.NODE).pack(),
+            abi.Pod(ifindex, abi.NO_MAC, abi.NO_MAC, enums.PodFlag.NODE).pack(),
         )
         for address, ifindex in addresses.items()
     ]
 
 
 def _flags(port: PodPort) -> abi.Port:
-    return abi.Port(flags=abi.PodFlag.SHAPED if port.shaped else abi.PodFlag(0))
+    return abi.Port(flags=enums.PodFlag.SHAPED if port.shaped else enums.PodFlag(0))
 
 
 def filters(
@@ -209,10 +208,10 @@ class Settings:
     sign of life, 0: for ever.
     """
 
-    fastpath: abi.Fastpath
-    source_check: abi.Check
+    fastpath: enums.Fastpath
+    source_check: enums.Check
     revalidate_ms: int
-    caps: abi.Cap
+    caps: enums.Cap
     sport_min: int
     sport_max: int
     ttl: int
@@ -251,4 +250,4 @@ def constants(stack: Stack, peers: Sequence[Peer], settings: Settings) -> abi.Co
     )
 
 
-_MODES = {"vxlan": abi.Mode.VXLAN, "host-gw": abi.Mode.DIRECT, "udp": abi.Mode.UDP}
+_MODES = {"vxlan": enums.Mode.VXLAN, "host-gw": enums.Mode.DIRECT, "udp": enums.Mode.UDP}

@@ -7,7 +7,7 @@ from ipaddress import IPv4Network
 
 from flannel_ebpf.base.family import Address
 from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import PodFlag
+from flannel_ebpf.contract.enums import PodFlag
 from flannel_ebpf.desired.objects import MapEntry
 from flannel_ebpf.desired.proof.proof import Level, Proof
 from flannel_ebpf.desired.proof.ranges import networks4

@@ -20,7 +20,7 @@ from pathlib import Path
 from flannel_ebpf.base.errors import AbiMismatch, BpfError, BpfUnavailable, VerifierRejected, edge
 from flannel_ebpf.base.family import Family, Network, family_of
 from flannel_ebpf.base.options import BPF_PIN_ROOT
-from flannel_ebpf.contract import abi, btf, elf, record
+from flannel_ebpf.contract import abi, btf, elf, mirror
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.kernel.programs import libbpf, pins
 
@@ -79,7 +79,7 @@ class _Object:
         if ".BTF" not in self.elf.sections:
             raise BpfUnavailable(f"{path}: no .BTF section; compile it with clang -g")
         self.btf = btf.Btf(self.elf.sections[".BTF"])
-        btf.check(self.btf, record.STRUCTS[family], abi.ENUMS, complete=complete)
+        mirror.check(self.btf, family, complete=complete)
 
     def constants(self, config: abi.Config) -> tuple[str, bytes]:
         """Return the section that holds fl_cfg, and its bytes with `config` in place."""

@@ -10,7 +10,7 @@ import os
 import struct
 
 from flannel_ebpf.base.errors import BpfError, BpfUnavailable
-from flannel_ebpf.contract.abi import Cap
+from flannel_ebpf.contract.enums import Cap
 from flannel_ebpf.kernel.bpf import Program, attached_by_tcx
 from flannel_ebpf.kernel.hooks import tcx
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from flannel_ebpf.base.errors import BpfError, edge
 from flannel_ebpf.base.family import Address, Network
-from flannel_ebpf.contract import abi
+from flannel_ebpf.contract import abi, enums, learned
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.kernel.programs.pins import Pins, networks
 
@@ -71,7 +71,7 @@ def other_family(network: Network, root: Path) -> set[Network]:
 def _added(one: dict[str, dict[str, int]], other: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     """Return the sums of two families' counters, in the order of reasons."""
     sums = {name: Counter(one.get(name, {})) + Counter(other.get(name, {})) for name in {**one, **other}}
-    return {reason.name: dict(sums[reason.name]) for reason in abi.Reason if reason.name in sums}
+    return {reason.name: dict(sums[reason.name]) for reason in enums.Reason if reason.name in sums}
 
 
 def read_peers(folder: Path) -> Iterator[dict[str, Any]]:
@@ -81,7 +81,7 @@ def read_peers(folder: Path) -> Iterator[dict[str, Any]]:
         traffic = stats.sums({abi.pack_u32(peer.slot) for peer in found.values()})
         for key, peer in sorted(found.items(), key=lambda item: item[0][4:]):
             subnet = abi.SubnetKey.unpack(key)
-            carried = abi.Traffic.unpack(traffic[abi.pack_u32(peer.slot)])
+            carried = learned.Traffic.unpack(traffic[abi.pack_u32(peer.slot)])
             yield {
                 "subnet": f"{subnet.addr}/{subnet.len}",
                 "public_ip": str(peer.public_ip),
@@ -109,7 +109,7 @@ def pods_in(folder: Path) -> dict[Address, abi.Pod]:
         found = (
             (abi.AddrKey.unpack(key), abi.Pod.unpack(value)) for key, value in sorted(pods.items().items())
         )
-        return {key.addr: pod for key, pod in found if abi.PodFlag.NODE not in pod.flags}
+        return {key.addr: pod for key, pod in found if enums.PodFlag.NODE not in pod.flags}
 
 
 def _pods(folder: Path) -> Iterator[dict[str, Any]]:
@@ -122,10 +122,10 @@ def reasons(folder: Path) -> dict[str, dict[str, int]]:
     found = {}
     with Map.open(folder / "fl_reasons") as counters:
         for key, value in counters.sums().items():
-            count = abi.Count.unpack(value)
-            hooks = {hook.name.lower(): getattr(count, hook.name.lower()) for hook in abi.Hook}
+            count = learned.Count.unpack(value)
+            hooks = {hook.name.lower(): getattr(count, hook.name.lower()) for hook in enums.Hook}
             if any(hooks.values()):
-                found[abi.Reason(abi.unpack_u32(key)).name] = {k: v for k, v in hooks.items() if v}
+                found[enums.Reason(abi.unpack_u32(key)).name] = {k: v for k, v in hooks.items() if v}
     return found
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from flannel_ebpf.contract.abi import Hook, Reason
+from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.lab import Lab, Node
 from flannel_ebpf.lab.counters import reasons
 from tests.netns.labs import MakeLab

@@ -12,7 +12,7 @@ from scapy.layers.inet import IP
 from scapy.layers.l2 import ARP, Ether
 from scapy.layers.vxlan import VXLAN
 
-from flannel_ebpf.contract.abi import Hook, Reason
+from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.lab import Lab, netns
 from flannel_ebpf.lab.host import Host
 from flannel_ebpf.lab.stock import StockFlannel

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from flannel_ebpf.base.family import Family
-from flannel_ebpf.contract.abi import Hook, Reason
+from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.lab import Lab, Node, Pod
 from flannel_ebpf.lab.counters import Reasons, reasons
 from tests.netns.labs import MakeLab

@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import pytest
 
-from flannel_ebpf.contract.abi import Hook, Reason
+from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.lab import Lab, netns
 from flannel_ebpf.lab.host import Host
 from tests.netns.kinds import BULK, Pair

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from flannel_ebpf.contract.abi import Hook, Reason
+from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.lab import Lab
 from tests.netns import kinds
 from tests.netns.kinds import Kind, Pair

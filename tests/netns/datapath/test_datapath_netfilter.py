@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from flannel_ebpf.contract.abi import Hook, Reason
+from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.host import Host
 from flannel_ebpf.lab.node import Node

@@ -12,7 +12,7 @@ from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract.enums import Reason
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.host import Host
 from flannel_ebpf.lab.node import Node

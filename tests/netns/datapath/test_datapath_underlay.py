@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flannel_ebpf.contract.abi import Hook, Mode, Peer, Reason
+from flannel_ebpf.contract.abi import Peer
+from flannel_ebpf.contract.enums import Hook, Mode, Reason
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Lab, Node
 from flannel_ebpf.lab.counters import device_packets, reasons

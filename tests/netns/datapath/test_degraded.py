@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flannel_ebpf.contract.abi import Cap, Hook, Reason
+from flannel_ebpf.contract.enums import Cap, Hook, Reason
 from flannel_ebpf.contract.features import NAMES, WITHOUT, names
 from flannel_ebpf.kernel.programs.probe import probe
 from flannel_ebpf.lab import Lab

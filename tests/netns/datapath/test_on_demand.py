@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import Reason
+from flannel_ebpf.contract import abi, learned
+from flannel_ebpf.contract.enums import Reason
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Lab, Node
 from tests.netns import life
@@ -89,7 +89,7 @@ def test_an_address_of_nobody_is_a_counted_drop(lab: Lab) -> None:
 def dropped(node: Node) -> int:
     with Map.open(node.map_path("fl_reasons")) as reasons:
         sums = reasons.sums([abi.pack_u32(Reason.DROP_NO_PEER)])
-    return abi.Count.unpack(sums[abi.pack_u32(Reason.DROP_NO_PEER)]).to_peer
+    return learned.Count.unpack(sums[abi.pack_u32(Reason.DROP_NO_PEER)]).to_peer
 
 
 def test_a_restart_keeps_the_peers_in_use(lab: Lab) -> None:

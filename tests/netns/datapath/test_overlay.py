@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flannel_ebpf.contract.abi import Hook, Reason
+from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.counters import device_packets, reasons
 from tests.netns.labs import MakeLab

@@ -7,7 +7,7 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from flannel_ebpf.contract.abi import Hook, Reason
+from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.counters import reasons
 from flannel_ebpf.lab.stock import StockFlannel

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import Hook, Reason
+from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Lab, Node, Pod
 from flannel_ebpf.lab.command import run

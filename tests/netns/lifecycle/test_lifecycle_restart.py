@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_ebpf.contract.abi import Hook, Reason
+from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.kernel.programs.loader import OBJECTS
 from flannel_ebpf.lab import Lab, Node
 from flannel_ebpf.lab.counters import reasons

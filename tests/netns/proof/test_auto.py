@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import Hook, PodFlag, Reason
+from flannel_ebpf.contract.enums import Hook, PodFlag, Reason
 from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.host import Host

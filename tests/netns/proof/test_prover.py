@@ -14,7 +14,7 @@ from flannel_ebpf.agent.side import Round
 from flannel_ebpf.base.config import parse_network_config
 from flannel_ebpf.base.model import Mac, Uplink
 from flannel_ebpf.base.options import Options
-from flannel_ebpf.contract.abi import Mode
+from flannel_ebpf.contract.enums import Mode
 from flannel_ebpf.desired.backends import Node, Peer
 from flannel_ebpf.desired.proof.proof import Level, Proof
 from flannel_ebpf.kernel.firewall.monitor import RulesMonitor

@@ -17,7 +17,7 @@ from functools import partial
 
 import pytest
 
-from flannel_ebpf.contract.abi import Hook, Reason
+from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.node import Node
 from flannel_ebpf.lab.pod import Pod

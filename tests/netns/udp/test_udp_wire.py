@@ -14,7 +14,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.packet import Packet, Raw
 
-from flannel_ebpf.contract.abi import Hook, Reason
+from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.lab import Lab, Node
 from flannel_ebpf.lab.pod import Pod
 from flannel_ebpf.relay.packet import checksum

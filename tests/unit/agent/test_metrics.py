@@ -16,7 +16,7 @@ from flannel_ebpf.agent.reconcile import Outcome
 from flannel_ebpf.base import tally
 from flannel_ebpf.base.errors import KernelError
 from flannel_ebpf.base.model import Mac
-from flannel_ebpf.contract.abi import Mode
+from flannel_ebpf.contract.enums import Mode
 from flannel_ebpf.desired.backends.peer import Peer
 from flannel_ebpf.desired.objects import FdbEntry, Neighbour, RelayPeer, Route, VxlanLink
 from flannel_ebpf.desired.plan import Failure, Put

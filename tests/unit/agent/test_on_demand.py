@@ -12,7 +12,7 @@ from flannel_ebpf.agent import on_demand
 from flannel_ebpf.agent.on_demand import OnDemand
 from flannel_ebpf.base.errors import KernelError
 from flannel_ebpf.base.family import Network
-from flannel_ebpf.contract.abi import Cap, Mode
+from flannel_ebpf.contract.enums import Cap, Mode
 from flannel_ebpf.desired import demand
 from flannel_ebpf.desired.backends import Peer
 from flannel_ebpf.desired.objects import Filter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,34 +15,29 @@ from hypothesis import strategies as st
 from flannel_ebpf.base.errors import AbiMismatch
 from flannel_ebpf.base.family import Address, Family
 from flannel_ebpf.base.model import Mac
-from flannel_ebpf.contract import abi
+from flannel_ebpf.contract import abi, enums, learned, mirror
 from flannel_ebpf.contract.record import STRUCTS, Record
 
 HEADER = (Path(__file__).parents[3] / "bpf" / "flannel.h").read_text()
-RECORDS = [
-    one
-    for one in vars(abi).values()
-    if isinstance(one, type) and issubclass(one, Record) and is_dataclass(one)
-]
 ADDRESS = IPv4Address("10.1.5.2")
 
 
 def header_enums() -> dict[str, dict[str, int]]:
     """Every enum of the header, evaluated as C does."""
     text = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.S)
-    enums: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, int]] = {}
     for name, body in re.findall(r"enum (\w+) \{(.*?)\};", text, flags=re.S):
         value = -1
-        enums[name] = {}
+        found[name] = {}
         for constant, right in re.findall(r"(\w+)(?:\s*=\s*([^,]+))?,", body):
             one, _, shift = right.partition("<<")
             value = int(one) << int(shift or 0) if right else value + 1
-            enums[name][constant] = value
-    return enums
+            found[name][constant] = value
+    return found
 
 
 def test_every_enum_equals_the_header() -> None:
-    assert header_enums() == abi.ENUMS
+    assert header_enums() == enums.ENUMS
 
 
 def test_every_struct_of_the_header_has_a_mirror() -> None:
@@ -54,11 +49,11 @@ def test_every_struct_of_the_header_has_a_mirror() -> None:
 
 
 def test_every_struct_is_tried_here() -> None:
-    assert {kind.c_name for kind in RECORDS} == set(STRUCTS[Family.V4]) == set(STRUCTS[Family.V6])
+    assert {kind.c_name for kind in mirror.RECORDS} == set(STRUCTS[Family.V4]) == set(STRUCTS[Family.V6])
 
 
 def test_count_has_a_field_per_hook() -> None:
-    assert [field.name.upper() for field in fields(abi.Count)] == [hook.name for hook in abi.Hook]
+    assert [field.name.upper() for field in fields(learned.Count)] == [hook.name for hook in enums.Hook]
 
 
 def a_record(kind: type[Record], family: Family) -> st.SearchStrategy[Record]:
@@ -82,12 +77,12 @@ def _values(kind: Any, size: int) -> st.SearchStrategy[Any]:
     return st.sampled_from(list(kind))
 
 
-WITH_ADDRESSES = [kind for kind in RECORDS if Address in get_type_hints(kind).values()]
+WITH_ADDRESSES = [kind for kind in mirror.RECORDS if Address in get_type_hints(kind).values()]
 
 
 @pytest.mark.parametrize(
     ("kind", "family"),
-    [*((kind, Family.V4) for kind in RECORDS), *((kind, Family.V6) for kind in WITH_ADDRESSES)],
+    [*((kind, Family.V4) for kind in mirror.RECORDS), *((kind, Family.V6) for kind in WITH_ADDRESSES)],
 )
 def test_bytes_and_values_are_each_others_inverse(kind: type[Record], family: Family) -> None:
     @given(a_record(kind, family))
@@ -109,8 +104,8 @@ def test_bytes_and_values_are_each_others_inverse(kind: type[Record], family: Fa
             abi.Peer(
                 IPv4Address("192.0.2.7"),
                 Mac.parse("c6:d2:32:6f:8f:44"),
-                abi.Mode.VXLAN,
-                abi.PeerFlag.ON_LINK,
+                enums.Mode.VXLAN,
+                enums.PeerFlag.ON_LINK,
                 1500,
                 3,
             ),
@@ -118,11 +113,11 @@ def test_bytes_and_values_are_each_others_inverse(kind: type[Record], family: Fa
         ),
         # ports alone are in network byte order: 0x1f90 is 8080
         (
-            abi.FlowKey(ADDRESS, IPv4Address("10.1.6.9"), 8080, 443, 6),
+            learned.FlowKey(ADDRESS, IPv4Address("10.1.6.9"), 8080, 443, 6),
             "0a010502 0a010609 1f90 01bb 06 000000",
         ),
-        (abi.Port(abi.PodFlag.SHAPED), "01000000" + 8 * "00"),
-        (abi.Traffic(1, 2, 3, 4), "0100000000000000 0200000000000000 0300000000000000 0400000000000000"),
+        (abi.Port(enums.PodFlag.SHAPED), "01000000" + 8 * "00"),
+        (learned.Traffic(1, 2, 3, 4), "0100000000000000 0200000000000000 0300000000000000 0400000000000000"),
     ],
     ids=lambda one: type(one).__name__ if isinstance(one, Record) else "",
 )
@@ -132,15 +127,15 @@ def test_bytes_on_a_little_endian_machine(record: Record, expected: str) -> None
 
 def test_value_too_large_for_its_field_is_named() -> None:
     with pytest.raises(AbiMismatch, match=r"struct fl_peer: .*mtu=65536"):
-        abi.Peer(ADDRESS, abi.NO_MAC, abi.Mode.UDP, abi.PeerFlag(0), 65536, 0).pack()
+        abi.Peer(ADDRESS, abi.NO_MAC, enums.Mode.UDP, enums.PeerFlag(0), 65536, 0).pack()
     with pytest.raises(AbiMismatch, match="struct fl_flow_key"):
-        abi.FlowKey(ADDRESS, ADDRESS, 65536, 0, 6).pack()
+        learned.FlowKey(ADDRESS, ADDRESS, 65536, 0, 6).pack()
 
 
 def test_bytes_of_another_size_or_mode_are_refused() -> None:
     with pytest.raises(AbiMismatch, match="struct fl_addr: 0a0105 cannot be one"):
         abi.AddrKey.unpack(b"\x0a\x01\x05")
-    peer = abi.Peer(ADDRESS, abi.NO_MAC, abi.Mode.UDP, abi.PeerFlag(0), 1500, 0).pack()
+    peer = abi.Peer(ADDRESS, abi.NO_MAC, enums.Mode.UDP, enums.PeerFlag(0), 1500, 0).pack()
     with pytest.raises(AbiMismatch, match="9 is not a valid Mode"):
         abi.Peer.unpack(peer[:10] + b"\x09" + peer[11:])
 
@@ -157,13 +152,13 @@ def test_bare_numbers() -> None:
 
 
 def test_what_programs_write_is_not_planned() -> None:
-    peer = abi.Peer(ADDRESS, abi.NO_MAC, abi.Mode.UDP, abi.PeerFlag(0), 1500, 7)
+    peer = abi.Peer(ADDRESS, abi.NO_MAC, enums.Mode.UDP, enums.PeerFlag(0), 1500, 7)
     assert abi.planned_part("fl_peers", replace(peer, tx_until=5, rx_until=6).pack()) == peer.pack()
     assert abi.planned_part("fl_vteps", b"whole") == b"whole"
 
 
 def test_a_flows_words() -> None:
-    at = 5 << abi.TIME_SHIFT
-    flow = abi.Flow(tx=0x7FFFFF << 41 | 5, rx=0, ifindex=1, born=0)
+    at = 5 << learned.TIME_SHIFT
+    flow = learned.Flow(tx=0x7FFFFF << 41 | 5, rx=0, ifindex=1, born=0)
     assert (flow.sent, flow.heard, flow.established) == (at, 0, False)
     assert replace(flow, rx=1 << 40 | 5).established

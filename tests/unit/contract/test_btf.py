@@ -128,7 +128,7 @@ def test_equal_layout_passes() -> None:
         (
             {"fl_port": (4, {})},
             {},
-            r"struct fl_port: in flannel_ebpf/contract/abi.py, but the object has none",
+            r"struct fl_port: in flannel_ebpf/contract/, but the object has none",
         ),
         (
             {},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flannel_ebpf.contract import features
-from flannel_ebpf.contract.abi import Cap
+from flannel_ebpf.contract.enums import Cap
 
 
 def test_each_feature_has_a_name_and_what_becomes_without_it() -> None:

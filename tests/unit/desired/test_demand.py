@@ -10,8 +10,9 @@ import pytest
 from flannel_ebpf.base.config import HostGwConfig, VxlanConfig
 from flannel_ebpf.base.errors import KernelError
 from flannel_ebpf.base.model import Mac
-from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import ANY_PEER_MAC, Cap, Mode
+from flannel_ebpf.contract import abi, enums
+from flannel_ebpf.contract.abi import ANY_PEER_MAC
+from flannel_ebpf.contract.enums import Cap, Mode
 from flannel_ebpf.desired import backends, demand
 from flannel_ebpf.desired.backends import Node, Peer
 from flannel_ebpf.desired.demand import BACK, FROM, GIVE_WAY, MOST, MOST_NEW, NEEDED, UNUSED
@@ -136,9 +137,9 @@ def test_more_than_there_is_room_for_the_latest_stay() -> None:
 def test_without_programs_every_peer_they_knew_has_objects() -> None:
     known = {
         subnet(1): abi.Peer(
-            IPv4Address("192.0.2.1"), Mac.parse("02:00:00:00:00:01"), Mode.VXLAN, abi.PeerFlag(0), 1500, 1
+            IPv4Address("192.0.2.1"), Mac.parse("02:00:00:00:00:01"), Mode.VXLAN, enums.PeerFlag(0), 1500, 1
         ),
-        subnet(2): abi.Peer(IPv4Address("192.0.2.2"), abi.NO_MAC, Mode.DIRECT, abi.PeerFlag(0), 1500, 2),
+        subnet(2): abi.Peer(IPv4Address("192.0.2.2"), abi.NO_MAC, Mode.DIRECT, enums.PeerFlag(0), 1500, 2),
     }
     found = demand.for_all("flannel.1", known)
     expected = [

@@ -6,7 +6,8 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from flannel_ebpf.commands.diagnose.monitor import Wanted, plain, told
-from flannel_ebpf.contract.abi import Event, Hook, Reason
+from flannel_ebpf.contract.enums import Hook, Reason
+from flannel_ebpf.contract.learned import Event
 
 ONE, OTHER, PEER, NONE = map(IPv4Address, ("10.1.5.2", "10.1.6.2", "192.0.2.2", 0))
 EVENT = Event(1_500_000_000, 3, 1464, ONE, OTHER, NONE, 34504, 80, 6, Hook.FROM_POD, Reason.FAST_VXLAN, 0x18)

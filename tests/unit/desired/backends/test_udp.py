@@ -10,7 +10,7 @@ import pytest
 
 from flannel_ebpf.base.config import parse_network_config
 from flannel_ebpf.base.model import LeasePart, Mac, PathFacts, Uplink
-from flannel_ebpf.contract import abi
+from flannel_ebpf.contract import abi, enums
 from flannel_ebpf.desired.backends import udp
 from flannel_ebpf.desired.bpf import contents
 from flannel_ebpf.kernel.netlink.ethtool import is_hardware
@@ -22,7 +22,7 @@ NODE = stack(CONFIG, UPLINK, "10.1.1.0/24")
 OTHER = IPv4Address("192.0.2.2")
 
 
-def flags_of(**fields: Any) -> abi.PeerFlag:
+def flags_of(**fields: Any) -> enums.PeerFlag:
     """What the programs are told of a peer with such a lease."""
     part = LeasePart(IPv4Network("10.1.2.0/24"), OTHER, **fields)
     found, skipped = udp.peers(NODE, [part], {OTHER: PathFacts(mtu=1500, on_link=True)})
@@ -33,13 +33,13 @@ def flags_of(**fields: Any) -> abi.PeerFlag:
 
 @pytest.mark.parametrize("kind", ["", "vxlan", "host-gw", "wireguard"])
 def test_leases_of_every_type_are_peers(kind: str) -> None:
-    assert flags_of(backend_type=kind) == abi.PeerFlag.ON_LINK
+    assert flags_of(backend_type=kind) == enums.PeerFlag.ON_LINK
 
 
 @pytest.mark.parametrize("data", [None, "bpf", [], {"VNI": 1}, {"Datapath": "kernel"}, {"Datapath": 1}])
 def test_only_a_lease_that_says_so_has_programs(data: Any) -> None:
-    assert abi.PeerFlag.BPF not in flags_of(backend_data=data)
-    assert flags_of(backend_data=udp.BPF_DATA) == abi.PeerFlag.ON_LINK | abi.PeerFlag.BPF
+    assert enums.PeerFlag.BPF not in flags_of(backend_data=data)
+    assert flags_of(backend_data=udp.BPF_DATA) == enums.PeerFlag.ON_LINK | enums.PeerFlag.BPF
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from flannel_ebpf.base.config import parse_network_config
 from flannel_ebpf.base.model import LeasePart, Mac, PathFacts, Uplink
-from flannel_ebpf.contract.abi import Mode
+from flannel_ebpf.contract.enums import Mode
 from flannel_ebpf.desired.backends import hostgw, udp, vxlan
 from flannel_ebpf.desired.backends.peer import Stack
 from flannel_ebpf.desired.objects import FdbEntry, LinkAddress, Neighbour, Route, VxlanLink

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flannel_ebpf.base.config import parse_network_config
 from flannel_ebpf.base.model import Mac, PodPort
-from flannel_ebpf.contract import abi
+from flannel_ebpf.contract import abi, enums
 from flannel_ebpf.desired.backends.peer import Peer
 from flannel_ebpf.desired.bpf import contents
 from flannel_ebpf.desired.bpf.levels import Levels
@@ -29,7 +29,7 @@ NO_LEVELS = Levels(Proof())
 
 
 def learned(ifindex: int = 7, shaped: bool = False) -> MapEntry:
-    flags = abi.PodFlag.SHAPED if shaped else abi.PodFlag(0)
+    flags = enums.PodFlag.SHAPED if shaped else enums.PodFlag(0)
     pod = abi.Pod(ifindex=ifindex, mac=HERE, gateway_mac=THERE, flags=flags)
     return MapEntry("fl_pods", abi.AddrKey(addr=POD).pack(), pod.pack())
 
@@ -58,7 +58,10 @@ def test_a_pod_that_is_shaped_now_is_marked() -> None:
 
 def test_a_learned_pod_has_the_flags_of_its_level_and_of_its_port() -> None:
     free = Levels(Proof(free=((int(POD), int(POD)),)))
-    for shaped, flags in ((False, abi.PodFlag.STATELESS), (True, abi.PodFlag.STATELESS | abi.PodFlag.SHAPED)):
+    for shaped, flags in (
+        (False, enums.PodFlag.STATELESS),
+        (True, enums.PodFlag.STATELESS | enums.PodFlag.SHAPED),
+    ):
         [entry] = contents.pod_entries([learned()], [PodPort(7, "veth7", shaped=shaped)], {}, free)
         assert abi.Pod.unpack(entry.value).flags == flags
 
@@ -66,7 +69,7 @@ def test_a_learned_pod_has_the_flags_of_its_level_and_of_its_port() -> None:
 def test_the_nodes_addresses_are_no_pods() -> None:
     [entry] = contents.node_entries({POD: 4})
     assert abi.AddrKey.unpack(entry.map_key).addr == POD
-    assert abi.Pod.unpack(entry.value) == abi.Pod(4, abi.NO_MAC, abi.NO_MAC, abi.PodFlag.NODE)
+    assert abi.Pod.unpack(entry.value) == abi.Pod(4, abi.NO_MAC, abi.NO_MAC, enums.PodFlag.NODE)
 
 
 def test_programs_stand_on_both_ends_of_both_legs() -> None:
@@ -92,7 +95,7 @@ def peers(numbers: list[int]) -> list[Peer]:
         Peer(
             IPv4Network((0x0A010000 + (n << 8), 24)),
             IPv4Address(0xC0A84000 + n),
-            abi.Mode.VXLAN,
+            enums.Mode.VXLAN,
             1500,
             True,
             HERE,
@@ -163,18 +166,20 @@ def test_one_lease_of_another_length_changes_the_programs_of_nobody(lengths: lis
 
 def peer_of(number: int, length: int) -> Peer:
     subnet = IPv4Network((0x0A010000 + (number << 10), length))
-    return Peer(subnet, IPv4Address("192.0.2.0") + number, abi.Mode.VXLAN, 1500, on_link=True, vtep_mac=HERE)
+    return Peer(
+        subnet, IPv4Address("192.0.2.0") + number, enums.Mode.VXLAN, 1500, on_link=True, vtep_mac=HERE
+    )
 
 
 def test_aside_every_peer_is_the_kernels_and_all_else_as_it_was() -> None:
     peer = Peer(
         IPv4Network("10.1.7.0/24"),
         IPv4Address("192.0.2.7"),
-        abi.Mode.VXLAN,
+        enums.Mode.VXLAN,
         1500,
         on_link=True,
         vtep_mac=HERE,
     )
     entries = [*contents.peer_entries([peer], {peer.subnet: 3}), learned()]
-    expected = contents.peer_entries([replace(peer, mode=abi.Mode.NONE)], {peer.subnet: 3})[:1]
+    expected = contents.peer_entries([replace(peer, mode=enums.Mode.NONE)], {peer.subnet: 3})[:1]
     assert contents.aside(entries) == expected

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 from flannel_ebpf.base.config import parse_network_config
 from flannel_ebpf.base.errors import DeviceMissing, KernelError
 from flannel_ebpf.base.model import Mac, PodPort, Uplink
-from flannel_ebpf.contract.abi import Cap, Check, Fastpath
+from flannel_ebpf.contract.enums import Cap, Check, Fastpath
 from flannel_ebpf.desired.backends import Node
 from flannel_ebpf.desired.bpf.contents import Settings
 from flannel_ebpf.desired.bpf.optional import Extras

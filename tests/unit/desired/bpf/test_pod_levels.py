@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 
 from flannel_ebpf.contract import abi
-from flannel_ebpf.contract.abi import PodFlag
+from flannel_ebpf.contract.enums import PodFlag
 from flannel_ebpf.desired.bpf.levels import MOST, Levels
 from flannel_ebpf.desired.proof.proof import Guard, Level, Proof
 from flannel_ebpf.desired.proof.ranges import of
