@@ -20,6 +20,9 @@ FUZZ_FRAMES ?= 1000000
 # Random firewall rulesets for which the proof of --fastpath=auto is compared with the kernel: 20 in `make test`.
 FUZZ_RULESETS ?= 2000
 
+# Tests start hundreds of daemons, and compiling the package is a third of a start: Python keeps what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup packages objects demo test interop kube check fuzz kernels bench wheel deb image install \
 	packages-test metrics-test docker-test clean
 
