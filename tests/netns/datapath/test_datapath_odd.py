@@ -93,7 +93,7 @@ def both(lab: Lab, make: Callable[[Target], list[bytes]]) -> tuple[Arrived, Arri
         if name == "n1":
             with watch(target.node) as seen:
                 assert len(target.send(warm)) == 40
-                assert seen.fast + seen.any(Reason.LEARN_REVALIDATE) == 40, seen
+            assert seen.fast + seen.any(Reason.LEARN_REVALIDATE) == 40, seen
         results.append(target.send(make(target)))
     return results[0], results[1]
 
