@@ -33,7 +33,7 @@ static __always_inline enum fl_reason judge(const struct fl_direction *d, const 
 		if (flow) {
 			end = flow->ifindex == d->ifindex ? opening_end(flow, d) : 0;
 			if (end && !is_past(end, d->now)) {
-				note_open(d, end);
+				note_open(d, flow, end);
 				return FL_GO_ON;
 			}
 			return end ? FL_LEARN_REVALIDATE : FL_LEARN_NEW;

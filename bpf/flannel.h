@@ -227,7 +227,7 @@ struct fl_book {
  */
 struct fl_cell {
 	__u8 epoch;   /* of the last packet */
-	__u8 packets; /* halved every epoch */
+	__u8 packets; /* bits 0-6, halved every epoch; 7: fl_open may know one of these flows */
 	__u8 learned; /* epoch in which one of these flows last touched fl_flows */
 	__u8 ended;   /* counts these flows' ends, each of which voids what fl_open knew */
 };

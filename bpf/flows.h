@@ -19,7 +19,8 @@
 
 /* Packets of one direction before it may touch fl_flows, where no handshake taught it. */
 #define FL_YOUNG 12
-#define FL_CELL_FULL 255
+#define FL_CELL_FULL 127
+#define FL_CELL_OPEN 128 /* in fl_cell.packets */
 
 /* Of the sketch. A test's is longer: on a busy machine minutes pass between two of its packets. */
 #ifndef FL_EPOCH_SHIFT
@@ -146,7 +147,9 @@ static __always_inline bool find_direction(struct fl_direction *d, const struct 
 	if (d->cell->epoch != epoch) {
 		__u8 age = epoch - d->cell->epoch;
 
-		d->cell->packets = age < 8 ? d->cell->packets >> age : 0;
+		__u8 packets = d->cell->packets;
+
+		d->cell->packets = age < 8 ? (packets & FL_CELL_OPEN) | (packets & FL_CELL_FULL) >> age : 0;
 		d->cell->epoch = epoch;
 	}
 	d->ended = d->cell->ended;
@@ -156,10 +159,10 @@ static __always_inline bool find_direction(struct fl_direction *d, const struct 
 /* Count a packet; true while its flow is not worth an entry in fl_flows. */
 static __always_inline bool is_young(struct fl_cell *cell)
 {
-	__u8 packets = cell->packets;
+	__u8 packets = cell->packets & FL_CELL_FULL;
 
 	if (packets < FL_CELL_FULL)
-		cell->packets = packets + 1;
+		cell->packets++;
 	return packets < FL_YOUNG;
 }
 
@@ -169,13 +172,21 @@ static __always_inline bool was_learned(const struct fl_cell *cell)
 	return (__u8)(cell->epoch - cell->learned) <= FL_LEARNED_EPOCHS;
 }
 
-/* Both directions must know, for either may end the flow. */
+/*
+ * Both directions must know, for either may end the flow. Often they do: the other one's line is another CPU's,
+ * and not written for nothing.
+ */
 static __always_inline void note_learned(__u32 place, __u64 now)
 {
 	struct fl_cell *this = cell_at(place), *other = cell_at(place ^ FL_LINE);
+	__u8 epoch = now >> FL_EPOCH_SHIFT;
 
-	if (this && other)
-		this->learned = other->learned = now >> FL_EPOCH_SHIFT;
+	if (!this || !other)
+		return;
+	if (this->learned != epoch)
+		this->learned = epoch;
+	if (other->learned != epoch)
+		other->learned = epoch;
 }
 
 /*
@@ -192,6 +203,8 @@ static __always_inline void end_flow(const struct fl_flow_key *key, __u32 place)
 		bpf_map_delete_elem(&fl_flows, key);
 	this->ended++;
 	other->ended++;
+	this->packets &= FL_CELL_FULL;
+	other->packets &= FL_CELL_FULL;
 }
 
 /* A word of fl_flow: now, and whose. */
@@ -263,12 +276,12 @@ static __always_inline __u64 opening_end(struct fl_flow *flow, const struct fl_d
  */
 static __always_inline void note_carried(const struct fl_direction *d, __u8 tcp_flags)
 {
-	struct fl_flow *flow = bpf_map_lookup_elem(&fl_flows, &d->key);
+	bool begins = (tcp_flags & (FL_TCP_SYN | FL_TCP_ACK)) == FL_TCP_SYN;
+	struct fl_flow *flow = begins ? NULL : bpf_map_lookup_elem(&fl_flows, &d->key);
 	__u64 word = flow_word(d->hash, d->now);
-	bool known = flow && flow->ifindex == d->ifindex && (is_fresh(flow->tx, d) || is_fresh(flow->rx, d));
 
 	note_learned(d->place, d->now);
-	if (!known || (tcp_flags & (FL_TCP_SYN | FL_TCP_ACK)) == FL_TCP_SYN) {
+	if (!flow || flow->ifindex != d->ifindex || !(is_fresh(flow->tx, d) || is_fresh(flow->rx, d))) {
 		struct fl_flow new = { .ifindex = d->ifindex, .born = d->now >> FL_TIME_SHIFT };
 
 		*word_of(&new, d->way) = word;

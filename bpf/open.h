@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * fl_open: directions that were found open in fl_flows lately, so that their packets need no look there. Among
- * thousands of flows that look costs three cold cache lines, this one costs one.
+ * thousands of flows that look costs three cold cache lines, this one costs one. A short connection's flow is
+ * still warm from its handshake, and a place here would be cold: only flows that last have one, and cells tell
+ * whether any of theirs does.
  *
  * An entry ends with the opening that it was made from. It is void before that when a connection with its hash
  * began or ended, which fl_cell.ended counts: the count is read before fl_flows is, so an end in between voids it
@@ -11,6 +13,8 @@
 #define FLANNEL_OPEN_H
 
 #include "flows.h"
+
+#define FL_LASTING 64 /* 2^20 ns: age from which on a flow may have a place here */
 
 static __always_inline struct fl_open_set *open_set(const struct fl_direction *d)
 {
@@ -43,20 +47,24 @@ static __always_inline bool is_good(const struct fl_open *open, __u64 now)
 
 static __always_inline bool is_known_open(const struct fl_direction *d)
 {
-	struct fl_open_set *set = open_set(d);
+	struct fl_open_set *set = d->cell->packets & FL_CELL_OPEN ? open_set(d) : NULL;
 	struct fl_open *open = set ? find_entry(set, d) : NULL;
 
 	return open && open->until >> 40 == d->ended && open->ifindex == d->ifindex && is_good(open, d->now);
 }
 
 /* Keep in mind that this direction is open until then (ns), in place of itself or of what is of no use. */
-static __always_inline void note_open(const struct fl_direction *d, __u64 until)
+static __always_inline void note_open(const struct fl_direction *d, const struct fl_flow *flow, __u64 until)
 {
-	struct fl_open_set *set = open_set(d);
+	struct fl_open_set *set;
 	struct fl_open *open;
 
+	if ((__u32)(d->now >> FL_TIME_SHIFT) - flow->born < FL_LASTING)
+		return;
+	set = open_set(d);
 	if (!set)
 		return;
+	d->cell->packets |= FL_CELL_OPEN;
 	open = find_entry(set, d);
 	if (!open)
 		open = &set->ways[FL_OPEN_WAYS > 1 && is_good(&set->ways[0], d->now)];

@@ -117,15 +117,16 @@ static __always_inline enum fl_reason check_sender(struct __sk_buff *skb, const 
  */
 static __always_inline void learn_pod(struct __sk_buff *skb, const struct ethhdr *eth, ip_addr addr)
 {
-	struct fl_port *port = find_port(skb->ifindex);
 	struct fl_pod *pod = find_pod(addr);
 	struct fl_pod new = { .ifindex = skb->ifindex };
+	struct fl_port *port;
 	struct fl_addr key;
 
-	if (!port || !same_mac(port->mac, eth->h_dest) || (pod && pod->flags & FL_POD_NODE))
-		return;
 	if (pod && pod->ifindex == skb->ifindex && same_mac(pod->mac, eth->h_dest) &&
 	    same_mac(pod->gateway_mac, eth->h_source))
+		return;
+	port = find_port(skb->ifindex);
+	if (!port || !same_mac(port->mac, eth->h_dest) || (pod && pod->flags & FL_POD_NODE))
 		return;
 	__builtin_memcpy(key.addr, &addr, sizeof(key.addr));
 	__builtin_memcpy(new.mac, eth->h_dest, sizeof(new.mac));

@@ -103,7 +103,8 @@ class Book(Record):
 class Cell(Record):
     """One cell of fl_sketch: packets that flows with this hash sent lately, and when one touched fl_flows.
 
-    Epochs of 2**31 ns, modulo 256; `packets` halves every epoch; `ended` counts ends of these flows.
+    Epochs of 2**31 ns, modulo 256; `packets` halves every epoch, and its highest bit says that fl_open may
+    know one of these flows; `ended` counts ends of these flows.
     """
 
     epoch: int

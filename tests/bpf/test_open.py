@@ -17,6 +17,8 @@ from tests.bpf.node import FLOWS, OTHER_MAC, OTHER_PORT, PEER, POD, REDIRECT, No
 __all__ = ["node", "tcp", "udp"]
 
 FAST = Reason.FAST_VXLAN
+LASTING = 64
+"""FL_LASTING of bpf/open.h."""
 
 
 @pytest.fixture(params=["tcp", "udp"])
@@ -24,9 +26,17 @@ def known(request: pytest.FixtureRequest, node: Node) -> Conversation:
     """A connection that fl_open alone knows: fl_flows has lost it."""
     open_here = Conversation(node, request.param)
     open_here.learn()
+    let_it_last(open_here)
     assert (open_here.enter().reason, open_here.arrive().reason) == (FAST, FAST)
     node.forget_flow(open_here.key)
     return open_here
+
+
+def let_it_last(one: Conversation) -> None:
+    """Make a connection older than a short one's whole life."""
+    flow = one.node.flow(one.key)
+    assert flow
+    one.node.put_flow(one.key, replace(flow, born=flow.born - LASTING))
 
 
 def is_fast(one: Conversation) -> tuple[bool, bool]:
@@ -38,10 +48,27 @@ def test_an_open_flow_needs_no_look_into_the_flow_table(known: Conversation) -> 
     assert known.node.flow(known.key) is None
 
 
+def test_a_short_connection_takes_no_place(node: Node) -> None:
+    one = Conversation(node, "tcp")
+    node.clear_sketch()
+    one.learn_tx("S")
+    one.learn_rx("SA")
+    one.learn_tx("A")
+    before = node.maps["fl_open"].items()
+    flow = node.flow(TCP_KEY)
+    assert flow
+    while True:  # however slow the machine is
+        node.put_flow(TCP_KEY, replace(flow, born=time.monotonic_ns() >> learned.TIME_SHIFT))
+        assert is_fast(one) == (True, True)
+        if node.maps["fl_open"].items() == before:
+            break
+
+
 @pytest.mark.parametrize("flags", ["S", "F", "FA", "R", "RA"])
 @pytest.mark.parametrize("side", ["enter", "arrive"])
 def test_an_end_in_either_direction_voids_both(tcp: Conversation, side: str, flags: str) -> None:
     tcp.learn()
+    let_it_last(tcp)
     assert is_fast(tcp) == (True, True)
     getattr(tcp, side)(flags)
     assert is_fast(tcp) == (False, False)
@@ -50,6 +77,7 @@ def test_an_end_in_either_direction_voids_both(tcp: Conversation, side: str, fla
 def test_an_end_voids_what_the_flow_table_has_lost(node: Node) -> None:
     one = Conversation(node, "tcp")
     one.learn()
+    let_it_last(one)
     assert is_fast(one) == (True, True)
     node.forget_flow(TCP_KEY)
     one.enter("F")
@@ -67,6 +95,7 @@ def test_it_ends_when_the_opening_does(node_with: NodeWith) -> None:
     node.fill_sketch()
     udp = Conversation(node, "udp")
     udp.learn_tx()
+    let_it_last(udp)
     since = time.monotonic()
     assert udp.enter().reason == FAST
     node.forget_flow(UDP_KEY)

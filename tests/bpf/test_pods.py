@@ -120,7 +120,7 @@ def test_a_frame_without_a_ticket_teaches_nothing(node: Node) -> None:
     """Pods send to each other over their bridge whatever they like."""
     frame = Ether(src=str(OTHER_MAC), dst=str(POD_MAC)) / packet(OTHER_POD, POD)
     assert node.run("fl_to_pod", bytes(frame)).reason is None
-    forged = node.run("fl_to_pod", bytes(frame), ticket=7)
+    forged = node.run("fl_to_pod", bytes(frame), ticket=0x7000)
     assert (forged.reason, forged.ticket) == (Reason.LEARN_LATE, 0)
     assert place(node) is None
 
