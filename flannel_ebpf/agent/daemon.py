@@ -61,6 +61,7 @@ def run(options: Options) -> int:
     A lost lease is raised too, after the loop has ended: the data path stays as it is.
     """
     memory.use_one_arena()
+    memory.look_rarely()
     stop = Stop()
     wake = Wake()
 

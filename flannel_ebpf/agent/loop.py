@@ -172,10 +172,11 @@ class Loop:
             self._retry = min(self._retry * 2, LONGEST_RETRY)
         else:
             self._retry = FIRST_RETRY
+        grown = self.last is None or outcome.writes > MANY_WRITES
         self._tell(outcome)
         self._close(view, outcome)
-        if outcome.writes > MANY_WRITES:
-            memory.give_back()
+        if grown:
+            memory.settle()
         due = [one.due for one in self._identities.values() if one.due]
         return min(delay, outcome.again or delay, *due)
 

@@ -54,6 +54,8 @@ class Family(IntEnum):
         return IPv6Network((address, length), strict)
 
 
+_OF_VERSION = {family.value: family for family in Family}
+
 NO_NODES: Mapping[Family, tuple[Network, ...]] = {
     Family.V4: tuple(map(ip_network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32"))),
     Family.V6: tuple(map(ip_network, ("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8"))),
@@ -64,7 +66,7 @@ link-local IPv6. The reserved 240.0.0.0/4 works on Linux and is used."""
 
 def family_of(what: Address | Network | Interface) -> Family:
     """Return the family of an address or a network."""
-    return Family(what.version)
+    return _OF_VERSION[what.version]
 
 
 def ipv4(address: Address) -> IPv4Address:

@@ -32,7 +32,8 @@ class Ties:
 
     def __init__(self) -> None:
         self._filled = False
-        self._by: dict[Address | Mac, set[Network]] = {}
+        self._by: dict[Address | Mac, Network | set[Network]] = {}
+        """Nearly all are one subnet's, and a set takes as much memory as a peer."""
         self._lengths: Counter[tuple[int, int]] = Counter()
 
     def fill(self, peers: Iterable[Peer]) -> None:
@@ -45,20 +46,27 @@ class Ties:
     def add(self, peer: Peer) -> None:
         """Take one in."""
         for one in _claims(peer):
-            self._by.setdefault(one, set()).add(peer.subnet)
+            having = self._by.setdefault(one, peer.subnet)
+            if isinstance(having, set):
+                having.add(peer.subnet)
+            elif having != peer.subnet:
+                self._by[one] = {having, peer.subnet}
         self._lengths[_length(peer)] += 1
 
     def remove(self, peer: Peer) -> None:
         """Leave one out that was taken in."""
         for one in _claims(peer):
-            self._by[one].discard(peer.subnet)
-            if not self._by[one]:
+            having = self._by[one]
+            if isinstance(having, set):
+                having.discard(peer.subnet)
+            if not having or having == peer.subnet:
                 del self._by[one]
         self._lengths[_length(peer)] -= 1
 
     def sharing(self, peers: Iterable[Peer]) -> set[Network]:
         """Return the subnets of those that share a public address or a VTEP MAC with one of these."""
-        return {subnet for peer in peers for one in _claims(peer) for subnet in self._by.get(one, ())}
+        found = [self._by.get(one, set()) for peer in peers for one in _claims(peer)]
+        return {subnet for it in found for subnet in (it if isinstance(it, set) else {it})}
 
     def lengths(self, family: Family, new: Iterable[Peer] = ()) -> set[int]:
         """Return the lengths of all subnets of a family, with those of `new` peers."""

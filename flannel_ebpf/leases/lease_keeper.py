@@ -102,7 +102,7 @@ class LeaseKeeper:
         choices in a row were taken by others at the same moment, EtcdUnavailable, EtcdRefused.
         """
         for _ in range(TRIES):
-            snapshot = self._registry.snapshot()
+            snapshot = self._registry.latest()
             choice = choose(config, snapshot.leases, claim, previous, self._rng)
             try:
                 lease = self._take(choice, claim, snapshot)

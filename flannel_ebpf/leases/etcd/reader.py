@@ -20,20 +20,21 @@ PATIENCE = 0.05
 class SnapshotReader:
     """Reads what was written since the last snapshot; everything after a failure, and now and then.
 
-    `show` is given each snapshot.
+    `show` is given each snapshot; `last` is one that was read a moment ago.
     """
 
     def __init__(
         self,
         registry: Registry,
         show: Callable[[Snapshot], None],
+        last: Snapshot | None = None,
     ) -> None:
         self._registry = registry
         self._heard = SimpleQueue[Mapping[str, int]]()
         self._gone: dict[str, int] = {}
         self._show = show
-        self._last: Snapshot | None = None
-        self._whole_due = 0.0
+        self._last = last
+        self._whole_due = time.monotonic() + WHOLE
 
     def hear(self, deleted: Mapping[str, int]) -> None:
         """Be told, from any thread, of keys that were deleted, each with the revision of that."""

@@ -48,6 +48,8 @@ class Registry:
         self._parser = lease_format.Parser()
         self._indexed: tuple[tuple[Lease, ...], lease_format.Index | None] = (), None
         self._page = PAGE
+        self.last: Snapshot | None = None
+        """What was read last; None: nothing has been."""
         self.prefix = prefix
 
     @property
@@ -85,7 +87,12 @@ class Registry:
         read = self._read()
         leases, skipped = lease_format.parse_snapshot(read.items, self._parser.lease)
         self._parser.keep(read.items)
-        return Snapshot(read.revision, read.cluster_id, leases, skipped)
+        self.last = Snapshot(read.revision, read.cluster_id, leases, skipped)
+        return self.last
+
+    def latest(self) -> Snapshot:
+        """Return all leases, by a read of what was written since the last one where that is enough."""
+        return self.snapshot_since(self.last) if self.last else self.snapshot()
 
     def snapshot_since(self, before: Snapshot) -> Snapshot:
         """Return all leases, by a read of what was written after `before`, or of all where it must be."""
@@ -115,7 +122,9 @@ class Registry:
 
     def _index(self, before: Snapshot) -> lease_format.Index | None:
         leases, index = self._indexed
-        return index if leases is before.leases else lease_format.Index.of(before.leases, before.skipped)
+        if index and leases is before.leases:
+            return index
+        return lease_format.Index.of(before.leases, before.skipped)
 
     def _read(self, since: int = 0) -> _Read:
         """Return every lease key written at revision `since` or later, as of one revision.

@@ -108,7 +108,7 @@ class EtcdSource:
         """Renew our lease and follow etcd."""
         self._servers.resolve()
         keeper = self._keeper
-        reader = SnapshotReader(self._registry, keeper.observe)
+        reader = SnapshotReader(self._registry, keeper.observe, self._registry.last)
         guard = SnapshotGuard(self._grace, programmed, keeper.lease.create_revision, continuous=keeper.reused)
         self._cluster = Cluster(reader.read, lambda: keeper.lease, guard, on_change)
         wake, wake_after_gap = self._cluster.wake, self._cluster.wake_after_gap

@@ -64,6 +64,16 @@ def test_any_writes_and_deletions_are_seen(one: EtcdCluster) -> None:
     assert 60 < len(wholes) < 115, "some changes took a whole read, and some did not"
 
 
+def test_what_was_read_once_is_not_read_again(one: EtcdCluster) -> None:
+    registry = one.registry()
+    wholes = counted(registry)
+    registry.latest()
+    one.ctl("put", KEYS[0], VALUES[1])
+    latest = registry.latest()
+    assert wholes == ["whole"]
+    assert essence(latest) == essence(registry.snapshot())
+
+
 def test_a_restored_etcd_takes_a_whole_read(one: EtcdCluster, tmp_path: Path) -> None:
     registry = one.registry()
     one.ctl("put", KEYS[0], VALUES[0])

@@ -50,6 +50,12 @@ def test_only_what_changed_is_read_until_something_may_have_been_missed() -> Non
     assert shown == [10, 11, 12, 12, 12]
 
 
+def test_what_was_read_a_moment_ago_is_where_it_begins() -> None:
+    registry = Registry([11])
+    SnapshotReader(cast(Any, registry), lambda _: None, Snapshot(10, 1, (), ())).read(whole=False)
+    assert registry.asked == ["since 10"]
+
+
 def test_everything_is_read_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
     monkeypatch.setattr("flannel_ebpf.leases.etcd.reader.time.monotonic", lambda: clock[0])
