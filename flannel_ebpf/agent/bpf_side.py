@@ -220,7 +220,7 @@ class BpfSide:
         self._settle([*levels.entries, *pods])
         wanted: list[Object] = [
             *(PinFolder(str(folder)) for folder in (self._loaded.maps, *self._loaded.folders)),
-            *self._peer_entries(now.peers, self.bpf.slots()),
+            *self._peer_entries(self.bpf, now.peers),
             *contents.port_entries(now.ports),
             *levels.entries,
             *pods,
@@ -250,7 +250,7 @@ class BpfSide:
         else:
             self._prover.take_back()
 
-    def _peer_entries(self, peers: Sequence[Peer], size: int) -> list[MapEntry]:
+    def _peer_entries(self, bpf: Datapath, peers: Sequence[Peer]) -> list[MapEntry]:
         """Return what the maps should hold of peers: the very same objects while peers and maps stay.
 
         Peers that the maps have no room for are left to the kernel path.
@@ -260,10 +260,10 @@ class BpfSide:
             fitting = list(contents.carried(peers, self._family))[: self._room]
             hashed = contents.of_length(fitting, self._length)
             self._others = len(fitting) - len(hashed)
-            self._slots = contents.assign_slots(hashed, contents.slots_in(held), size)
-            there = {entry.key: entry for entry in held}
-            made = contents.peer_entries(fitting, self._slots)
-            self._made = [there[one.key] if there.get(one.key) == one else one for one in made]
+            self._slots = contents.assign_slots(hashed, contents.slots_in(held, hashed), bpf.slots())
+            self._made = contents.peer_entries(fitting, self._slots)
+            self._entries = bpf.adopt(self._made)
+            held = [entry for entry in self._entries if entry.map in _OF_PEERS]
             self._made_of, self._held = peers, held
         self.slots = self._slots
         if self._others:

@@ -13,10 +13,10 @@ import sys
 from dataclasses import dataclass
 
 from flannel_ebpf.base.errors import AbiMismatch
-from flannel_ebpf.base.family import Address
+from flannel_ebpf.base.family import Address, Family, Network
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.contract.enums import Cap, Check, Fastpath, Mode, PeerFlag, PodFlag
-from flannel_ebpf.contract.record import Record, mirrors
+from flannel_ebpf.contract.record import STRUCTS, Record, mirrors
 
 NO_MAC = Mac(bytes(6))
 """Peer.vtep_mac of a peer that has none."""
@@ -136,6 +136,20 @@ class Peer(Record):
     tx_until: int = 0
     rx_until: int = 0
     next_mac: Mac = NO_MAC
+
+
+def pack_subnet(subnet: Network) -> bytes:
+    """Return the SubnetKey of a subnet, in a fifth of the time: there are thousands."""
+    return pack_u32(subnet.prefixlen) + subnet.network_address.packed
+
+
+def slot_in(value: bytes) -> int:
+    """Read Peer.slot alone."""
+    for size, places in (STRUCTS[family][Peer.c_name] for family in Family):
+        if size == len(value):
+            at, width = places["slot"]
+            return int.from_bytes(value[at : at + width], sys.byteorder)
+    raise AbiMismatch(f"struct {Peer.c_name}: {value.hex()} cannot be one")
 
 
 @mirrors("fl_asked", "Q")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from ipaddress import ip_interface
 from typing import NamedTuple
 
@@ -116,7 +117,12 @@ def _facts(found: Mapping[int, bytes], uplink: Uplink) -> PathFacts:
     mtu = _u32(metrics.get(_RTAX_MTU)) or uplink.mtu
     other = _u32(found.get(RTA_OIF)) != uplink.ifindex or RTA_ENCAP in found
     direct = bool(found) and RTA_GATEWAY not in found and RTA_VIA not in found
-    return PathFacts(mtu, direct and not other, kernel_only=other)
+    return _path(mtu, direct and not other, other)
+
+
+@lru_cache  # the ways to thousands of peers are the same few
+def _path(mtu: int, on_link: bool, kernel_only: bool) -> PathFacts:
+    return PathFacts(mtu, on_link, kernel_only)
 
 
 def _is_link(routes: Iterable[KernelRoute], prefix: Network, ifindex: int) -> bool:

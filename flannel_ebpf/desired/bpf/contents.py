@@ -6,7 +6,6 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
 
 from flannel_ebpf.base.config import HostGwConfig, NetworkConfig, VxlanConfig
 from flannel_ebpf.base.family import Address, Family, Network, family_of
@@ -72,7 +71,7 @@ def peer_entries(peers: Sequence[Peer], slots: Slots) -> list[MapEntry]:
 
 @Kept  # packing 5,000 anew takes 75 ms, finding them 10
 def _peer_entries(peer: Peer, slot: int) -> tuple[MapEntry, MapEntry]:
-    subnet = abi.SubnetKey(len=peer.subnet.prefixlen, addr=peer.subnet.network_address).pack()
+    subnet = abi.pack_subnet(peer.subnet)
     flags = enums.PeerFlag(enums.PeerFlag.ON_LINK * peer.on_link | enums.PeerFlag.BPF * peer.bpf)
     value = abi.Peer(
         public_ip=peer.public_ip,
@@ -93,15 +92,11 @@ def aside(entries: Iterable[MapEntry]) -> list[MapEntry]:
     return [MapEntry(entry.map, entry.map_key, replace(peer, mode=none).pack()) for entry, peer in peers]
 
 
-def slots_in(entries: Iterable[MapEntry]) -> dict[Network, int]:
-    """Return the counters' slots that peers have in fl_peers now: they outlive the daemon."""
-    return dict(_slot_in(entry.map_key, entry.value) for entry in entries if entry.map == "fl_peers")
-
-
-@Kept  # packing 5,000 anew takes 75 ms, finding them 10
-def _slot_in(map_key: bytes, value: bytes) -> tuple[Network, int]:
-    key = abi.SubnetKey.unpack(map_key)
-    return ip_network((key.addr, key.len)), abi.Peer.unpack(value).slot
+def slots_in(entries: Iterable[MapEntry], peers: Iterable[Peer]) -> dict[Network, int]:
+    """Return the counters' slots that these peers have in fl_peers now: they outlive the daemon."""
+    values = {entry.map_key: entry.value for entry in entries if entry.map == "fl_peers"}
+    found = ((peer.subnet, values.get(abi.pack_subnet(peer.subnet))) for peer in peers)
+    return {subnet: abi.slot_in(value) for subnet, value in found if value}
 
 
 def port_entries(ports: Sequence[PodPort]) -> list[MapEntry]:

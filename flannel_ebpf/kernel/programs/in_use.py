@@ -139,6 +139,14 @@ class Datapath:
         self._entries_of[name], self._touched[name] = now, touched
         return now.values()
 
+    def adopt(self, entries: Iterable[MapEntry]) -> list[MapEntry]:
+        """Return what was read last, from now on with these very objects where they are equal to it."""
+        for entry in entries:
+            known = self._entries_of[entry.map]
+            if known.get(entry.map_key) == entry:
+                known[entry.map_key] = entry
+        return [entry for name in MAINTAINED for entry in self._entries_of[name].values()]
+
     def sent(self) -> dict[Network, float]:
         """Return when each peer was last seen to be sent to, as of the last `read`.
 

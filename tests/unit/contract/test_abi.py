@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields, replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -162,3 +162,17 @@ def test_a_flows_words() -> None:
     flow = learned.Flow(tx=0x7FFFFF << 41 | 5, rx=0, ifindex=1, born=0)
     assert (flow.sent, flow.heard, flow.established) == (at, 0, False)
     assert replace(flow, rx=1 << 40 | 5).established
+
+
+@pytest.mark.parametrize("subnet", ["10.1.5.0/24", "fc00:0:5::/64"])
+def test_the_short_ways_are_as_good_as_the_long_ones(subnet: str) -> None:
+    network = ip_network(subnet)
+    key = abi.SubnetKey(network.prefixlen, network.network_address)
+    peer = abi.Peer(network[7], abi.NO_MAC, enums.Mode.VXLAN, enums.PeerFlag.ON_LINK, 1500, 0x102)
+    assert abi.pack_subnet(network) == key.pack()
+    assert abi.slot_in(peer.pack()) == peer.slot
+
+
+def test_a_slot_is_read_from_a_peer_alone() -> None:
+    with pytest.raises(AbiMismatch, match="struct fl_peer: 00 cannot be one"):
+        abi.slot_in(b"\0")

@@ -79,7 +79,7 @@ def whole(here: Node, leases: Leases, state: State) -> tuple[State, Settled]:
     peers, unusable = backends.peers(here, usable, PATHS)
     entries = [obj for obj in state.values() if isinstance(obj, MapEntry)]
     carried = [*contents.carried(peers, here.stacks[0].family)]
-    slots = contents.assign_slots(carried, contents.slots_in(entries), SIZE)
+    slots = contents.assign_slots(carried, contents.slots_in(entries, carried), SIZE)
     wanted = [*backends.objects(here, peers), *contents.peer_entries(carried, slots)]
     after = state
     while ops := plan(wanted, after.values()):

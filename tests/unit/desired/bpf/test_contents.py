@@ -118,7 +118,7 @@ def test_slots_stay_with_their_peers_and_are_never_shared(
     assert len(used) == len(set(used))
     assert all(slot < size for slot in used)
     assert all(second[subnet] == slot for subnet, slot in first.items() if slot and subnet in second)
-    assert contents.slots_in(contents.peer_entries(peers(after), second)) == second
+    assert contents.slots_in(contents.peer_entries(peers(after), second), peers(after)) == second
 
 
 def test_a_path_larger_than_any_packet_fits_the_contract() -> None:
