@@ -23,14 +23,14 @@
 #define FL_IP_OFFSET bpf_htons(0x1fff)
 #define FL_IP_MF_OR_OFFSET bpf_htons(0x3fff)
 
-typedef struct iphdr ip_header;
+typedef struct iphdr ip_header FL_HALVES;
 
 /* An address of fl_cfg as a number in network byte order. */
 #define FL_CFG_ADDR(field) (*(const volatile __u32 *)fl_cfg.field)
 
 static __always_inline ip_addr load_addr(const void *from)
 {
-	return *(const __u32 *)from;
+	return *(const word32 *)from;
 }
 
 static __always_inline bool same_addr(ip_addr a, ip_addr b)
@@ -106,7 +106,7 @@ static __always_inline __u16 id_of(const ip_header *ip)
 /* Ones' complement sum of an IPv4 header without options, folded: 0xffff when its checksum is right. */
 static __always_inline __u16 sum_ipv4(const ip_header *ip)
 {
-	const __u32 *word = (const __u32 *)ip;
+	const word32 *word = (const word32 *)ip;
 
 	return fold((__u64)word[0] + word[1] + word[2] + word[3] + word[4]);
 }
@@ -291,7 +291,7 @@ static __always_inline void seal(struct fl_outer *outer, const ip_header *ip, co
 				 const struct fl_packet *p, __u32 segment)
 {
 	const __u16 *tunnel = (const __u16 *)(outer + 1);
-	const __u32 *addr = (const __u32 *)&ip->saddr, *outer_addr = (const __u32 *)&outer->ip.saddr;
+	const word32 *addr = (const word32 *)&ip->saddr, *outer_addr = (const word32 *)&outer->ip.saddr;
 	const __u16 *udp_check = (const __u16 *)((const void *)(ip + 1) + 6);
 	__u64 sum = 2 * bpf_htons(segment + ((const void *)ip - (const void *)&outer->udp));
 	__u16 check;

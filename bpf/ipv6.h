@@ -19,11 +19,11 @@
 #define FL_ICMP_REPLY 129
 #define FL_UDP_CHECKSUM 1 /* a datagram must have one (RFC 8200) */
 
-typedef struct ipv6hdr ip_header;
+typedef struct ipv6hdr ip_header FL_HALVES;
 
 static __always_inline ip_addr load_addr(const void *from)
 {
-	const __u64 *word = from;
+	const word64 *word = from;
 
 	return (ip_addr){ word[0], word[1] };
 }
@@ -288,7 +288,7 @@ static __always_inline void write_outer(struct fl_outer *outer, __u16 len, __u8 
 {
 	const ip_addr own = own_ip();
 
-	*(__u32 *)&outer->ip = bpf_htonl(6 << 28 | tos << 20);
+	*(word32 *)&outer->ip = bpf_htonl(6 << 28 | tos << 20);
 	outer->ip.payload_len = bpf_htons(len - FL_IP_LEN);
 	outer->ip.nexthdr = IPPROTO_UDP;
 	outer->ip.hop_limit = fl_cfg.ttl;
@@ -315,7 +315,7 @@ static __always_inline enum fl_reason can_seal(struct __sk_buff *skb, const stru
 static __always_inline void seal(struct fl_outer *outer, const ip_header *ip, const void *end,
 				 const struct fl_packet *p, __u32 segment)
 {
-	const __u64 *addr = (const __u64 *)&outer->ip.saddr;
+	const word64 *addr = (const word64 *)&outer->ip.saddr;
 	const __u16 *tunnel = (const __u16 *)(outer + 1), *inner = (const __u16 *)ip;
 	__u64 sum = 2 * bpf_htons(segment + ((const void *)ip - (const void *)&outer->udp));
 	__u16 check;

@@ -40,7 +40,7 @@
 static __always_inline bool describe(struct fl_lesson *lesson, struct __sk_buff *skb, const ip_header *ip,
 				     const void *end, const struct fl_packet *p, __u8 ttl, __u8 way)
 {
-	const __u32 *l4 = (const void *)(ip + 1);
+	const word32 *l4 = (const void *)(ip + 1);
 
 	lesson->key = key_of(p, way);
 	lesson->seq = lesson->ack = 0;

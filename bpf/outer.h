@@ -110,7 +110,7 @@ static __always_inline void see_received(const ip_header *ip)
  * A packet that the kernel sends into the tunnel, on the overlay's device: send it through as the device or the
  * relay would. `data` is the frame. FL_FAST_*: sent; FL_DROP_BROKEN; anything else: the kernel does it.
  */
-static __always_inline enum fl_reason wrap(struct __sk_buff *skb, void *data, void *end, struct fl_peer *peer)
+static __noinline enum fl_reason wrap(struct __sk_buff *skb, void *data, void *end, struct fl_peer *peer)
 {
 	const __u32 link = fl_cfg.backend == FL_MODE_UDP ? 0 : FL_ETH_LEN;
 	const __u32 headers = fl_cfg.backend == FL_MODE_UDP ? FL_UDP_OVERHEAD : FL_VXLAN_OVERHEAD;

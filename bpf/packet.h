@@ -12,6 +12,18 @@
 
 #include "maps.h"
 
+/*
+ * Words of a packet's headers. An IP header behind an Ethernet header is aligned, MACs and what is in a VXLAN
+ * tunnel are two bytes off. Where the hardware minds, they are taken by halves: make DEFINES=-DFL_STRICT_ALIGN.
+ */
+#ifdef FL_STRICT_ALIGN
+#define FL_HALVES __attribute__((aligned(2)))
+#else
+#define FL_HALVES
+#endif
+typedef __u32 word32 FL_HALVES;
+typedef __u64 word64 FL_HALVES;
+
 #define FL_ETH_LEN 14
 #define FL_L4_LEN 8 /* what UDP, ICMP echo and the ports of TCP need */
 #define FL_TCP_LEN 20

@@ -11,13 +11,13 @@
 /* Both take volatile MACs: what fl_cfg holds at run time is not what the compiler sees. */
 static __always_inline void copy_mac(void *to, const volatile void *from)
 {
-	*(__u32 *)to = *(const volatile __u32 *)from;
+	*(word32 *)to = *(const volatile word32 *)from;
 	*(__u16 *)(to + 4) = *(const volatile __u16 *)(from + 4);
 }
 
 static __always_inline bool same_mac(const void *a, const volatile void *b)
 {
-	return *(const __u32 *)a == *(const volatile __u32 *)b &&
+	return *(const word32 *)a == *(const volatile word32 *)b &&
 	       *(const __u16 *)(a + 4) == *(const volatile __u16 *)(b + 4);
 }
 

@@ -87,7 +87,7 @@ static __always_inline enum fl_reason match_inner_mac(const struct ethhdr *inner
 
 	if (!same_mac(inner->h_dest, own) || same_mac(inner->h_source, own))
 		return FL_INNER_MAC;
-	if (inner->h_source[0] & 1 || (!*(const __u32 *)inner->h_source && !*(const __u16 *)&inner->h_source[4]))
+	if (inner->h_source[0] & 1 || (!*(const word32 *)inner->h_source && !*(const __u16 *)&inner->h_source[4]))
 		return FL_INNER_MAC;
 	return FL_GO_ON;
 }

@@ -30,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-rulesets", type=int, default=20, help="random firewall rulesets to judge (default 20)"
     )
+    parser.addoption(
+        "--strict-alignment", action="store_true", help="tests/bpf: as for hosts that demand aligned access"
+    )
     parser.addoption("--without", default="", help="kernel features that the matrix's nodes do without")
     parser.addoption(
         "--kube-apiserver", default="", help="tests/netns/kube: this server in place of the double"

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from flannel_ebpf.contract import abi
+from flannel_ebpf.kernel.programs import libbpf
 from flannel_ebpf.kernel.programs.loader import LoadRequest
 from tests import namespaces
 from tests.bpf.ipv6 import Node6
 from tests.bpf.kernel_path import KernelNode
-from tests.bpf.loading import HEADERS, build, use
+from tests.bpf.loading import HEADERS, build, prepare_strictly, use
 from tests.bpf.node import (
     EPOCH_SHIFT,
     FLOWS,
@@ -83,14 +84,26 @@ def bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield mount
 
 
+@pytest.fixture(scope="session", autouse=True)
+def strictly(pytestconfig: pytest.Config) -> Iterator[bool]:
+    """Have the verifier demand aligned access, if asked for, as it does where the hardware minds."""
+    strict = bool(pytestconfig.getoption("--strict-alignment"))
+    with pytest.MonkeyPatch.context() as patch:
+        if strict:
+            patch.setattr(libbpf, "_prepare", prepare_strictly)
+        yield strict
+
+
 @pytest.fixture(scope="session")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def objects(tmp_path_factory: pytest.TempPathFactory, strictly: bool) -> Path:
     """The programs with their tickets in the packet mark: a test run can neither set nor show tc_index.
 
     They also have a minute for what takes microseconds between the kernel's ends.
     """
     folder = tmp_path_factory.mktemp("objects")
     defines = f"-DFL_TICKET=mark -DFL_LESSON_TIME=60000 -DFL_EPOCH_SHIFT={EPOCH_SHIFT}"
+    if strictly:
+        defines += " -DFL_STRICT_ALIGN"
     make = ["make", "--silent", f"--directory={HEADERS}", f"OUT={folder}", f"DEFINES={defines}"]
     subprocess.run(make, check=True)
     return folder

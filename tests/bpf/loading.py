@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flannel_ebpf.base.errors import BpfError
 from flannel_ebpf.kernel.programs import libbpf, loader, pins
@@ -14,6 +16,8 @@ from flannel_ebpf.kernel.programs.loader import LoadRequest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HEADERS = Path(__file__).parents[2] / "bpf"
+PREPARE = libbpf._prepare
+STRICT_ALIGNMENT = 1
 FRAME = bytes(12) + b"\x08\x00" + bytes(46)
 
 
@@ -36,6 +40,15 @@ def run_here(jobs: Mapping[pins.Kind, libbpf.Job]) -> dict[pins.Kind, BpfError]:
     """Do here what the loader starts a process for: that takes ten seconds where CPUs are emulated."""
     answers = {kind: loader._attempt(job) for kind, job in jobs.items()}
     return {kind: loader._failure(answer) for kind, answer in answers.items() if answer}
+
+
+def prepare_strictly(library: Any, handle: int, job: libbpf.Job) -> None:
+    """Prepare an object so that the verifier demands aligned access to packets (BPF_F_STRICT_ALIGNMENT)."""
+    PREPARE(library, handle, job)
+    program = library.bpf_object__next_program(ctypes.c_void_p(handle), None)
+    while program:
+        assert not library.bpf_program__set_flags(ctypes.c_void_p(program), STRICT_ALIGNMENT)
+        program = library.bpf_object__next_program(ctypes.c_void_p(handle), ctypes.c_void_p(program))
 
 
 def pinned_ids(maps: Path) -> set[int]:
