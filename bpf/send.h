@@ -48,9 +48,23 @@ static __always_inline void count_rx(const struct fl_peer *peer, const struct fl
 }
 
 /*
+ * Take the route that the kernel gave a packet from it: a tunnel key, which nothing on the uplink asks for, takes
+ * its place. False when there is no memory for that.
+ */
+static __always_inline bool drop_route(struct __sk_buff *skb)
+{
+	struct {
+		__u32 id;
+		__u32 remote;
+	} key = {};
+
+	return !bpf_skb_set_tunnel_key(skb, (void *)&key, sizeof(key), 0);
+}
+
+/*
  * Out of the uplink. Neighbours are always the kernel's; the route too, unless the peer is on-link and
- * therefore its own next hop, which saves the lookup. A packet that the kernel has `routed` needs another route in
- * any case: by the one that it carries, the kernel would look for its station again once ARP has the next hop's.
+ * therefore its own next hop, which saves the lookup. A packet that the kernel has `routed` must not keep that
+ * route in any case: by it, the kernel would look for its station again once ARP has the next hop's.
  */
 static __always_inline enum fl_reason send_to_peer(struct __sk_buff *skb, const struct fl_peer *peer, bool routed,
 						   enum fl_reason carried)
@@ -61,7 +75,7 @@ static __always_inline enum fl_reason send_to_peer(struct __sk_buff *skb, const 
 	/* veths of Linux 5.10 to 5.16 leave their own queue's number; volatile: as in deliver() */
 	*(volatile __u32 *)&skb->queue_mapping = 0;
 	set_next_hop(&next, public_ip(peer));
-	if (peer->flags & FL_PEER_ON_LINK && !routed)
+	if (peer->flags & FL_PEER_ON_LINK && (!routed || drop_route(skb)))
 		verdict = bpf_redirect_neigh(fl_cfg.uplink, &next, sizeof(next), 0);
 	else
 		verdict = bpf_redirect_neigh(fl_cfg.uplink, NULL, 0, 0);
