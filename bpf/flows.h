@@ -190,7 +190,8 @@ static __always_inline void note_learned(__u32 place, __u64 now)
 }
 
 /*
- * Forget a flow, and void what fl_open knows of it. Looked up first, because deleting from an LRU takes the
+ * Forget a flow, and void what fl_open knows of it. Its cells grow young again, lest what follows its end counts
+ * as a flow that is worth an entry. Looked up first, because deleting from an LRU takes the
  * bucket's lock even on a miss.
  */
 static __always_inline void end_flow(const struct fl_flow_key *key, __u32 place)
@@ -203,8 +204,7 @@ static __always_inline void end_flow(const struct fl_flow_key *key, __u32 place)
 		bpf_map_delete_elem(&fl_flows, key);
 	this->ended++;
 	other->ended++;
-	this->packets &= FL_CELL_FULL;
-	other->packets &= FL_CELL_FULL;
+	this->packets = other->packets = 0;
 }
 
 /* A word of fl_flow: now, and whose. */

@@ -93,6 +93,7 @@ def test_two_connections_that_share_a_tuple_open_nothing(node: Node) -> None:
         of_direct = node.run("fl_from_peer", of_service.frame)  # arrives with a port that the kernel chose
         assert talk.deliver(of_service, src=SERVICE).reason == Reason.LEARN_CHANGED
         assert of_direct.verdict == KERNEL
+        node.fill_sketch()
         left_as = talk.leave(talk.enter(), body=l4(sport=61000))
         assert left_as.reason == Reason.LEARN_CHANGED
     node.fill_sketch()
