@@ -173,26 +173,22 @@ static __always_inline bool was_learned(const struct fl_cell *cell)
 }
 
 /*
- * Both directions must know, for either may end the flow. Often they do: the other one's line is another CPU's,
- * and not written for nothing.
+ * Both directions must know, for either may end the flow. What one knows in this epoch the other does: its line is
+ * another CPU's, and not touched for nothing.
  */
 static __always_inline void note_learned(__u32 place, __u64 now)
 {
 	struct fl_cell *this = cell_at(place), *other = cell_at(place ^ FL_LINE);
 	__u8 epoch = now >> FL_EPOCH_SHIFT;
 
-	if (!this || !other)
-		return;
-	if (this->learned != epoch)
-		this->learned = epoch;
-	if (other->learned != epoch)
-		other->learned = epoch;
+	if (this && other && this->learned != epoch)
+		this->learned = other->learned = epoch;
 }
 
 /*
  * Forget a flow, and void what fl_open knows of it. Its cells grow young again, lest what follows its end counts
- * as a flow that is worth an entry. Looked up first, because deleting from an LRU takes the
- * bucket's lock even on a miss.
+ * as a flow that is worth an entry. Looked up first, because deleting from an LRU takes the bucket's lock even on
+ * a miss.
  */
 static __always_inline void end_flow(const struct fl_flow_key *key, __u32 place)
 {
