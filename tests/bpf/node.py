@@ -165,7 +165,7 @@ class Node:
             self.network, config, entries={"fl_flows": 1024}, root=root, xdp=True, objects=objects
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loader, "_run", run_here)
+            patch.setattr(loader, "run_jobs", run_here)
             loaded: Loaded = ensure_loaded(request)
         assert not loaded.xdp_error
         self.programs = {name: Program.by_id(number) for name, number in loaded.programs.items()}

@@ -40,7 +40,7 @@ def test_objects_of_each_compiler_load(
     kind: tuple[Family, enums.Mode],
     fastpath: enums.Fastpath,
 ) -> None:
-    monkeypatch.setattr(loader, "_run", run_here)
+    monkeypatch.setattr(loader, "run_jobs", run_here)
     objects = Path(pytestconfig.getoption("--objects")) / compiler
     network, config = KINDS[kind]
     config = replace(config, fastpath=fastpath, caps=probe())

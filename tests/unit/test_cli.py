@@ -373,7 +373,8 @@ def test_version_tells_commit_objects_and_kernel(capfd: pytest.CaptureFixture[st
     for said in (facts["commit"], *facts["objects"].values(), *facts["kernel"]["features"]):
         assert said
         assert said in text
-    assert set(facts["objects"]) == {f"{one}.bpf.o" for one in ("datapath", "datapath6", "xdp", "xdp6")}
+    objects = ("datapath", "datapath6", "drops", "xdp", "xdp6")
+    assert set(facts["objects"]) == {f"{one}.bpf.o" for one in objects}
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.text import Text
 
-from flannel_ebpf.base.errors import ConfigError, FlannelError
+from flannel_ebpf.base.errors import BpfError, ConfigError, FlannelError
 from flannel_ebpf.base.family import Address, Network
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.diagnose.console import NothingHereError, console, json_flag, print_line
-from flannel_ebpf.commands.diagnose.networks import Here, network_flag, networks
-from flannel_ebpf.commands.diagnose.readings import PROTOCOLS, end
+from flannel_ebpf.commands.diagnose.monitored import Packet, Wanted, plain, told
+from flannel_ebpf.commands.diagnose.networks import Here, families, network_flag, networks
 from flannel_ebpf.commands.diagnose.tables import device_names
 from flannel_ebpf.commands.flags import node_flags, options_from
 from flannel_ebpf.commands.values import AnyAddress
@@ -27,6 +27,9 @@ from flannel_ebpf.contract.enums import Reason
 from flannel_ebpf.contract.learned import Event
 from flannel_ebpf.host import watching
 from flannel_ebpf.kernel.bpf import Map
+from flannel_ebpf.kernel.netlink.links import read_links, vxlan_link
+from flannel_ebpf.kernel.netlink.route_socket import RouteSocket
+from flannel_ebpf.kernel.programs import drops
 from flannel_ebpf.kernel.programs.readout import maps_of
 
 LEASE = 10.0
@@ -34,25 +37,7 @@ LEASE = 10.0
 _PAUSE = 0.05
 _READY = 15.0  # seconds for the daemon to load them
 
-_FLAGS = ((0x02, "S"), (0x01, "F"), (0x04, "R"), (0x08, "P"), (0x10, "."))
-_COLOURS = {"fast": "green", "drop": "bold red", "lear": "yellow"}
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which packets are shown; None: any."""
-
-    address: Address | None = None
-    port: int | None = None
-    reason: str = ""
-
-    def __call__(self, event: Event) -> bool:
-        """Say whether this one is."""
-        return (
-            (self.address is None or self.address in (event.source, event.target, event.outer))
-            and (self.port is None or self.port in (event.source_port, event.target_port))
-            and event.reason.name.lower().startswith(self.reason)
-        )
+_COLOURS = defaultdict(str, fast="green", drop="bold red", lear="yellow")
 
 
 @click.command(short_help="Show packets as they pass, each with its reason.")
@@ -61,6 +46,9 @@ class Wanted:
 @click.option("--address", type=AnyAddress(), help="From or to this pod or node only.")
 @click.option("--port", type=click.IntRange(1, 65_535), help="From or to this port only.")
 @click.option("--reason", default="", help="Only reasons that begin so, such as drop or learn.")
+@click.option(
+    "--kernel-drops/--no-kernel-drops", default=True, help="Also what the kernel drops, as it says why."
+)
 @click.option(
     "--sample", type=click.IntRange(min=1), default=1, show_default=True, help="One packet in so many."
 )
@@ -72,6 +60,7 @@ def monitor(
     address: Address | None,
     port: int | None,
     reason: str,
+    kernel_drops: bool,
     sample: int,
     count: int,
     seconds: float,
@@ -81,11 +70,12 @@ def monitor(
     """Show packets that our programs look at, and why each goes where it goes (docs/packet-path.md).
 
     While it runs the daemon has programs loaded that tell; a busy node wants --sample. Nothing is lost by it,
-    and nothing is left of it afterwards. Packets that the programs do not see are not shown.
+    and nothing is left of it afterwards. Packets that the programs do not see are shown only when the kernel
+    drops them in this network namespace, with its own reason (Linux 5.17).
     """
     options = options_from(values)
     wanted = Wanted(address, port, reason.lower())
-    if reason and not any(one.name.lower().startswith(wanted.reason) for one in Reason):
+    if reason and not any(one.startswith(wanted.reason) for one in _every_reason()):
         raise click.BadParameter(
             f"no reason begins with {reason!r}: see docs/packet-path.md.", param_hint="--reason"
         )
@@ -98,16 +88,32 @@ def monitor(
     deadline = time.monotonic() + seconds if seconds else float("inf")
     names = device_names()
     show = _printer(as_json, names)
-    with _watched(options, here, sample) as (queues, again):
+    with _watched(options, here, sample) as (queues, again), _drops(here, options, kernel_drops) as dropped:
         while time.monotonic() < deadline:
             again()
-            for event in (one for queue in queues for one in _taken(queue)):
-                if wanted(event):
-                    show(event)
+            seen = [Packet.of_event(event) for queue in queues for event in _taken(queue)]
+            for packet in [*seen, *map(Packet.of_drop, dropped())]:
+                if wanted(packet):
+                    show(packet)
                     shown += 1
                     if count and shown >= count:
                         return
             time.sleep(_PAUSE)
+
+
+@contextmanager
+def _drops(here: Here, options: Options, asked: bool) -> Iterator[Callable[[], list[drops.Drop]]]:
+    """Yield what returns the kernel's drops; nothing where the kernel does not tell, and says so."""
+    with ExitStack() as opened:
+        found: Callable[[], list[drops.Drop]] = list
+        if asked:
+            every = [one.network for one in families(here)]
+            try:
+                watching = drops.watch(every, _port(here), options.bpf_objects, options.bpf_pin_root)
+                found = opened.enter_context(watching)
+            except BpfError as error:
+                click.echo(f"the kernel's own drops are not shown: {error}", err=True)
+        yield found
 
 
 @contextmanager
@@ -167,46 +173,28 @@ def _taken(queue: Map) -> Iterator[Event]:
         yield Event.unpack(raw)
 
 
-def _printer(as_json: bool, names: dict[int, str]) -> Callable[[Event], None]:
+def _printer(as_json: bool, names: dict[int, str]) -> Callable[[Packet], None]:
     out = console()
 
-    def show(event: Event) -> None:
+    def show(packet: Packet) -> None:
         if as_json:
-            print_line(plain(event, names))
+            print_line(plain(packet, names))
             return
-        reason = event.reason.name.lower()
-        text = Text(f"{event.at / 1e9 % 1000:7.3f} {event.hook.name.lower():<9} ")
-        text.append(f"{reason:<17} ", _COLOURS.get(reason[:4], ""))
-        out.print(text.append(told(event)))
+        text = Text(f"{packet.at / 1e9 % 1000:7.3f} {packet.hook:<9} ")
+        text.append(f"{packet.reason:<17} ", _COLOURS["drop" if packet.is_drop else packet.reason[:4]])
+        out.print(text.append(told(packet)))
 
     return show
 
 
-def told(event: Event) -> str:
-    """Return addresses, ports, flags and length of a packet, much as tcpdump would."""
-    if not event.proto:
-        return f"another protocol, {event.len}"
-    flags = "".join(letter for bit, letter in _FLAGS if event.tcp_flags & bit)
-    outer = f" from {event.outer}" if event.reason.name.startswith("DROP") and int(event.outer) else ""
-    kind = PROTOCOLS.get(event.proto, str(event.proto))
-    source, target = (event.source, event.source_port), (event.target, event.target_port)
-    ends = " > ".join(end(*one) if event.proto in (6, 17) else str(one[0]) for one in (source, target))
-    return f"{kind} {ends}{f' [{flags}]' if flags else ''} {event.len}{outer}"
+def _every_reason() -> Iterator[str]:
+    """Yield our reasons, then the kernel's."""
+    yield from (one.name.lower() for one in Reason)
+    yield from drops.reasons().values()
 
 
-def plain(event: Event, names: dict[int, str]) -> dict[str, Any]:
-    """Return an event as plain values."""
-    return {
-        "at": event.at / 1e9,
-        "device": names.get(event.ifindex, ""),
-        "hook": event.hook.name.lower(),
-        "reason": event.reason.name.lower(),
-        "protocol": PROTOCOLS.get(event.proto, str(event.proto)),
-        "source": str(event.source),
-        "target": str(event.target),
-        "source_port": event.source_port,
-        "target_port": event.target_port,
-        "tcp_flags": event.tcp_flags,
-        "outer": str(event.outer) if int(event.outer) else "",
-        "length": event.len,
-    }
+def _port(here: Here) -> int:
+    """Return the port of the network's vxlan device, 0 when it has none."""
+    with RouteSocket() as netlink:
+        devices = [vxlan_link(link) for link in read_links(netlink).values()]
+    return next((one.port for one in devices if one and one.name == here.report.get("overlay")), 0)

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from flannel_ebpf.base.errors import AbiMismatch, BpfError, BpfUnavailable, VerifierRejected, edge
 from flannel_ebpf.base.family import Family, Network, family_of
@@ -117,7 +118,7 @@ def ensure_loaded(request: LoadRequest) -> Loaded:
         folders[kind] = Path(job.programs)
         if not _intact(folders[kind], maps, one):
             jobs[kind] = job
-    failures = _run(jobs) if jobs else {}
+    failures = run_jobs(jobs) if jobs else {}
     if "progs" in failures:
         raise failures["progs"]
     if "xdp" in failures:
@@ -208,8 +209,11 @@ def _intact(programs: Path, maps: Path, one: _Object) -> bool:
     return bool(used) and len(unpinned) <= sum(name.startswith(_VARIABLES) for name in one.elf.sections)
 
 
-def _run(jobs: Mapping[pins.Kind, libbpf.Job]) -> dict[pins.Kind, BpfError]:
-    """Run the loader process; return the failures."""
+_Name = TypeVar("_Name", bound=str)
+
+
+def run_jobs(jobs: Mapping[_Name, libbpf.Job]) -> dict[_Name, BpfError]:
+    """Have a process of its own load objects; return the failures by the jobs' names."""
     command = [sys.executable, "-P", "-m", "flannel_ebpf.kernel.programs.loader"]
     text = json.dumps([asdict(job) for job in jobs.values()])
     try:

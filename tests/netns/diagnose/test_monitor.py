@@ -65,6 +65,21 @@ def test_filters_by_reason_and_port(lab: Lab) -> None:
     assert 5201 in (line["source_port"], line["target_port"])
 
 
+def test_what_the_kernel_drops_is_told_with_its_reason(lab: Lab) -> None:
+    node, (one, other) = lab.node("n1"), lab.pods
+    node.run(["iptables", "-I", "FORWARD", "-p", "udp", "-d", str(other.ip), "--dport", "7777", "-j", "DROP"])
+    one.popen(["bash", "-c", f"for n in {{1..600}}; do echo x > /dev/udp/{other.ip}/7777; sleep 0.1; done"])
+    (line,) = told(node, "--count=1", "--port=7777", "--reason=netfilter")
+    assert (line["hook"], line["reason"], line["source"]) == ("kernel", "netfilter_drop", str(one.ip))
+    assert line["function"]
+    assert not list(node.pin_root.glob("watch-*"))
+
+
+def test_without_the_kernels_drops(lab: Lab) -> None:
+    found = told(lab.node("n1"), "--count=5", "--no-kernel-drops")
+    assert "kernel" not in {line["hook"] for line in found}
+
+
 def test_when_nobody_watches_the_programs_hold_no_trace_of_it(lab: Lab) -> None:
     node = lab.node("n1")
     eventually(lambda: TELLS not in instructions(node), "an earlier watcher is forgotten", 30)

@@ -5,9 +5,10 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from flannel_ebpf.commands.diagnose.monitor import Wanted, plain, told
+from flannel_ebpf.commands.diagnose.monitored import Packet, Wanted, plain, told
 from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.contract.learned import Event
+from flannel_ebpf.kernel.programs.drops import Drop
 
 ONE, OTHER, PEER, NONE = map(IPv4Address, ("10.1.5.2", "10.1.6.2", "192.0.2.2", 0))
 EVENT = Event(1_500_000_000, 3, 1464, ONE, OTHER, NONE, 34504, 80, 6, Hook.FROM_POD, Reason.FAST_VXLAN, 0x18)
@@ -26,11 +27,11 @@ EVENT = Event(1_500_000_000, 3, 1464, ONE, OTHER, NONE, 34504, 80, 6, Hook.FROM_
     ],
 )  # fmt: skip
 def test_a_packet_in_a_line(event: Event, line: str) -> None:
-    assert told(event) == line
+    assert told(Packet.of_event(event)) == line
 
 
 def test_plain_values_name_device_hook_and_reason() -> None:
-    values = plain(EVENT, {3: "veth1"})
+    values = plain(Packet.of_event(EVENT), {3: "veth1"})
     assert (values["device"], values["hook"], values["reason"], values["at"]) == (
         "veth1", "from_pod", "fast_vxlan", 1.5,
     )  # fmt: skip
@@ -45,4 +46,21 @@ def test_plain_values_name_device_hook_and_reason() -> None:
     ],
 )  # fmt: skip
 def test_filters(wanted: Wanted, shown: bool) -> None:
-    assert wanted(EVENT) is shown
+    assert wanted(Packet.of_event(EVENT)) is shown
+
+
+DROP = Drop(2_500_000_000, 4, "netfilter_drop", "nf_hook_slow", ONE, OTHER, 34504, 80, 6, 60)
+
+
+def test_what_the_kernel_drops_says_why_and_where() -> None:
+    packet = Packet.of_drop(DROP)
+    assert told(packet) == "tcp 10.1.5.2:34504 > 10.1.6.2:80 60 in nf_hook_slow"
+    values = plain(packet, {})
+    assert (values["hook"], values["reason"], values["outer"]) == ("kernel", "netfilter_drop", "")
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"), [("", True), ("drop", True), ("netf", True), ("fast", False), ("drop_broken", False)]
+)
+def test_a_reason_of_the_kernel_is_a_drop_as_well(reason: str, shown: bool) -> None:
+    assert Wanted(reason=reason)(Packet.of_drop(DROP)) is shown
