@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """From a lease in etcd to a peer in the BPF map: how long a running node takes to follow.
 
-For each of `--leases` and `--peers` a cluster with so many others. One row each: put to peer in the map;
-start until ready, which is with all peers programmed, of a daemon that finds its own state (warm) and of
-one that finds nothing (cold), with the CPU that takes; memory; CPU when idle. Times are those of the
-machine: run it on an idle one.
+For each of `--leases` and `--peers` a cluster with so many others. One row each: put to peer in the map, one
+at a time and with 20 changes a second; start until ready, which is with all peers programmed, of a daemon
+that finds its own state (warm) and of one that finds nothing (cold), with the CPU that takes; memory; CPU
+when idle; the overlay's routes, neighbours and FDB entries; what a cold start reads from etcd. Times are
+those of the machine: run it on an idle one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -37,6 +40,8 @@ SETTLE_SECONDS, IDLE_SECONDS = 10.0, 60.0
 """After a start, until the passes that it leads to are over; then one period of what is done unasked."""
 MOST_OPS = 128
 """Puts in a transaction (etcd's --max-txn-ops)."""
+CHANGES, CHURN_SECONDS = 20, 10.0
+"""Changes a second, and for how long."""
 LOOK_EVERY = 0.0005
 """Seconds between looks into the map: without a pause the measurement takes a core from what it measures."""
 
@@ -66,6 +71,27 @@ def put_and_wait(peers: Map, registry: Registry, number: int) -> float:
     return (time.monotonic() - since) * 1000
 
 
+def churn(peers: Map, registry: Registry, numbers: range) -> list[float]:
+    """Write leases, CHANGES a second; return the milliseconds until each peer was in the map."""
+    begun = time.monotonic()
+    pending: dict[bytes, float] = {}
+    taken = []
+    left = list(reversed(numbers))
+    while left or pending:
+        now = time.monotonic()
+        if left and now >= begun + (len(numbers) - len(left)) / CHANGES:
+            number = left.pop()
+            subnet = subnet_of(number)
+            pending[SubnetKey(len=subnet.prefixlen, addr=subnet.network_address).pack()] = now
+            registry.create(lease_of(number), ttl=0)
+        for key in [key for key in pending if peers.lookup(key) is not None]:
+            taken.append((time.monotonic() - pending.pop(key)) * 1000)
+        if now > begun + DEADLINE:
+            raise SystemExit(f"{len(pending)} changes were not programmed within {DEADLINE:.0f} s")
+        time.sleep(LOOK_EVERY)
+    return sorted(taken)
+
+
 def write_crowd(lab: Lab, leases: int) -> None:
     """Write so many leases, in transactions of as many puts as etcd allows."""
     prefix = lab.spec.etcd_prefix
@@ -92,9 +118,18 @@ def inner(map_path: str, leases: int, puts: int, daemon: int) -> None:
         time.sleep(SETTLE_SECONDS)
         numbers, begun = range(leases, leases + puts), cpu_of(daemon)
         taken = sorted(put_and_wait(peers, registry, number) for number in numbers)
+        each = (cpu_of(daemon) - begun) / puts * 1000
+        since, begun = time.monotonic(), cpu_of(daemon)
+        many = range(leases + puts, leases + puts + int(CHANGES * CHURN_SECONDS))
+        busy = churn(peers, registry, many)
+        share = (cpu_of(daemon) - begun) / (time.monotonic() - since)
     client.close()
-    each = (cpu_of(daemon) - begun) / puts * 1000
-    print(statistics.median(taken), taken[int(len(taken) * 0.99)], taken[-1], each)
+    print(*middle_and_end(taken), each, *middle_and_end(busy), share)
+
+
+def middle_and_end(taken: list[float]) -> tuple[float, float]:
+    """Return the median and the 99th percentile of sorted values."""
+    return statistics.median(taken), taken[int(len(taken) * 0.99)]
 
 
 def restart(node: Node, peers: int, *, cold: bool) -> str:
@@ -145,6 +180,21 @@ def cost(node: Node) -> tuple[float, float]:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, (cpu_seconds(node) - before) / IDLE_SECONDS
 
 
+def bytes_from_etcd(node: Node) -> int:
+    """Return what the daemon's connections to etcd have brought so far."""
+    told = node.run(["ss", "-H", "-t", "-i", "-n", "dport", "=", ETCD_ENDPOINT.rpartition(":")[2]]).stdout
+    return sum(int(number) for number in re.findall(r"bytes_received:(\d+)", told))
+
+
+def kernel_objects(node: Node) -> int:
+    """Return how many routes, neighbours and FDB entries the overlay's device has."""
+    device = "flannel.1"
+    routes = node.run(["ip", "-4", "route", "show", "dev", device]).stdout
+    neighbours = node.run(["ip", "-4", "neigh", "show", "dev", device]).stdout
+    entries = node.run(["bridge", "fdb", "show", "dev", device]).stdout
+    return sum(text.count("\n") for text in (routes, neighbours, entries))
+
+
 def measure(leases: int, puts: int, choice: str) -> None:
     """Build a lab, print its row, take it down."""
     spec = LabSpec(
@@ -163,13 +213,15 @@ def measure(leases: int, puts: int, choice: str) -> None:
         daemon = node.daemon.pid if node.daemon else 0
         again += ["--leases", str(leases), "--puts", str(puts), "--daemon", str(daemon)]
         told = subprocess.run(inside(node.ns, again), check=True, stdout=subprocess.PIPE, text=True).stdout
-        median, p99, worst, each = map(float, told.split())
-        peers = leases + puts + 1
+        median, p99, each, busy, busy99, busy_share = map(float, told.split())
+        peers = leases + puts + int(CHANGES * CHURN_SECONDS) + 1
         warm, cold = restart(node, peers, cold=False), restart(node, peers, cold=True)
+        read = bytes_from_etcd(node)
         memory, share = cost(node)
         print(
-            f"| {leases:,} | {choice} | {median:.1f} / {p99:.1f} / {worst:.1f} ms | {each:.1f} ms "
-            f"| {warm} | {cold} | {memory:.0f} MB | {share:.2%} |",
+            f"| {leases:,} | {choice} | {median:.1f} / {p99:.1f} ms, {each:.1f} ms "
+            f"| {busy:.1f} / {busy99:.1f} ms, {busy_share:.0%} | {warm} | {cold} "
+            f"| {memory:.0f} MB | {share:.2%} | {kernel_objects(node)} | {read / 1e6:.1f} MB |",
             flush=True,
         )
 
@@ -179,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         *("--leases", "-n"), type=int, nargs="+", default=[100, 1000, 5000, 10_000],
-        help="leases beside the measured ones (0 to 57000)",
+        help="leases beside the measured ones (0 to 56000)",
     )  # fmt: skip
     parser.add_argument("--puts", type=int, default=200, help="puts to measure (default 200)")
     parser.add_argument(
@@ -188,14 +240,15 @@ def main() -> None:
     parser.add_argument("--inner", metavar="MAP", help=argparse.SUPPRESS)
     parser.add_argument("--daemon", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the lab is taken down, as after Ctrl-C
     if options.inner:
         inner(options.inner, options.leases[0], options.puts, options.daemon)
         return
     print(
-        "| leases | peers | put to programmed: median / p99 / worst | CPU a lease "
-        "| warm start, CPU | cold start, CPU | memory | idle |"
+        f"| leases | peers | put to programmed: median / p99, CPU a lease | {CHANGES} changes a second, CPU "
+        "| warm start, CPU | cold start, CPU | memory | idle | kernel objects | read at a cold start |"
     )
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for leases, choice in product(options.leases, options.peers):
         measure(leases, options.puts, choice)
 

@@ -12,8 +12,10 @@ import argparse
 import http.client
 import json
 import os
+import signal
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Lab, LabSpec, Node, netns
 from flannel_ebpf.lab.kube_server import PORT
 from flannel_ebpf.lab.spec import ETCD_IP
@@ -95,6 +98,8 @@ def fill(lab: Lab, numbers: range) -> None:
         api = Api(lab)
         for number in part:
             api.send("POST", "/api/v1/nodes", object_of(number))
+            if number % 1000 == 999:
+                print(f"kube_cost: {number + 1} of {len(numbers)} nodes made", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(some, (numbers[at::4] for at in range(4))))
@@ -144,9 +149,12 @@ def wait(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.2)
 
 
-def routes(node: Node) -> int:
-    """Return how many peers the node has."""
-    return node.run(["ip", "route", "show", "dev", "flannel.1"]).stdout.count("\n")
+def peers_of(node: Node) -> int:
+    """Return how many peers the node has; with programs routes may come on demand, so their map tells."""
+    if not list(node.pin_root.rglob("fl_peers")):
+        return node.run(["ip", "route", "show", "dev", "flannel.1"]).stdout.count("\n")
+    with Map.open(node.map_path("fl_peers")) as peers:
+        return len(peers.items())
 
 
 def measure(apiserver: str, count: int, datapath: str, seconds: float) -> str:
@@ -183,7 +191,7 @@ def started(node: Node, peers: int) -> float:
     """Start the daemon; return its memory once it has all peers."""
     node.log.unlink(missing_ok=True)
     node.start_daemon()
-    wait(lambda: "ready:" in node.daemon_log() and routes(node) >= peers, f"{peers} peers")
+    wait(lambda: "ready:" in node.daemon_log() and peers_of(node) >= peers, f"{peers} peers")
     return memory(node)
 
 
@@ -201,6 +209,7 @@ def main() -> None:
     parser.add_argument("--datapath", default="ebpf", help="the daemon's (default ebpf)")
     parser.add_argument("--seconds", type=float, default=60.0, help="to measure CPU for (default 60)")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the lab is taken down, as after Ctrl-C
     build = Path(__file__).parent / "kube" / "build.sh"
     folder = subprocess.run([build], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     print(
