@@ -149,7 +149,7 @@ class Reconciler:
 
         Raises KernelError when the kernel cannot be read, ProgramsRequired.
         """
-        self._settled = None
+        before, self._settled = self._settled, None
         peers, skipped, seen = self._find_peers(node, leases, seen)
         now = Round(node, peers, pod_ports(seen, node.subnets), seen)
         writes = 0
@@ -176,9 +176,10 @@ class Reconciler:
         ):
             by_subnet = {peer.subnet: peer for peer in now.peers}
             around, slots = self._found.around, bpf.slots
-            self._settled = Settled(
+            settled = Settled(
                 node, around, leases, by_subnet, skipped, slots, bpf.slot_count, _subnets(demand.last)
             )
+            self._settled = settled.tied(before)
         self._last = Outcome(
             now.peers,
             skipped,

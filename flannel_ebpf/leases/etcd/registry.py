@@ -87,6 +87,7 @@ class Registry:
         read = self._read()
         leases, skipped = lease_format.parse_snapshot(read.items, self._parser.lease)
         self._parser.keep(read.items)
+        self._indexed = leases, lease_format.Index.of(leases, skipped)  # now, not when a change is waiting
         self.last = Snapshot(read.revision, read.cluster_id, leases, skipped)
         return self.last
 
