@@ -33,6 +33,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--strict-alignment", action="store_true", help="tests/bpf: as for hosts that demand aligned access"
     )
+    parser.addoption(
+        "--fastpath",
+        default="flows",
+        help="--fastpath of tests' daemons (default flows: without rules, auto would carry all at once, and "
+        "what the kernel must see first would hardly be tested)",
+    )
     parser.addoption("--without", default="", help="kernel features that the matrix's nodes do without")
     parser.addoption(
         "--kube-apiserver", default="", help="tests/netns/kube: this server in place of the double"

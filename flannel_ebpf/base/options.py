@@ -141,9 +141,9 @@ class Options:
         "auto", "auto: BPF where it can run, else the kernel path; ebpf: exit where it cannot."
     )
     fastpath: FastpathChoice = flag(
-        "flows",
-        "Packets that BPF carries: of admitted flows; auto: besides all of pods that no rule concerns; "
-        "subnets: all.",
+        "auto",
+        "Packets that BPF carries: flows: of admitted flows; auto: besides all of pods that no rule "
+        "concerns; subnets: all.",
     )
     revalidate: float = flag(
         10.0, "Seconds a flow is carried by BPF before it is looked at anew.", least=0.1, most=3600

@@ -24,9 +24,9 @@ def programs() -> Path:
 
 
 @pytest.fixture(scope="module")
-def make_kube_lab(programs: Path) -> Generator[MakeLab, None, None]:
+def make_kube_lab(programs: Path, pytestconfig: pytest.Config) -> Generator[MakeLab, None, None]:
     """`make_kube_lab(**LabSpec fields)`: a lab with the real API server, for the tests of one file."""
-    maker = _maker()
+    maker = _maker(pytestconfig)
     make = next(maker)
     yield lambda **fields: make(**{"kube_apiserver": str(programs / "kube-apiserver"), **fields})
     next(maker, None)

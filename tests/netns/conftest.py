@@ -30,11 +30,12 @@ def lab_name() -> str:
     return new_name()
 
 
-def _maker() -> Generator[MakeLab, None, None]:
+def _maker(config: pytest.Config) -> Generator[MakeLab, None, None]:
     made: list[Lab] = []
+    usual = {"fastpath": config.getoption("--fastpath")}
 
     def make(**fields: Any) -> Lab:
-        made.append(Lab.up(LabSpec(**{"name": new_name(), **fields})))
+        made.append(Lab.up(LabSpec(**{"name": new_name(), **usual, **fields})))
         return made[-1]
 
     yield make
@@ -43,15 +44,15 @@ def _maker() -> Generator[MakeLab, None, None]:
 
 
 @pytest.fixture
-def make_lab() -> Generator[MakeLab, None, None]:
+def make_lab(pytestconfig: pytest.Config) -> Generator[MakeLab, None, None]:
     """`make_lab(**LabSpec fields)`: a lab for this test alone."""
-    yield from _maker()
+    yield from _maker(pytestconfig)
 
 
 @pytest.fixture(scope="module")
-def make_shared_lab() -> Generator[MakeLab, None, None]:
+def make_shared_lab(pytestconfig: pytest.Config) -> Generator[MakeLab, None, None]:
     """Like `make_lab`, for a lab that all tests of one file share."""
-    yield from _maker()
+    yield from _maker(pytestconfig)
 
 
 @pytest.fixture(scope="module")
