@@ -12,7 +12,9 @@ from scapy.layers.inet import IP
 from scapy.layers.l2 import ARP, Ether
 from scapy.layers.vxlan import VXLAN
 
+from flannel_ebpf.contract.abi import AddrKey
 from flannel_ebpf.contract.enums import Hook, Reason
+from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Lab, netns
 from flannel_ebpf.lab.host import Host
 from flannel_ebpf.lab.stock import StockFlannel
@@ -241,6 +243,8 @@ def test_a_pod_that_comes_is_carried_and_one_that_goes_is_forgotten(lab: Lab) ->
         transfer(pod, far, BULK)
     assert seen.path == "BPF", seen
     node.remove_pod(pod)
+    with Map.open(node.map_path("fl_pods")) as pods:
+        eventually(lambda: pods.lookup(AddrKey(pod.ip).pack()) is None, "forgetting the pod")
     with watch(node) as gone:
         assert ping(far, pod.ip, 5, patience=1) == 0
     assert gone.fast == 0
