@@ -36,6 +36,8 @@ OWN, PEER, STRANGER = remote(1), remote(2), remote(9)
 POD = OWN.pod
 OTHER_POD = OWN.pod + 1
 OUTSIDE = IPv6Address("2001:db8:ffff::1")
+GROUP_MAC = "33:33:00:00:00:16"
+"""Where MLD reports go."""
 
 VXLAN = replace(
     node.VXLAN,
