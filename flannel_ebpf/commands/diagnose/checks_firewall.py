@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 from typing import Any
 
+from flannel_ebpf.base.family import Family, Network
 from flannel_ebpf.commands.diagnose.facts import Facts, Json, subnet_of
 from flannel_ebpf.commands.diagnose.finding import Check, Finding
 
 _PORTS = {"vxlan": 8472, "udp": 8285}
 _DROPS = ("DROP", "REJECT")
+_TOOLS = {Family.V4: "iptables", Family.V6: "ip6tables"}
+_NFT = {Family.V4: "ip", Family.V6: "ip6"}
 _SHOWN = 5
 
 
@@ -44,6 +47,7 @@ def _same_tunnel(facts: Facts, number: int) -> Iterator[Finding]:
             link["ifname"] != facts.report["overlay"]
             and data
             and (data.get("id"), data.get("port")) == (own.get("id"), number)
+            and ("local6" in data) == ("local6" in own)  # the families have sockets of their own
         ):
             what = f"{link['ifname']} has our VNI and UDP port {number}"
             yield Finding(what, "one of the two gets no packets", f"ip link delete {link['ifname']}")
@@ -53,8 +57,9 @@ def _port_dropped(facts: Facts, number: int) -> Iterator[Finding]:
     """Name rules that drop the tunnel's packets."""
     for rule in _rules(facts.iptables, "INPUT", "PREROUTING", "OUTPUT"):
         if re.search(rf"--dports? (\S*,)?{number}\b", rule) and _target(rule) in _DROPS:
-            yield Finding(f"a rule drops the tunnel's packets: {rule}", "this node and others do not hear each other",
-                          "remove it, or accept the port before it")  # fmt: skip
+            what = f"a rule drops the tunnel's packets: {_shown(facts, rule)}"
+            effect = "this node and others do not hear each other"
+            yield Finding(what, effect, "remove it, or accept the port before it")
     for chain, entry in _nft_rules(facts):
         if (
             chain.get("hook") in ("input", "prerouting", "output")
@@ -72,30 +77,33 @@ def forward(facts: Facts) -> Iterator[Finding]:
     if not network:
         return
     accepted = "FLANNEL-FWD" in facts.iptables or _accepts(facts.iptables, network)
-    by_nft = any(chain.get("table") == "flannel-ipv4" for chain in _nft_chains(facts))
+    own_table, tool = f"flannel-ipv{facts.family.value}", _TOOLS[facts.family]
+    by_nft = any(chain.get("table") == own_table for chain in _nft_chains(facts))
     if _policy(facts.iptables, "FORWARD") in _DROPS and not accepted:
-        what = "FORWARD of iptables drops by default, and nothing there accepts the overlay"
+        what = f"FORWARD of {tool} drops by default, and nothing there accepts the overlay"
         effect = "no packet goes between pods of different nodes"
         if by_nft:
             what += ": an accept of nftables (EnableNFTables) cannot override another table's drop"
-            do = 'set "EnableNFTables": false, or iptables -P FORWARD ACCEPT; Docker sets DROP at each start'
+            do = f'set "EnableNFTables": false, or {tool} -P FORWARD ACCEPT; Docker sets DROP at each start'
         else:
             do = "start the daemon with --iptables-forward-rules (its default)"
         yield Finding(what, effect, do)
     for chain in _nft_chains(facts):
-        foreign = chain.get("table") not in ("filter", "flannel-ipv4")
+        foreign = chain.get("table") not in ("filter", own_table)
+        foreign = foreign and chain.get("family", "inet") in ("inet", _NFT[facts.family])
         if chain.get("hook") == "forward" and chain.get("policy") == "drop" and foreign:
             what = f"chain {chain['name']} of nftables table {chain['table']} drops what it does not accept"
             effect = "pods of different nodes talk only as far as it accepts"
-            yield Finding(what, effect, f"accept ip saddr {network} and ip daddr {network} in it", "note")
+            ip = _NFT[facts.family]
+            do = f"accept {ip} saddr {network} and {ip} daddr {network} in it"
+            yield Finding(what, effect, do, "note")
     for rule in _rules(facts.iptables, "FORWARD", "DOCKER-USER"):
         if _target(rule) in _DROPS and _covers(rule, network):
             effect = "such packets do not arrive"
             if facts.report.get("options", {}).get("fastpath") == "subnets":
                 effect = "the kernel path drops such packets; --fastpath=subnets passes by it"
-            yield Finding(
-                f"a rule drops forwarded packets: {rule}", effect, "remove it, if that is not wanted", "note"
-            )
+            what = f"a rule drops forwarded packets: {_shown(facts, rule)}"
+            yield Finding(what, effect, "remove it, if that is not wanted", "note")
 
 
 def guards(facts: Facts) -> Iterator[Finding]:
@@ -117,13 +125,13 @@ def masquerade(facts: Facts) -> Iterator[Finding]:
             _target(rule) != "MASQUERADE"
             or "flanneld" in rule
             or source is None
-            or not subnet.overlaps(source)
+            or not _overlap(subnet, source)
         ):
             continue
         if _ours_first(facts):
             continue
         docker = re.search(r"! -o (docker0|br-\w+)", rule)
-        what = f"{'Docker' if docker else 'a rule'} masquerades what pods send to other nodes: {rule}"
+        what = f"{'Docker' if docker else 'a rule'} masquerades what pods send to other nodes: {_shown(facts, rule)}"
         do = "exclude the overlay's network from it"
         if docker:
             do = "start the daemon with --ip-masq and Docker with --ip-masq=false (flannel-ebpf docker-opts says so)"
@@ -135,10 +143,10 @@ def docker(facts: Facts) -> Iterator[Finding]:
     subnet = subnet_of(facts.report)
     for rule in _rules(facts.iptables, "PREROUTING", "DOCKER"):
         target = _network(rule, "-d")
-        if subnet is None or target is None or _target(rule) != "DROP" or not target.subnet_of(subnet):
+        if subnet is None or target is None or _target(rule) != "DROP" or not _overlap(subnet, target):
             continue
         if re.search(r"! -i \S+", rule):
-            what = f"Docker drops packets from other hosts to its containers: {rule}"
+            what = f"Docker drops packets from other hosts to its containers: {_shown(facts, rule)}"
             effect = "pods of other nodes reach published ports only"
             do = "start Docker with --allow-direct-routing (docker-opts --allow-direct-routing; Docker 28.2)"
             yield Finding(what, effect, do)
@@ -168,15 +176,24 @@ def _target(rule: str) -> str:
     return found[1] if found else ""
 
 
-def _network(rule: str, flag: str) -> IPv4Network | None:
-    found = re.search(rf"(?<!! ){flag} (\d[\d./]*)", rule)
-    return IPv4Network(found[1], strict=False) if found else None
+def _network(rule: str, flag: str) -> Network | None:
+    found = re.search(rf"(?<!! ){flag} ([\da-f.:]+(?:/\d+)?)(?= |$)", rule)
+    return ip_network(found[1], strict=False) if found else None
+
+
+def _overlap(some: Network, other: Network) -> bool:
+    return some.version == other.version and some.overlaps(other)
+
+
+def _shown(facts: Facts, rule: str) -> str:
+    """Return a rule, with the tool that shows it where that is not iptables."""
+    return rule if facts.family is Family.V4 else f"{_TOOLS[facts.family]} {rule}"
 
 
 def _covers(rule: str, network: str) -> bool:
     """Say whether a rule names the overlay, or part of it, by address."""
     named = [_network(rule, flag) for flag in ("-s", "-d")]
-    return any(one is not None and one.overlaps(IPv4Network(network)) for one in named)
+    return any(one is not None and _overlap(one, ip_network(network)) for one in named)
 
 
 def _policy(text: str, chain: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flannel_ebpf.commands.diagnose.facts import Facts
+from flannel_ebpf.base.family import Family
+from flannel_ebpf.commands.diagnose.facts import FORWARDING, Facts
 from flannel_ebpf.commands.diagnose.finding import Check, Finding
 
 _SLOW_ANSWER = 1.0
@@ -106,11 +107,11 @@ def clock(facts: Facts) -> Iterator[Finding]:
 def sysctls(facts: Facts) -> Iterator[Finding]:
     """Forwarding is on, reverse path filters let the overlay in, conntrack has room and is liberal."""
     values = facts.sysctls
-    if values.get("net/ipv4/ip_forward") == "0":
+    forwarding = FORWARDING[facts.family]
+    if values.get(forwarding) == "0":
+        name = forwarding.replace("/", ".")
         effect = "no packet leaves a pod for another node, nor comes to one"
-        yield Finding(
-            "net.ipv4.ip_forward is 0", effect, "sysctl -w net.ipv4.ip_forward=1, and in /etc/sysctl.d"
-        )
+        yield Finding(f"{name} is 0", effect, f"sysctl -w {name}=1, and in /etc/sysctl.d")
     if values.get("net/netfilter/nf_conntrack_tcp_be_liberal") == "0" and _by_flow(facts):
         what = "net.netfilter.nf_conntrack_tcp_be_liberal is 0"
         effect = "connections stall when they come back to the kernel path: conntrack calls them invalid"
@@ -123,7 +124,8 @@ def sysctls(facts: Facts) -> Iterator[Finding]:
         device = facts.report.get(name)
         own = values.get(f"net/ipv4/conf/{device}/rp_filter")
         strict = max(int(own or 0), int(values.get("net/ipv4/conf/all/rp_filter") or 0)) == 1
-        if device and strict and _routed_elsewhere(facts, device, of_overlay=name == "overlay"):
+        filtered = strict and facts.family is Family.V4  # IPv6 has no such filter
+        if device and filtered and _routed_elsewhere(facts, device, of_overlay=name == "overlay"):
             effect = "packets of peers that come in there and are routed back elsewhere are dropped"
             yield Finding(
                 f"rp_filter of {device} is strict", effect, f"sysctl -w net.ipv4.conf.{device}.rp_filter=2"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 
+from flannel_ebpf.base.family import Family, Network
 from flannel_ebpf.commands.diagnose.facts import Facts, Json, subnet_of
 from flannel_ebpf.commands.diagnose.finding import Check, Finding
+from flannel_ebpf.commands.diagnose.paths import within
+from flannel_ebpf.commands.diagnose.probe_packets import overhead
 
-_OVERHEAD = {"vxlan": 50, "udp": 28}
+_SUBNET = {Family.V4: "FLANNEL_SUBNET", Family.V6: "FLANNEL_IPV6_SUBNET"}
 _BRIDGES = ("cni0", "docker0")
 _BROKEN_OFFLOADS = {
     "vmxnet3": "it computes wrong checksums inside UDP tunnels in some versions of ESXi",
@@ -57,8 +60,8 @@ def subnet_file(facts: Facts) -> Iterator[Finding]:
     if not told:
         effect = "container runtimes do not start, or take another subnet"
         yield Finding("there is no subnet.env", effect, "see --subnet-file, and whether the daemon is ready")
-    elif subnet and told.get("FLANNEL_SUBNET", "") != f"{subnet.network_address + 1}/{subnet.prefixlen}":
-        what = f"subnet.env says {told.get('FLANNEL_SUBNET')}, this node has {subnet}"
+    elif subnet and told.get(_SUBNET[facts.family]) != f"{subnet.network_address + 1}/{subnet.prefixlen}":
+        what = f"subnet.env says {told.get(_SUBNET[facts.family])}, this node has {subnet}"
         yield Finding(
             what, "new pods get addresses that lead nowhere", "restart the daemon, then the runtime"
         )
@@ -88,8 +91,7 @@ def mtu(facts: Facts) -> Iterator[Finding]:
     )
     if not uplink:
         return
-    overhead = _OVERHEAD.get(facts.report["backend"], 0)
-    room = uplink["mtu"] - overhead
+    room = uplink["mtu"] - overhead(facts.report["backend"], facts.family)
     if overlay and overlay["mtu"] > room:
         what = f"{overlay['ifname']} has MTU {overlay['mtu']}, {uplink['ifname']} carries {room}"
         yield Finding(
@@ -145,28 +147,29 @@ def peers(facts: Facts) -> Iterator[Finding]:
     """The uplink's neighbours answer, and every peer has its route."""
     gone = [one["dst"] for one in facts.neighbours if "FAILED" in one.get("state", ())]
     for address in gone[:4]:
-        yield Finding(f"{address} does not answer ARP on {facts.report['uplink']}", "it cannot be reached, if it is a peer",
-                      "flannel-ebpf probe", "note")  # fmt: skip
+        asked = "ARP" if facts.family is Family.V4 else "neighbour discovery"
+        what = f"{address} does not answer {asked} on {facts.report['uplink']}"
+        yield Finding(what, "it cannot be reached, if it is a peer", "flannel-ebpf probe", "note")
     network = facts.report.get("network")
     if not network:
         return
     for route in facts.routes:
-        if _foreign(route, IPv4Network(network), facts):
+        if _foreign(route, ip_network(network), facts):
             what = f"the route {route['dst']} dev {route.get('dev')} lies inside {network} and is not ours"
             yield Finding(what, "packets for those addresses go there", "move that network, or ours")
 
 
-def _foreign(route: Json, network: IPv4Network, facts: Facts) -> bool:
+def _foreign(route: Json, network: Network, facts: Facts) -> bool:
     """Say whether a route leads part of the overlay elsewhere: neither ours nor of the local subnet."""
     try:
-        inside = IPv4Network(route["dst"])
+        inside = ip_network(route["dst"])
     except ValueError:
         return False
     subnet = subnet_of(facts.report)
     ours = route.get("protocol") == "251" or route.get("dev") == facts.report.get("overlay")
-    local = subnet is not None and inside.subnet_of(subnet)
+    local = subnet is not None and within(inside, subnet)
     plain = route.get("table", "main") == "main" and route.get("type", "unicast") == "unicast"
-    return plain and inside.subnet_of(network) and inside.prefixlen > 0 and not ours and not local
+    return plain and within(inside, network) and inside.prefixlen > 0 and not ours and not local
 
 
 def counters(facts: Facts) -> Iterator[Finding]:

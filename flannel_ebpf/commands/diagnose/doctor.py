@@ -40,7 +40,7 @@ def doctor(only: Network | None, as_json: bool, **values: Any) -> int:
     Works without the daemon too. Status 0: no problem; 1: at least one; 3: none, but no daemon runs.
     """
     options = options_from(values)
-    results = [(here, examine(gather(options, here))) for here in _networks(options, only)]
+    results = [(here, examine(*gather(options, here))) for here in _networks(options, only)]
     if as_json:
         print_json("doctor", [_plain(here, found) for here, found in results])
     else:
@@ -53,9 +53,12 @@ def doctor(only: Network | None, as_json: bool, **values: Any) -> int:
     return NOT_RUNNING if problems else 0
 
 
-def examine(facts: Facts) -> dict[str, list[Finding]]:
-    """Return what every check finds, by the check's name."""
-    return {name: list(check(facts)) for name, check in CHECKS.items()}
+def examine(*views: Facts) -> dict[str, list[Finding]]:
+    """Return what every check finds, by the check's name: what each family sees, and once what both see."""
+    return {
+        name: list(dict.fromkeys(finding for facts in views for finding in check(facts)))
+        for name, check in CHECKS.items()
+    }
 
 
 def _networks(options: Options, only: Network | None) -> Sequence[Here | None]:

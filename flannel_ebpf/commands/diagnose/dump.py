@@ -30,10 +30,11 @@ _OURS = (
     ("maps", "fl_pods"), ("maps", "fl_ports"), ("maps", "fl_reasons"),
 )  # fmt: skip
 _THEIRS = (
-    "ip -d -s link", "ip -4 address", "ip -4 route show table all", "ip rule", "ip neigh", "bridge fdb",
-    "ip xfrm policy", "nft list ruleset", "iptables-nft-save", "iptables-legacy-save", "tc -s qdisc",
+    "ip -d -s link", "ip address", "ip -4 route show table all", "ip -6 route show table all", "ip rule",
+    "ip -6 rule", "ip neigh", "bridge fdb", "ip xfrm policy", "nft list ruleset", "iptables-nft-save",
+    "iptables-legacy-save", "ip6tables-nft-save", "ip6tables-legacy-save", "tc -s qdisc",
     "bpftool net", "bpftool prog", "ss -lunp", "uname -a",
-    "sysctl -a -r ^net\\.(ipv4|bridge|netfilter|core)\\.",
+    "sysctl -a -r ^net\\.(ipv4|ipv6|bridge|netfilter|core)\\.",
     "journalctl --no-pager -n 2000 -u flannel-ebpf",
 )  # fmt: skip
 _SECRET = re.compile(

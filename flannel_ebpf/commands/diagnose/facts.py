@@ -1,4 +1,4 @@
-"""What `doctor` looks at: gathered once, and what cannot be read hides nothing else."""
+"""What `doctor` looks at: gathered once for each family, and what cannot be read hides nothing else."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from ipaddress import IPv4Network, ip_address
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 from flannel_ebpf.base.errors import BpfError, ConfigError, FlannelError, KernelError, SourceError
+from flannel_ebpf.base.family import Family, Network, family_of
+from flannel_ebpf.base.model import LeasePart
 from flannel_ebpf.base.options import Options
-from flannel_ebpf.commands.diagnose.networks import Here
+from flannel_ebpf.commands.diagnose.networks import Here, told_families
 from flannel_ebpf.commands.diagnose.paths import ip
 from flannel_ebpf.commands.diagnose.tables import pods_of
 from flannel_ebpf.commands.told import source_of
@@ -32,14 +34,19 @@ from flannel_ebpf.kernel.programs.readout import reasons, seconds_left
 
 Json = Mapping[str, Any]
 
+FORWARDING = {Family.V4: "net/ipv4/ip_forward", Family.V6: "net/ipv6/conf/all/forwarding"}
 SYSCTLS = (
-    "net/ipv4/ip_forward",
+    *FORWARDING.values(),
     "net/ipv4/conf/all/rp_filter",
     "net/bridge/bridge-nf-call-iptables",
     "net/netfilter/nf_conntrack_tcp_be_liberal",
     "net/netfilter/nf_conntrack_count",
     "net/netfilter/nf_conntrack_max",
 )
+_RULES = {
+    Family.V4: ("iptables-nft-save", "iptables-legacy-save"),
+    Family.V6: ("ip6tables-nft-save", "ip6tables-legacy-save"),
+}
 _STA_UNSYNC = 0x40
 _TIMEX_BYTES = 512
 _TIMEX_STATUS = 40  # offset of timex.status on 64-bit machines (linux/timex.h)
@@ -58,7 +65,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """This host. A text of what failed stands in `unread`, by the fact's name."""
+    """This host as one family sees it. A text of what failed stands in `unread`, by the fact's name.
+
+    `here`, `routes`, `iptables`, `hooks` and what else differs are that family's.
+    """
 
     root: bool = True
     features: Sequence[str] = ()
@@ -92,6 +102,11 @@ class Facts:
         return next((one for one in self.links if one["ifname"] == name), {})
 
     @property
+    def family(self) -> Family:
+        """Whose view it is: IPv4's on a host that has no network."""
+        return family_of(self.here.network) if self.here else Family.V4
+
+    @property
     def report(self) -> Json:
         """What the daemon last told, empty when none has."""
         return self.here.report if self.here else {}
@@ -111,39 +126,61 @@ class _Reader:
             return otherwise
 
 
-def gather(options: Options, here: Here | None) -> Facts:
-    """Look at this host and at the network `here`; never raises for what it cannot read."""
+def gather(options: Options, here: Here | None) -> list[Facts]:
+    """Look at this host and at the network `here`, once for each of its families.
+
+    Never raises for what it cannot read.
+    """
     read = _Reader()
-    uplink = here.report.get("uplink", "") if here else ""
     features, bpf_error = _features(options)
-    maps = here.maps if here else None
-    return Facts(
+    views = told_families(here) if here else []
+    source, own = _source(options, views)
+    host = Facts(
         root=os.geteuid() == 0,
         features=features,
         bpf_error=bpf_error,
         binding=importlib.util.find_spec("bcc") is not None,
         here=here,
-        sysctls=_sysctls(here),
+        sysctls=_sysctls(views),
         links=read("links", ip, "-details", "-stats", "link", "show", otherwise=()),
-        routes=read("routes", ip, "-4", "route", "show", "table", "all", otherwise=()),
-        neighbours=read("neighbours", ip, "-4", "neigh", "show", "dev", uplink, otherwise=())
-        if uplink
-        else (),
-        iptables="\n".join(_output(one) for one in ("iptables-nft-save", "iptables-legacy-save")),
         nft=json.loads(_output("nft", "-j", "list", "ruleset") or "{}").get("nftables", ()),
         sockets=_output("ss", "-H", "-u", "-l", "-n", "-p"),
         processes=_processes(),
+        source=source,
+        answer_age=_answer_age(here),
+        clock_synchronised=_clock(),
+        subnet_file=read("subnet file", _subnet_file, options.subnet_file, otherwise={}),
+        driver=_driver(here.report.get("uplink", "") if here else ""),
+        unread=read.unread,
+    )
+    found = [_of_family(read, replace(host, here=one), own) for one in views]
+    return found or [replace(host, iptables=_saved(host.family))]
+
+
+def _of_family(read: _Reader, host: Facts, own: Sequence[LeasePart]) -> Facts:
+    """Add what one family sees to what stands of the host."""
+    here, family = host.here, f"-{host.family.value}"
+    maps = here.maps if here else None
+    uplink, subnet = host.report.get("uplink", ""), host.report.get("subnet")
+    part = next((part for part in own if str(part.subnet) == subnet), None)
+    neighbours = (family, "neigh", "show", "dev", uplink)
+    return replace(
+        host,
+        routes=read("routes", ip, family, "route", "show", "table", "all", otherwise=()),
+        neighbours=read("neighbours", ip, *neighbours, otherwise=()) if uplink else (),
+        iptables=_saved(host.family),
         hooks=read("hooks", standing, here.network, otherwise=()) if here else (),
         stand_aside_in=read("sign of life", seconds_left, maps, otherwise=None) if maps else None,
         reasons=read("reasons", reasons, maps, otherwise={}) if maps else {},
         pods=read("pods", pods_of, here, otherwise=()) if here and maps else (),
-        source=_source(options, here),
-        answer_age=_answer_age(here),
-        clock_synchronised=_clock(),
-        subnet_file=read("subnet file", _subnet_file, options.subnet_file, otherwise={}),
-        driver=_driver(uplink),
-        unread=read.unread,
+        source=replace(
+            host.source, lease={"public_ip": str(part.public_ip), "data": part.backend_data} if part else {}
+        ),
     )
+
+
+def _saved(family: Family) -> str:
+    return "\n".join(_output(one) for one in _RULES[family])
 
 
 def _features(options: Options) -> tuple[Sequence[str], str]:
@@ -155,8 +192,8 @@ def _features(options: Options) -> tuple[Sequence[str], str]:
         return (), str(error)
 
 
-def _sysctls(here: Here | None) -> dict[str, str | None]:
-    devices = [here.report.get("overlay"), here.report.get("uplink")] if here else []
+def _sysctls(views: Sequence[Here]) -> dict[str, str | None]:
+    devices = [one.report.get(name) for one in views for name in ("overlay", "uplink")]
     paths = [*SYSCTLS, *(f"net/ipv4/conf/{one.replace('/', '.')}/rp_filter" for one in devices if one)]
     found: dict[str, str | None] = {}
     for path in paths:
@@ -188,22 +225,20 @@ def _processes() -> list[str]:
     return found
 
 
-def _source(options: Options, here: Here | None) -> Source:
-    """Ask for our own lease where leases stand, within some seconds."""
-    told = here.report if here else None
+def _source(options: Options, views: Sequence[Here]) -> tuple[Source, Sequence[LeasePart]]:
+    """Ask where leases stand, within some seconds, for what is there of this node."""
+    told = views[0].report if views else {}
     if told and told["etcd"]["username"] and not options.etcd.password:
-        return Source(asked=False, error="it wants a password, which only the daemon has")
+        return Source(asked=False, error="it wants a password, which only the daemon has"), ()
     begun = time.monotonic()
     who = "etcd"
     try:
-        with closing(source_of(options, told)) as source:
+        with closing(source_of(options, told or None)) as source:
             who = source.where
-            parts = source.former({ip_address(told["public_ip"])} if told else ())
+            own = source.former({ip_address(one.report["public_ip"]) for one in views if one.report})
     except (SourceError, ConfigError) as error:
-        return Source(asked=True, who=who, error=str(error), seconds=time.monotonic() - begun)
-    own = next((part for part in parts if told and str(part.subnet) == told["subnet"]), None)
-    lease = {"public_ip": str(own.public_ip), "data": own.backend_data} if own else {}
-    return Source(asked=True, who=who, seconds=time.monotonic() - begun, lease=lease)
+        return Source(asked=True, who=who, error=str(error), seconds=time.monotonic() - begun), ()
+    return Source(asked=True, who=who, seconds=time.monotonic() - begun), own
 
 
 def _answer_age(here: Here | None) -> float:
@@ -228,6 +263,6 @@ def _driver(device: str) -> str:
     return place.resolve().name if device and place.exists() else ""
 
 
-def subnet_of(report: Json) -> IPv4Network | None:
-    """Return this node's subnet, None when no daemon has told."""
-    return IPv4Network(report["subnet"]) if report.get("subnet") else None
+def subnet_of(report: Json) -> Network | None:
+    """Return this node's subnet of the family that the report is about, None when no daemon has told."""
+    return ip_network(report["subnet"]) if report.get("subnet") else None

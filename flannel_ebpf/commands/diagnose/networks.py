@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,16 @@ def families(here: Here) -> list[Here]:
         here,
         *(replace(here, network=one, maps=maps) for one, maps in every.items() if one != here.network),
     ]
+
+
+def told_families(here: Here) -> list[Here]:
+    """Return a network once for each family that the daemon told of, with what it told of that one."""
+    told = here.report.get("families")
+    if not told:
+        return [here]
+    maps = pinned_maps(here.network, here.root)
+    views = [(ip_network(one["network"]), here.report | one) for one in told]
+    return [replace(here, network=one, report=report, maps=maps.get(one)) for one, report in views]
 
 
 def maps_of(here: Sequence[Here]) -> list[tuple[Here, Path]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.family import Address, Family, Network, family_of, in_order
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.commands.diagnose.console import NothingHereError
 from flannel_ebpf.commands.diagnose.networks import Here
@@ -19,26 +20,35 @@ from flannel_ebpf.relay.peers import decode
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """This node as packets see it. No vxlan device: `vni` 0 and `mac` None; no tunnel: `port` 0."""
+    """This node as packets of one family see it.
 
-    network: IPv4Network
+    `overlay` is the backend's device. No vxlan device: `vni` 0 and `mac` None; no tunnel: `port` 0.
+    """
+
+    network: Network
     backend: str
     uplink: str
-    public_ip: IPv4Address
-    address: IPv4Address
+    public_ip: Address
+    address: Address
     mtu: int
+    overlay: str = ""
     port: int = 0
     vni: int = 0
     mac: Mac | None = None
+
+    @property
+    def family(self) -> Family:
+        """The family of all its addresses."""
+        return family_of(self.network)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """A peer: the subnet, where it is reached, and the address in the overlay that answers for it."""
 
-    subnet: IPv4Network
-    public_ip: IPv4Address
-    address: IPv4Address
+    subnet: Network
+    public_ip: Address
+    address: Address
     mac: Mac | None = None
 
 
@@ -51,62 +61,66 @@ def ip(*arguments: str, tool: str = "ip") -> list[dict[str, Any]]:
     return found
 
 
-def this_node(here: Here) -> Node:
-    """Return this node; raises NothingHereError without a report, KernelError when its device is gone."""
+def this_node(here: Here) -> list[Node]:
+    """Return this node, once for each family of the network.
+
+    Raises NothingHereError without a report, KernelError when a device is gone.
+    """
     if not here.report:
         raise NothingHereError(f"no daemon has told what it made of {here.network}: start it once")
-    report = here.report
-    subnet = IPv4Network(report["subnet"])
+    return [_of_family(here.report, told) for told in here.report["families"] or [here.report]]
+
+
+def _of_family(report: Mapping[str, Any], told: Mapping[str, Any]) -> Node:
+    subnet, overlay, backend = ip_network(told["subnet"]), told["overlay"], report["backend"]
     found = Node(
-        IPv4Network(report["network"]),
-        report["backend"],
+        ip_network(told["network"]),
+        backend,
         report["uplink"],
-        IPv4Address(report["public_ip"]),
+        ip_address(told["public_ip"]),
         _first_local(subnet),
         _mtu(report["uplink"]),
     )
-    if not report.get("overlay"):
+    if not overlay:
         return found
-    (device,) = ip("-details", "link", "show", "dev", report["overlay"])
+    (device,) = ip("-details", "link", "show", "dev", overlay)
     info = device.get("linkinfo", {}).get("info_data", {})
-    vxlan = found.backend == "vxlan"
-    return Node(
-        found.network,
-        found.backend,
-        found.uplink,
-        found.public_ip,
-        subnet.network_address,
-        device["mtu"],
-        info.get("port", 8472) if vxlan else 8285,
-        info.get("id", 0),
-        Mac.parse(device["address"]) if vxlan else None,
+    vxlan = backend == "vxlan"
+    return replace(
+        found,
+        address=subnet.network_address,
+        mtu=device["mtu"],
+        overlay=overlay,
+        port=info.get("port", 8472) if vxlan else 8285,
+        vni=info.get("id", 0),
+        mac=Mac.parse(device["address"]) if vxlan else None,
     )
 
 
-def targets(node: Node, overlay: str, relay_peers: Path) -> list[Target]:
+def targets(node: Node, relay_peers: Path) -> list[Target]:
     """Return the peers that this node can send to, in the order of their subnets; raises KernelError.
 
     They are the kernel's routes; the udp backend, which has one for all, has them in its relay's file.
     """
     if node.backend == "udp":
         return _relay_targets(relay_peers)
-    macs = {
-        one["dst"]: one.get("lladdr", "") for one in (ip("neigh", "show", "dev", overlay) if overlay else [])
-    }
+    overlay, family = node.overlay, f"-{node.family.value}"
+    told = ip(family, "neigh", "show", "dev", overlay) if overlay else []
+    macs = {one["dst"]: one.get("lladdr", "") for one in told}
     fdb = ip("fdb", "show", "dev", overlay, tool="bridge") if node.mac else []
     places = {one["mac"]: one["dst"] for one in fdb if "dst" in one}
     found = []
-    for route in ip("-4", "route", "show"):
+    for route in ip(family, "route", "show"):
         gateway = route.get("gateway", "")
         subnet = _inside(route["dst"], node.network)
         if subnet is None or not gateway:
             continue
-        if IPv4Address(gateway) not in node.network:
-            found.append(Target(subnet, IPv4Address(gateway), subnet.network_address + 1))
+        if ip_address(gateway) not in node.network:
+            found.append(Target(subnet, ip_address(gateway), subnet.network_address + 1))
         elif macs.get(gateway) in places:
             mac = macs[gateway]
-            found.append(Target(subnet, IPv4Address(places[mac]), subnet.network_address, Mac.parse(mac)))
-    return sorted(found, key=lambda one: one.subnet)
+            found.append(Target(subnet, ip_address(places[mac]), subnet.network_address, Mac.parse(mac)))
+    return sorted(found, key=lambda one: in_order(one.subnet))
 
 
 def _relay_targets(file: Path) -> list[Target]:
@@ -120,22 +134,28 @@ def _relay_targets(file: Path) -> list[Target]:
 def chosen(every: Sequence[Target], text: str) -> list[Target]:
     """Return the peers that `text` names by subnet, by public address or by an address of a pod."""
     try:
-        wanted = IPv4Network(text)
+        wanted = ip_network(text)
     except ValueError:
         return []
+    alone = wanted.prefixlen == wanted.max_prefixlen
     return [
         one
         for one in every
-        if wanted.subnet_of(one.subnet) or (wanted.prefixlen == 32 and one.public_ip in wanted)
+        if within(wanted, one.subnet) or (alone and one.public_ip == wanted.network_address)
     ]
 
 
-def _inside(text: str, network: IPv4Network) -> IPv4Network | None:
+def within(subnet: Network, network: Network) -> bool:
+    """Say whether a subnet is a part of a network, which one of the other family never is."""
+    return subnet.version == network.version and subnet.subnet_of(network)  # type: ignore[arg-type]
+
+
+def _inside(text: str, network: Network) -> Network | None:
     try:
-        found = IPv4Network(text)
+        found = ip_network(text)
     except ValueError:  # "default"
         return None
-    return found if found.subnet_of(network) and found != network else None
+    return found if within(found, network) and found != network else None
 
 
 def _mtu(device: str) -> int:
@@ -143,10 +163,14 @@ def _mtu(device: str) -> int:
     return int(link["mtu"])
 
 
-def _first_local(subnet: IPv4Network) -> IPv4Address:
-    """Return this node's own address in its subnet, such as the bridge's; 0.0.0.0 lets the kernel choose."""
-    for link in ip("-4", "address", "show"):
-        for address in link.get("addr_info", ()):
-            if IPv4Address(address["local"]) in subnet:
-                return IPv4Address(address["local"])
-    return IPv4Address(0)
+def _first_local(subnet: Network) -> Address:
+    """Return this node's own address in its subnet, such as the bridge's.
+
+    Without one it is the unspecified address, which lets the kernel choose.
+    """
+    family = family_of(subnet)
+    for link in ip(f"-{family.value}", "address", "show"):
+        for told in link.get("addr_info", ()):
+            if (address := ip_address(told["local"])) in subnet:
+                return address
+    return family.unspecified

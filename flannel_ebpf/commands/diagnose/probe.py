@@ -12,6 +12,7 @@ import click
 from rich.text import Text
 
 from flannel_ebpf.agent.relay_side import folder as relay_folder
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.diagnose.console import (
     Column,
@@ -23,12 +24,12 @@ from flannel_ebpf.commands.diagnose.console import (
 )
 from flannel_ebpf.commands.diagnose.networks import Here, network_flag, networks
 from flannel_ebpf.commands.diagnose.paths import Node, Target, chosen, targets, this_node
+from flannel_ebpf.commands.diagnose.probe_packets import overhead
 from flannel_ebpf.commands.diagnose.prober import SMALL, WAYS, Prober, Tally, Way
 from flannel_ebpf.commands.flags import node_flags, options_from
 
 _STEP = 100  # bytes below the full size for the middle one
 _FINE = 8  # bytes to which the largest size that passes is found
-_OVERHEAD = {"vxlan": 50, "udp": 28}
 
 _ROWS = (
     Column("PEER", lambda row: row["subnet"]),
@@ -76,9 +77,15 @@ def probe(
 def _of_network(
     options: Options, here: Here, peer: str | None, count: int, timeout: float
 ) -> list[dict[str, Any]]:
-    node = this_node(here)
-    overlay = here.report.get("overlay") or ""
-    every = targets(node, overlay, relay_folder(options.state_dir) / "peers.json")
+    nodes = this_node(here)
+    found = [_of_family(options, node, peer, count, timeout) for node in nodes]
+    return [row for rows in found for row in rows]
+
+
+def _of_family(
+    options: Options, node: Node, peer: str | None, count: int, timeout: float
+) -> list[dict[str, Any]]:
+    every = targets(node, relay_folder(options.state_dir) / "peers.json")
     wanted = chosen(every, peer) if peer else every
     sizes = (SMALL, node.mtu - _STEP, node.mtu)
     with Prober(node, wanted) as prober:
@@ -89,7 +96,7 @@ def _of_network(
         for target in wanted:
             tally = prober.tallies[target]
             findings = diagnose(node, tally, sizes, largest.get(target))
-            found.append(_row(here, target, tally, sizes, findings))
+            found.append(_row(node, target, tally, sizes, findings))
     return found
 
 
@@ -117,15 +124,16 @@ def diagnose(node: Node, tally: Tally, sizes: Sequence[int], largest: int | None
     found = []
     if not tally.came("kernel", full):
         passes = largest or small
-        overhead = _OVERHEAD.get(node.backend, 0)
+        headers = overhead(node.backend, node.family)
         found.append(
             f"packets up to {passes} bytes pass, those of {full} (our MTU) do not: something on the way "
-            f"carries less than {full + overhead} bytes; raise its MTU, or set Backend.MTU to "
-            f"{passes + overhead} for all"
+            f"carries less than {full + headers} bytes; raise its MTU, or set Backend.MTU to "
+            f"{passes + headers} for all"
         )
+    zero = " (UDP checksum 0)" if node.family is Family.V4 else ""
     if tally.sent["bpf", small] and not tally.came("bpf", small):
         found.append(
-            "packets as BPF sends them (UDP checksum 0) are lost, the kernel's arrive: something on the way "
+            f"packets as BPF sends them{zero} are lost, the kernel's arrive: something on the way "
             "drops them; --datapath=kernel avoids it"
         )
     lost = [
@@ -157,11 +165,11 @@ def _silence(node: Node, tally: Tally, small: int) -> str:
 
 
 def _row(
-    here: Here, target: Target, tally: Tally, sizes: Sequence[int], findings: list[str]
+    node: Node, target: Target, tally: Tally, sizes: Sequence[int], findings: list[str]
 ) -> dict[str, Any]:
     trips = [trip for (way, _), some in tally.trips.items() if way != "underlay" for trip in some]
     return {
-        "network": str(here.network),
+        "network": str(node.network),
         "subnet": str(target.subnet),
         "public_ip": str(target.public_ip),
         "sizes": list(sizes),

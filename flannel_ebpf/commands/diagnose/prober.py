@@ -1,10 +1,10 @@
 """Sends `probe`'s packets to all peers at once and gathers what comes back.
 
-Three questions go to each peer. An echo by the kernel's path, and one wrapped as the programs wrap it: with
-a UDP checksum of 0, which some hosts and networks drop. An echo beside the overlay, to its public address.
-And a datagram through the tunnel whose inner target is our own public address: a peer that hears it routes
-it back beside the tunnel. So "it does not hear us" and "we do not hear it" can be told apart, without help
-from its daemon.
+Three questions go to each peer. An echo by the kernel's path, and one wrapped as the programs wrap it: over
+IPv4 with a UDP checksum of 0, which some hosts and networks drop. An echo beside the overlay, to its public
+address. And a datagram through the tunnel whose inner target is our own public address: a peer that hears
+it routes it back beside the tunnel. So "it does not hear us" and "we do not hear it" can be told apart,
+without help from its daemon.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import Literal
 
 from flannel_ebpf.base.errors import KernelError
+from flannel_ebpf.base.family import Address, Family
 from flannel_ebpf.commands.diagnose import probe_packets as packets
 from flannel_ebpf.commands.diagnose.paths import Node, Target
+from flannel_ebpf.commands.diagnose.probe_packets import LAYOUTS, Ends
 
 Way = Literal["kernel", "bpf", "underlay"]
 WAYS: tuple[Way, ...] = ("kernel", "bpf", "underlay")
 SMALL = 100
 
 _SO_NO_CHECK, _SO_ATTACH_FILTER, _SO_SNDBUFFORCE = 11, 26, 32
-_IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3
-_ETH_P_IP = 0x0800
+_MTU_DISCOVER = {Family.V4: (socket.IPPROTO_IP, 10), Family.V6: (socket.IPPROTO_IPV6, 23)}
+_PMTUDISC_PROBE = 3
 _BURST = 64  # packets between two looks at what came
 _RECEIVE_BUFFER = 4 << 20
 _SEND_BUFFER = 64 << 20  # packets for a dead neighbour count here until ARP gives up, and must delay no other
@@ -61,7 +63,7 @@ class Prober:
         self._by_address = {one.address: one for one in targets}
         self._by_public = {one.public_ip: one for one in targets}
         self._ident = int.from_bytes(os.urandom(2), "big") & 0xFFF0
-        self._pending: dict[tuple[int, int, IPv4Address], tuple[float, Way, int]] = {}
+        self._pending: dict[tuple[int, int, Address], tuple[float, Way, int]] = {}
         self._sequence = 0
         self.tallies = {one: Tally() for one in targets}
         self._stack = ExitStack()
@@ -107,7 +109,7 @@ class Prober:
             if tunnel:
                 yield partial(self._there_and_back, target)
 
-    def _next(self, target: Target, place: IPv4Address, way: Way, size: int) -> tuple[int, int]:
+    def _next(self, target: Target, place: Address, way: Way, size: int) -> tuple[int, int]:
         self._sequence = (self._sequence + 1) & 0xFFFF
         ident = self._ident | WAYS.index(way)
         self._pending[ident, self._sequence, place] = (time.monotonic(), way, size)
@@ -116,24 +118,27 @@ class Prober:
 
     def _by_kernel(self, target: Target, size: int) -> None:
         ident, sequence = self._next(target, target.address, "kernel", size)
-        self._overlay.sendto(packets.echo(ident, sequence, size), (str(target.address), 0))
+        ends = Ends(self._node.address, target.address)
+        self._overlay.sendto(packets.echo(ends, ident, sequence, size), (str(target.address), 0))
 
     def _by_bpf(self, target: Target, size: int) -> None:
         ident, sequence = self._next(target, target.address, "bpf", size)
-        body = packets.echo(ident, sequence, size)
-        self._through(target, packets.ipv4(self._node.address, target.address, packets.ICMP, body))
+        ends = Ends(self._node.address, target.address)
+        body = packets.echo(ends, ident, sequence, size)
+        self._through(target, packets.packet(ends, ends.layout.icmp, body))
 
     def _beside(self, target: Target) -> None:
         ident, sequence = self._next(target, target.public_ip, "underlay", SMALL)
-        self._underlay.sendto(packets.echo(ident, sequence, SMALL), (str(target.public_ip), 0))
+        ends = Ends(self._node.public_ip, target.public_ip)
+        self._underlay.sendto(packets.echo(ends, ident, sequence, SMALL), (str(target.public_ip), 0))
 
     def _there_and_back(self, target: Target) -> None:
-        body = packets.datagram(self._own_port, self._own_port, target.subnet.network_address.packed)
-        node = self._node
-        self._through(target, packets.ipv4(node.address, node.public_ip, packets.UDP, body))
+        ends = Ends(self._node.address, self._node.public_ip)
+        body = packets.datagram(ends, self._own_port, target.subnet.network_address.packed)
+        self._through(target, packets.packet(ends, packets.UDP, body))
 
     def _through(self, target: Target, packet: bytes) -> None:
-        """Send a packet in the tunnel's UDP, with a checksum of 0 as the programs do."""
+        """Send a packet in the tunnel's UDP, with a checksum as the programs do: over IPv4 one of 0."""
         node = self._node
         if node.mac and target.mac:
             packet = packets.vxlan(node.vni, node.mac, target.mac, packet)
@@ -146,50 +151,52 @@ class Prober:
         while True:
             ready, _, _ = select.select(sockets, [], [], max(deadline - time.monotonic(), 0))
             for one in ready:
-                packet = one.recv(65_535)
+                packet, (sender, *_) = one.recvfrom(65_535)
                 if one is self._back:
                     self._take_returned(packet)
-                else:
-                    self._take_echo(packet)
+                elif "%" not in sender:
+                    self._take_echo(packet, ip_address(sender))
             if not ready and time.monotonic() >= deadline:
                 return
             if not self._pending and seconds:
                 return
 
-    def _take_echo(self, packet: bytes) -> None:
-        reply = packets.echo_reply(packet)
+    def _take_echo(self, packet: bytes, sender: Address) -> None:
+        reply = packets.echo_reply(self._node.family, packet)
         if reply is None:
             return
-        found = self._pending.pop((reply.ident, reply.sequence, reply.source), None)
+        found = self._pending.pop((*reply, sender), None)
         if found is None:
             return
         sent_at, way, size = found
-        target = (self._by_public if way == "underlay" else self._by_address)[reply.source]
+        target = (self._by_public if way == "underlay" else self._by_address)[sender]
         self.tallies[target].trips[way, size].append(time.monotonic() - sent_at)
 
     def _take_returned(self, packet: bytes) -> None:
-        start = (packet[0] & 0xF) * 4 + packets.UDP_HEADER
-        told = packet[start : start + 4]
+        layout = LAYOUTS[self._node.family]
+        header = (packet[0] & 0xF) * 4 if self._node.family is Family.V4 else layout.header
+        told = packet[header + packets.UDP_HEADER :]
         for target in self._targets:
             if target.subnet.network_address.packed == told:
                 self.tallies[target].returned += 1
 
-    def _icmp(self, address: IPv4Address) -> socket.socket:
+    def _icmp(self, address: Address) -> socket.socket:
+        family = self._node.family
         made = self._stack.enter_context(
-            socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
+            socket.socket(family.af, socket.SOCK_RAW | socket.SOCK_NONBLOCK, LAYOUTS[family].icmp)
         )
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         made.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
-        made.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
+        made.setsockopt(*_MTU_DISCOVER[family], _PMTUDISC_PROBE)
         made.bind((str(address), 0))
         return made
 
     def _udp(self) -> socket.socket:
-        made = self._stack.enter_context(
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        )
+        family = self._node.family
+        made = self._stack.enter_context(socket.socket(family.af, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
         made.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
-        made.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
+        if family is Family.V4:
+            made.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
         made.bind((str(self._node.public_ip), 0))
         self._own_port = int(made.getsockname()[1])
         return made
@@ -199,22 +206,26 @@ class Prober:
 
         The stack would not hand it to us: the source is our own address too, a martian.
         """
+        layout = LAYOUTS[self._node.family]
+        fixed = self._node.family is Family.V6
         code = (
-            (0x30, 0, 0, 9),  # protocol
+            (0x30, 0, 0, layout.protocol_at),
             (0x15, 0, 4, packets.UDP),
-            (0xB1, 0, 0, 0),  # length of the IP header
+            (0x01, 0, 0, layout.header) if fixed else (0xB1, 0, 0, 0),  # length of the IP header
             (0x48, 0, 0, 2),  # target port
             (0x15, 0, 1, self._own_port),
             (0x06, 0, 0, 0xFFFF),
             (0x06, 0, 0, 0),
         )
         made = self._stack.enter_context(
-            socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.htons(_ETH_P_IP))
+            socket.socket(
+                socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.htons(layout.ethertype)
+            )
         )
         filters = b"".join(struct.pack("=HBBI", *one) for one in code)
         buffer = _pinned(filters)
         made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(code), buffer[0]))
-        made.bind((self._node.uplink, _ETH_P_IP))
+        made.bind((self._node.uplink, layout.ethertype))
         return made
 
 

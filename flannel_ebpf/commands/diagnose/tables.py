@@ -111,8 +111,8 @@ def peers(only: Network | None, sort: str, as_json: bool, **values: Any) -> None
 
 def _kernels_peers(here: Here, options: Options) -> list[dict[str, Any]]:
     """Return the peers that the kernel has routes to, of a node that carries nothing by BPF."""
-    node = this_node(here)
-    every = targets(node, here.report.get("overlay") or "", relay_folder(options.state_dir) / "peers.json")
+    relay_peers = relay_folder(options.state_dir) / "peers.json"
+    every = [one for node in this_node(here) for one in targets(node, relay_peers)]
     nothing = dict.fromkeys(("tx_packets", "tx_bytes", "rx_packets", "rx_bytes"), 0)
     return [
         {"subnet": str(one.subnet), "public_ip": str(one.public_ip), "mode": "kernel", **nothing}

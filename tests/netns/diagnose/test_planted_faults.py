@@ -21,18 +21,18 @@ Planted = Callable[[Lab], Iterator[None]]
 
 @pytest.fixture(scope="module")
 def lab(make_shared_lab: MakeLab) -> Lab:
-    return make_shared_lab(nodes=3, datapath="ebpf", pods_per_node=1)
+    return make_shared_lab(nodes=3, family="dual", datapath="ebpf", pods_per_node=1)
 
 
 def _command(node: Node, line: str) -> None:
     node.run(line.split())
 
 
-def _rule(node: str, rule: str, table: str = "filter") -> Planted:
+def _rule(node: str, rule: str, table: str = "filter", tool: str = "iptables") -> Planted:
     def planted(lab: Lab) -> Iterator[None]:
-        _command(lab.node(node), f"iptables -t {table} -I {rule}")
+        _command(lab.node(node), f"{tool} -t {table} -I {rule}")
         yield
-        _command(lab.node(node), f"iptables -t {table} -D {rule}")
+        _command(lab.node(node), f"{tool} -t {table} -D {rule}")
 
     return planted
 
@@ -103,6 +103,7 @@ def _shaped(lab: Lab) -> Iterator[None]:
 
 PORT = "INPUT -p udp --dport 8472 -j DROP"
 FORWARD = "sysctl -qw net.ipv4.ip_forward="
+FORWARD6 = "sysctl -qw net.ipv6.conf.all.forwarding="
 ROUTE = "10.1.252.0/22 dev eth0"
 
 FAULTS: dict[str, tuple[Planted, str, str]] = {
@@ -126,11 +127,19 @@ FAULTS: dict[str, tuple[Planted, str, str]] = {
     "the daemon is gone": (_no_daemon, "doctor", "the daemon does not run"),
     "etcd is away": (_no_etcd, "doctor", "problem leases: etcd"),
     "the bridge's MTU is too large": (
-        _changed("n1", "ip link set cni0 mtu 1500", "ip link set cni0 mtu 1450"), "doctor",
+        _changed("n1", "ip link set cni0 mtu 1500", "ip link set cni0 mtu 1430"), "doctor",
         "cni0 has MTU 1500"),
     "a route of others lies inside": (
         _changed("n1", f"ip route add {ROUTE}", f"ip route del {ROUTE}"), "doctor",
         "the route 10.1.252.0/22"),
+    "a peer's port is filtered for IPv6": (
+        _rule("n2", PORT, tool="ip6tables"), "probe", "it does not hear us: UDP port 8472"),
+    "our own port is filtered for IPv6": (
+        _rule("n1", PORT, tool="ip6tables"), "probe", "it hears us, but we do not hear it"),
+    "that, seen in the rules": (
+        _rule("n1", PORT, tool="ip6tables"), "doctor", "a rule drops the tunnel's packets: ip6tables"),
+    "forwarding of IPv6 is off": (
+        _changed("n1", FORWARD6 + "0", FORWARD6 + "1"), "doctor", "net.ipv6.conf.all.forwarding is 0"),
     "a pod is shaped": (_shaped, "doctor", "takes the kernel path"),
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 import pytest
@@ -96,6 +96,68 @@ PORTMAP = "-A CNI-HOSTPORT-MASQ -m mark --mark 0x2000/0x2000 -j MASQUERADE\n"
 def test_a_rule_in_the_way_is_named(rules: str, check: str, says: str) -> None:
     ((name, what),) = found(replace(GOOD, iptables=GOOD.iptables + rules))
     assert (name, what.startswith(says)) == (check, True), what
+
+
+VXLAN6 = {
+    **VXLAN,
+    "ifname": "flannel-v6.1",
+    "mtu": 1430,
+    "linkinfo": {"info_kind": "vxlan", "info_data": {"id": 1, "port": 8472, "local6": "fd00::1"}},
+}
+VIEW6 = replace(
+    GOOD,
+    here=Here(
+        IPv6Network("fd10:1::/48"),
+        REPORT
+        | {
+            "network": "fd10:1::/48",
+            "overlay": "flannel-v6.1",
+            "public_ip": "fd00::1",
+            "subnet": "fd10:1:0:5::/64",
+        },
+        pid=7,
+    ),
+    sysctls={**GOOD.sysctls, "net/ipv6/conf/all/forwarding": "1"},
+    links=(*GOOD.links, VXLAN6),
+    routes=({"dst": "fd10:1:0:6::/64", "dev": "flannel-v6.1", "protocol": "251"}, {"dst": "default"}),
+    source=Source(asked=True, lease={"public_ip": "fd00::1", "data": {"VtepMAC": VXLAN["address"]}}),
+    subnet_file={"FLANNEL_IPV6_SUBNET": "fd10:1:0:5::1/64", "FLANNEL_MTU": "1430"},
+)
+
+
+def test_the_same_is_checked_of_ipv6() -> None:
+    assert found(VIEW6) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "says"),
+    [
+        ({"iptables": GOOD.iptables + "-A INPUT -p udp -m udp --dport 8472 -j DROP\n"}, "port",
+         "a rule drops the tunnel's packets: ip6tables -A INPUT"),
+        ({"iptables": ":FORWARD DROP [0:0]\n"}, "forward", "FORWARD of ip6tables drops by default"),
+        ({"iptables": GOOD.iptables + "-A FORWARD -s fd10:1:0:7::/64 -j DROP\n"}, "forward",
+         "a rule drops forwarded packets: ip6tables"),
+        ({"iptables": GOOD.iptables + "-A POSTROUTING -s fd10:1::/32 -j MASQUERADE\n"}, "masquerade",
+         "a rule masquerades"),
+        ({"sysctls": {**VIEW6.sysctls, "net/ipv6/conf/all/forwarding": "0"}}, "sysctls",
+         "net.ipv6.conf.all.forwarding is 0"),
+        ({"links": (GOOD.links[0], {**VXLAN6, "mtu": 1450})}, "mtu",
+         "flannel-v6.1 has MTU 1450, eth0 carries 1430"),
+        ({"routes": ({"dst": "fd10:1:0:80::/57", "dev": "eth0"},)}, "peers", "the route fd10:1:0:80::/57"),
+        ({"neighbours": ({"dst": "fd00::9", "state": ["FAILED"]},)}, "peers",
+         "fd00::9 does not answer neighbour discovery"),
+        ({"subnet_file": {"FLANNEL_SUBNET": "10.1.5.1/24"}}, "subnet.env", "subnet.env says None"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_ipv6_alone_is_found_once(changes: dict[str, Any], check: str, says: str) -> None:
+    problems = examine(GOOD, replace(VIEW6, **changes))
+    ((name, what),) = [(name, one.what) for name, findings in problems.items() for one in findings]
+    assert (name, what.startswith(says)) == (check, True), what
+
+
+def test_what_both_families_see_is_said_once() -> None:
+    views = [replace(one, clock_synchronised=False) for one in (GOOD, VIEW6)]
+    assert [len(findings) for findings in examine(*views).values() if findings] == [1]
 
 
 @pytest.mark.parametrize(

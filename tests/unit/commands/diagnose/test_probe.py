@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.vxlan import VXLAN
+from scapy.packet import Packet
 
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.commands.diagnose import probe_packets as packets
 from flannel_ebpf.commands.diagnose.paths import Node, Target, chosen
 from flannel_ebpf.commands.diagnose.probe import diagnose
+from flannel_ebpf.commands.diagnose.probe_packets import Ends
 from flannel_ebpf.commands.diagnose.prober import SMALL, Tally, Way
 
 SIZES = (SMALL, 1350, 1450)
@@ -22,9 +26,15 @@ NODE = Node(
     IPv4Address("192.0.2.1"),
     IPv4Address("10.1.5.0"),
     1450,
+    "flannel.1",
     8472,
     1,
 )
+ENDS = {
+    Family.V4: Ends(NODE.address, IPv4Address("10.1.6.0")),
+    Family.V6: Ends(IPv6Address("fd10:1:0:5::"), IPv6Address("fd10:1:0:6::")),
+}
+LAYERS = {Family.V4: IP, Family.V6: IPv6}
 ALL = {("kernel", size): 3 for size in SIZES} | {("bpf", size): 3 for size in SIZES}
 ALL |= {("underlay", SMALL): 3}
 
@@ -63,26 +73,53 @@ def test_each_pattern_of_answers_has_its_own_words(
     assert bool(found) == bool(says)
 
 
-def test_a_vxlan_packet_is_what_scapy_reads() -> None:
-    inner = packets.ipv4(NODE.address, IPv4Address("10.1.6.0"), packets.ICMP, packets.echo(7, 9, 1450))
+def recomputed(frame: Packet) -> bytes:
+    """Return a packet with all its checksums computed anew."""
+    layer = frame
+    while layer:
+        for name in ("chksum", "cksum"):
+            if name in layer.fields:
+                delattr(layer, name)
+        layer = layer.payload
+    return bytes(frame)
+
+
+@pytest.mark.parametrize("family", Family)
+def test_a_vxlan_packet_is_what_scapy_reads(family: Family) -> None:
+    ends = ENDS[family]
+    inner = packets.packet(ends, ends.layout.icmp, packets.echo(ends, 7, 9, 1450))
     own, other = Mac(b"\2\0\0\0\0\1"), Mac(b"\2\0\0\0\0\2")
-    frame = VXLAN(packets.vxlan(1, own, other, inner))
-    assert (frame.vni, frame.src, frame.dst, len(frame[IP])) == (1, str(own), str(other), 1450)
-    assert (frame[ICMP].type, frame[ICMP].id, frame[ICMP].seq) == (8, 7, 9)
-    chksum = frame[IP].chksum, frame[ICMP].chksum
-    del frame[IP].chksum, frame[ICMP].chksum
-    again = VXLAN(bytes(frame))
-    assert (again[IP].chksum, again[ICMP].chksum) == chksum
+    wrapped = packets.vxlan(1, own, other, inner)
+    frame = VXLAN(wrapped)
+    assert (frame.vni, frame.src, frame.dst, len(frame[LAYERS[family]])) == (1, str(own), str(other), 1450)
+    assert (frame[LAYERS[family]].src, frame[LAYERS[family]].dst) == tuple(map(str, ends))
+    echo = frame[ICMP] if family is Family.V4 else frame[ICMPv6EchoRequest]
+    assert (echo.id, echo.seq) == (7, 9)
+    assert recomputed(frame) == wrapped
 
 
-def test_a_datagram_has_no_checksum() -> None:
-    datagram = UDP(packets.datagram(1000, 8472, b"body"))
-    assert (datagram.sport, datagram.dport, datagram.len, datagram.chksum) == (1000, 8472, 12, 0)
+def test_a_datagram_has_a_checksum_where_one_must_be() -> None:
+    datagram = UDP(packets.datagram(ENDS[Family.V4], 8472, b"body"))
+    assert (datagram.sport, datagram.dport, datagram.len, datagram.chksum) == (8472, 8472, 12, 0)
+    ends = ENDS[Family.V6]
+    whole = packets.packet(ends, packets.UDP, packets.datagram(ends, 8472, b"body"))
+    assert IPv6(whole)[UDP].chksum
+    assert recomputed(IPv6(whole)) == whole
 
 
-@pytest.mark.parametrize("packet", [b"", b"\x45", bytes(28), b"\x4f" + bytes(40)])
-def test_what_is_no_echo_reply_is_none(packet: bytes) -> None:
-    assert packets.echo_reply(packet) is None
+@pytest.mark.parametrize("family", Family)
+def test_an_echo_reply_says_what_it_answers(family: Family) -> None:
+    if family is Family.V4:
+        received = bytes(IP(src="10.1.6.0", dst="10.1.5.0") / ICMP(type=0, id=7, seq=9))
+    else:
+        received = bytes(ICMPv6EchoReply(id=7, seq=9))
+    assert packets.echo_reply(family, received) == (7, 9)
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("received", [b"", b"\x45", b"\x81", bytes(28), b"\x4f" + bytes(40)])
+def test_what_is_no_echo_reply_is_none(received: bytes, family: Family) -> None:
+    assert packets.echo_reply(family, received) is None
 
 
 @pytest.mark.parametrize(
@@ -92,3 +129,6 @@ def test_what_is_no_echo_reply_is_none(packet: bytes) -> None:
 def test_a_peer_is_named_by_subnet_node_or_pod(text: str, number: int) -> None:
     target = Target(IPv4Network("10.1.6.0/24"), IPv4Address("192.0.2.2"), IPv4Address("10.1.6.0"))
     assert len(chosen([target], text)) == number
+    target = Target(IPv6Network("fd10:1:0:6::/64"), IPv6Address("fd00::2"), IPv6Address("fd10:1:0:6::"))
+    assert chosen([target], text) == []
+    assert chosen([target], "fd10:1:0:6::7") == chosen([target], "fd00::2") == [target]
