@@ -12,13 +12,13 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import click
 
 from flannel_ebpf.base.errors import ConfigError
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.diagnose.console import NothingHereError, json_flag, print_json
 from flannel_ebpf.commands.diagnose.networks import network_flag, networks
@@ -49,7 +49,7 @@ _SECONDS = 30  # for one command
 @node_flags
 @network_flag
 @json_flag
-def dump(file: Path | None, only: IPv4Network | None, as_json: bool, **values: Any) -> None:
+def dump(file: Path | None, only: Network | None, as_json: bool, **values: Any) -> None:
     """Write FILE, or flannel-ebpf-HOST-TIME.tar.gz: what our commands and the host's say, and files.
 
     Passwords, keys and tokens are left out. The archive is readable by its owner only.
@@ -76,7 +76,7 @@ def dump(file: Path | None, only: IPv4Network | None, as_json: bool, **values: A
         click.echo(f"{target}: {len(names)} parts")
 
 
-def _known(options: Options, only: IPv4Network | None) -> list[str]:
+def _known(options: Options, only: Network | None) -> list[str]:
     try:
         return [str(one.network) for one in networks(options, only)]
     except NothingHereError:

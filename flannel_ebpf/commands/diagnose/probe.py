@@ -5,14 +5,13 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network
 from typing import Any
 
 import click
 from rich.text import Text
 
 from flannel_ebpf.agent.relay_side import folder as relay_folder
-from flannel_ebpf.base.family import Family
+from flannel_ebpf.base.family import Family, Network
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.diagnose.console import (
     Column,
@@ -50,7 +49,7 @@ _ROWS = (
               help="Seconds to wait for answers in each round.")  # fmt: skip
 @json_flag
 def probe(
-    peer: str | None, only: IPv4Network | None, count: int, timeout: float, as_json: bool, **values: Any
+    peer: str | None, only: Network | None, count: int, timeout: float, as_json: bool, **values: Any
 ) -> int:
     """Send packets to every peer, or to PEER: a subnet, a node's address or a pod's.
 

@@ -6,7 +6,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import nullcontext
-from ipaddress import IPv4Network
 from typing import Any
 
 import click
@@ -14,6 +13,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
+from flannel_ebpf.base.family import Network
 from flannel_ebpf.base.options import Options
 from flannel_ebpf.commands.diagnose import readings
 from flannel_ebpf.commands.diagnose.console import Column, console, json_flag, print_json, short, table
@@ -59,7 +59,7 @@ Rows = dict[str, list[dict[str, Any]]]
 @click.option("--interval", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="Seconds.")
 @click.option("--count", type=click.IntRange(min=0), default=0, help="End after so many; 0: go on.")
 @json_flag
-def top(only: IPv4Network | None, interval: float, count: int, as_json: bool, **values: Any) -> None:
+def top(only: Network | None, interval: float, count: int, as_json: bool, **values: Any) -> None:
     """Show packets and bits a second, the busiest first: of peers by BPF, of pods by device.
 
     What BPF hands into a pod past its device's host side is counted there by newer kernels only.
@@ -83,9 +83,7 @@ def top(only: IPv4Network | None, interval: float, count: int, as_json: bool, **
                 out.print(_page(rows, None))
 
 
-def _read(
-    options: Options, only: IPv4Network | None
-) -> dict[str, tuple[Counters, dict[tuple[str, ...], Any]]]:
+def _read(options: Options, only: Network | None) -> dict[str, tuple[Counters, dict[tuple[str, ...], Any]]]:
     """Return, for each table, counters by key and what else a row shows."""
     peers: dict[tuple[str, ...], Any] = {}
     pods: dict[tuple[str, ...], Any] = {}

@@ -86,7 +86,7 @@ def test_dump_is_an_archive_for_its_owner_alone(lab: Lab, tmp_path: Path) -> Non
     assert file.stat().st_mode & 0o777 == 0o600
     with tarfile.open(file) as archive:
         names = archive.getnames()
-    for part in ("case/flannel-ebpf/doctor", "case/host/ip-4-address", "case/files/subnet.env"):
+    for part in ("case/flannel-ebpf/doctor", "case/host/ip-address", "case/files/subnet.env"):
         assert part in names
 
 
