@@ -164,3 +164,15 @@ def test_a_healthy_cluster_has_no_problem(lab: Lab) -> None:
         )
 
     eventually(healthy, lambda: ours(lab.node("n1"), "doctor").stdout, 60)
+
+
+def test_a_network_of_ipv6_alone_is_asked_likewise(make_lab: MakeLab) -> None:
+    lab = make_lab(family="6", datapath="ebpf", pods_per_node=1)
+    node = lab.node("n1")
+
+    def healthy() -> bool:
+        return all(ours(node, command).returncode == 0 for command in ("doctor", "probe"))
+
+    eventually(healthy, lambda: ours(node, "doctor").stdout, 60)
+    for _ in _rule("n2", PORT, tool="ip6tables")(lab):
+        assert "it does not hear us: UDP port 8472" in " ".join(ours(node, "probe").stdout.split())
