@@ -112,6 +112,7 @@ def sysctls(facts: Facts) -> Iterator[Finding]:
         name = forwarding.replace("/", ".")
         effect = "no packet leaves a pod for another node, nor comes to one"
         yield Finding(f"{name} is 0", effect, f"sysctl -w {name}=1, and in /etc/sysctl.d")
+    yield from _without_ipv6(facts)
     if values.get("net/netfilter/nf_conntrack_tcp_be_liberal") == "0" and _by_flow(facts):
         what = "net.netfilter.nf_conntrack_tcp_be_liberal is 0"
         effect = "connections stall when they come back to the kernel path: conntrack calls them invalid"
@@ -135,6 +136,15 @@ def sysctls(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "bridge-nf-call-iptables is 0", effect, "sysctl -w net.bridge.bridge-nf-call-iptables=1"
         )
+
+
+def _without_ipv6(facts: Facts) -> Iterator[Finding]:
+    """Name devices of an IPv6 network that are refused IPv6."""
+    for device in filter(None, (facts.report.get(name) for name in ("uplink", "overlay"))):
+        if facts.family is Family.V6 and facts.sysctls.get(f"net/ipv6/conf/{device}/disable_ipv6") == "1":
+            effect = "it has no address of IPv6, and nothing of it goes to other nodes"
+            do = f"sysctl -w net/ipv6/conf/{device}/disable_ipv6=0, and give it its addresses again"
+            yield Finding(f"IPv6 is off on {device}", effect, do)
 
 
 def _by_flow(facts: Facts) -> bool:

@@ -10,6 +10,7 @@ from flannel_ebpf.commands.diagnose.facts import Facts, Json, subnet_of
 from flannel_ebpf.commands.diagnose.finding import Check, Finding
 from flannel_ebpf.commands.diagnose.paths import within
 from flannel_ebpf.commands.diagnose.probe_packets import overhead
+from flannel_ebpf.desired.backends.vxlan import LEAST_MTU
 
 _SUBNET = {Family.V4: "FLANNEL_SUBNET", Family.V6: "FLANNEL_IPV6_SUBNET"}
 _BRIDGES = ("cni0", "docker0")
@@ -97,6 +98,10 @@ def mtu(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             what, "large packets are fragmented or lost", "set Backend.MTU, or raise the uplink's MTU"
         )
+    if overlay and facts.family is Family.V6 and overlay["mtu"] < LEAST_MTU:
+        what = f"{overlay['ifname']} has MTU {overlay['mtu']}, IPv6 needs {LEAST_MTU}"
+        do = f"ip link set {overlay['ifname']} mtu {room}, and restart the daemon"
+        yield Finding(what, "the kernel has taken IPv6 off it: nothing goes to other nodes", do)
     told = facts.subnet_file.get("FLANNEL_MTU")
     for name in _BRIDGES:
         bridge = facts.link(name)
@@ -144,7 +149,7 @@ def pods(facts: Facts) -> Iterator[Finding]:
 
 
 def peers(facts: Facts) -> Iterator[Finding]:
-    """The uplink's neighbours answer, and every peer has its route."""
+    """The uplink's neighbours answer, and no route of others lies inside the overlay's network."""
     gone = [one["dst"] for one in facts.neighbours if "FAILED" in one.get("state", ())]
     for address in gone[:4]:
         asked = "ARP" if facts.family is Family.V4 else "neighbour discovery"

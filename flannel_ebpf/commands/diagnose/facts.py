@@ -43,6 +43,7 @@ SYSCTLS = (
     "net/netfilter/nf_conntrack_count",
     "net/netfilter/nf_conntrack_max",
 )
+_OF_DEVICE = ("net/ipv4/conf/{}/rp_filter", "net/ipv6/conf/{}/disable_ipv6")
 _RULES = {
     Family.V4: ("iptables-nft-save", "iptables-legacy-save"),
     Family.V6: ("ip6tables-nft-save", "ip6tables-legacy-save"),
@@ -88,7 +89,6 @@ class Facts:
     """Seconds until the programs stand aside if no daemon is heard of, 0 when they do; None: never."""
     reasons: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     pods: Sequence[Json] = ()
-    peers: Sequence[Json] = ()
     source: Source = Source(asked=False)
     answer_age: float = 0.0
     """Seconds since the daemon last had an answer of it, 0 when it has not told."""
@@ -194,7 +194,8 @@ def _features(options: Options) -> tuple[Sequence[str], str]:
 
 def _sysctls(views: Sequence[Here]) -> dict[str, str | None]:
     devices = [one.report.get(name) for one in views for name in ("overlay", "uplink")]
-    paths = [*SYSCTLS, *(f"net/ipv4/conf/{one.replace('/', '.')}/rp_filter" for one in devices if one)]
+    names = sorted({one.replace("/", ".") for one in devices if one})
+    paths = [*SYSCTLS, *(each.format(name) for name in names for each in _OF_DEVICE)]
     found: dict[str, str | None] = {}
     for path in paths:
         try:
