@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -87,7 +87,7 @@ def _read(options: Options, only: Network | None) -> dict[str, tuple[Counters, d
     """Return, for each table, counters by key and what else a row shows."""
     peers: dict[tuple[str, ...], Any] = {}
     pods: dict[tuple[str, ...], Any] = {}
-    why: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
+    told = []
     devices = {link["ifname"]: link["stats64"] for link in ip("-stats", "link", "show")}
     for here, folder in maps_of(networks(options, only)):
         peers |= {(row["subnet"],): row for row in readings.peers(folder)}
@@ -97,11 +97,22 @@ def _read(options: Options, only: Network | None) -> dict[str, tuple[Counters, d
                 counted = {f"tx_{unit}": stats["rx"][unit] for unit in ("packets", "bytes")}
                 counted |= {f"rx_{unit}": stats["tx"][unit] for unit in ("packets", "bytes")}
                 pods[row["ip"], row["device"]] = {**row, **counted}
-        for reason, hooks in reasons(folder).items():
-            for hook, packets in hooks.items():
-                why[reason.lower(), hook]["packets"] = packets
+        told.append(reasons(folder))
+    why = together(told)
     labels = {key: {"reason": key[0], "hook": key[1]} for key in why}
     return {"peers": (peers, peers), "pods": (pods, pods), "reasons": (why, labels)}
+
+
+def together(
+    families: Iterable[Mapping[str, Mapping[str, int]]],
+) -> dict[tuple[str, ...], dict[str, float]]:
+    """Return the packets of each (reason, hook), of all families' programs, which count apart."""
+    found: dict[tuple[str, ...], dict[str, float]] = defaultdict(lambda: {"packets": 0})
+    for counted in families:
+        for reason, hooks in counted.items():
+            for hook, packets in hooks.items():
+                found[reason.lower(), hook]["packets"] += packets
+    return dict(found)
 
 
 def rates(before: dict[str, Any], now: dict[str, Any], seconds: float) -> Rows:

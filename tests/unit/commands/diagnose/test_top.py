@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from flannel_ebpf.commands.diagnose.top import rates
+from flannel_ebpf.commands.diagnose.top import rates, together
 
 
 def _peer(packets: int, size: int) -> dict[str, float]:
@@ -26,3 +26,11 @@ def test_rates_are_differences_a_second_the_busiest_first() -> None:
 def test_a_counter_that_began_anew_is_no_negative_rate() -> None:
     now = {"reasons": ({("x", "h"): {"packets": 3}}, {("x", "h"): {"reason": "x"}})}
     assert rates({"reasons": ({("x", "h"): {"packets": 9}}, {})}, now, 1.0) == {"reasons": []}
+
+
+def test_reasons_are_those_of_both_families() -> None:
+    four, six = {"FAST_VXLAN": {"from_pod": 3, "from_peer": 1}}, {"FAST_VXLAN": {"from_pod": 4}}
+    assert together([four, six]) == {
+        ("fast_vxlan", "from_pod"): {"packets": 7},
+        ("fast_vxlan", "from_peer"): {"packets": 1},
+    }
