@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -77,41 +78,49 @@ def _of_network(
     options: Options, here: Here, peer: str | None, count: int, timeout: float
 ) -> list[dict[str, Any]]:
     nodes = this_node(here)
-    found = [_of_family(options, node, peer, count, timeout) for node in nodes]
+    relays = relay_folder(options.state_dir) / "peers.json"
+    found = [of_family(node, relays, peer, count, timeout) for node in nodes]
     return [row for rows in found for row in rows]
 
 
-def _of_family(
-    options: Options, node: Node, peer: str | None, count: int, timeout: float
-) -> list[dict[str, Any]]:
-    every = targets(node, relay_folder(options.state_dir) / "peers.json")
+def of_family(node: Node, relays: Path, peer: str | None, count: int, timeout: float) -> list[dict[str, Any]]:
+    """Try one family's way to every peer, or to `peer`, and return a row for each; raises KernelError.
+
+    `relays` is the file in which the udp backend's relay has its peers.
+    """
+    every = targets(node, relays)
     wanted = chosen(every, peer) if peer else every
     sizes = (SMALL, node.mtu - _STEP, node.mtu)
     with Prober(node, wanted) as prober:
         for _ in _progress(range(count), f"{len(wanted)} peers"):
             prober.round(lambda _target: sizes, timeout)
-        largest = _largest(prober, wanted, node.mtu, timeout)
-        found = []
-        for target in wanted:
-            tally = prober.tallies[target]
-            findings = diagnose(node, tally, sizes, largest.get(target))
-            found.append(_row(node, target, tally, sizes, findings))
+    largest = _largest(node, prober.tallies, min(timeout, 0.3))
+    found = []
+    for target, tally in prober.tallies.items():
+        findings = diagnose(node, tally, sizes, largest.get(target))
+        found.append(_row(node, target, tally, sizes, findings))
     return found
 
 
-def _largest(prober: Prober, peers: Iterable[Target], full: int, timeout: float) -> dict[Target, int]:
-    """Return the largest size that passes to peers that answer small packets alone; all at once."""
+def _largest(node: Node, tallies: Mapping[Target, Tally], timeout: float) -> dict[Target, int]:
+    """Return the largest size that passes to peers that answer small packets alone; all at once.
+
+    Its packets are no part of `tallies`: a size that is tried here as well was asked as often as the others.
+    """
     limits = {
-        one: (SMALL, full)
-        for one in peers
-        if prober.tallies[one].came("kernel", SMALL) and not prober.tallies[one].came("kernel", full)
+        one: (SMALL, node.mtu)
+        for one, tally in tallies.items()
+        if tally.came("kernel", SMALL) and not tally.came("kernel", node.mtu)
     }
-    while any(high - low > _FINE for low, high in limits.values()):
-        asked = {one: (low + high) // 2 for one, (low, high) in limits.items() if high - low > _FINE}
-        prober.round(lambda one: (asked[one],) if one in asked else (), min(timeout, 0.3))  # noqa: B023 - called at once
-        for one, size in asked.items():
-            low, high = limits[one]
-            limits[one] = (size, high) if prober.tallies[one].came("kernel", size) else (low, size)
+    if not limits:
+        return {}
+    with Prober(node, list(limits)) as prober:
+        while any(high - low > _FINE for low, high in limits.values()):
+            asked = {one: (low + high) // 2 for one, (low, high) in limits.items() if high - low > _FINE}
+            prober.round(lambda one: (asked[one],) if one in asked else (), timeout)  # noqa: B023 - called at once
+            for one, size in asked.items():
+                low, high = limits[one]
+                limits[one] = (size, high) if prober.tallies[one].came("kernel", size) else (low, size)
     return {one: low for one, (low, _) in limits.items()}
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from typing import Self
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
@@ -12,6 +16,7 @@ from scapy.packet import Packet
 
 from flannel_ebpf.base.family import Family
 from flannel_ebpf.base.model import Mac
+from flannel_ebpf.commands.diagnose import probe
 from flannel_ebpf.commands.diagnose import probe_packets as packets
 from flannel_ebpf.commands.diagnose.paths import Node, Target, chosen
 from flannel_ebpf.commands.diagnose.probe import diagnose
@@ -71,6 +76,34 @@ def test_each_pattern_of_answers_has_its_own_words(
     found = diagnose(NODE, tally(answers, returned), SIZES, 1396)
     assert "; ".join(found).startswith(says)
     assert bool(found) == bool(says)
+
+
+class _Narrow:
+    """A Prober whose every peer answers packets up to 1330 bytes, the middle of the sizes that are asked."""
+
+    def __init__(self, _node: Node, targets: Sequence[Target]) -> None:
+        self.tallies = {one: Tally() for one in targets}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def round(self, sizes: Callable[[Target], Sequence[int]], _wait: float) -> None:
+        for target, tally in self.tallies.items():
+            for size in sizes(target):
+                tally.sent["kernel", size] += 1
+                tally.trips["kernel", size] += [0.001] * (size <= 1330)
+
+
+def test_the_search_for_what_passes_is_not_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    peer = Target(IPv4Network("10.1.6.0/24"), IPv4Address("192.0.2.2"), IPv4Address("10.1.6.0"))
+    monkeypatch.setattr(probe, "Prober", _Narrow)
+    monkeypatch.setattr(probe, "targets", lambda *_: [peer])
+    (row,) = probe.of_family(replace(NODE, mtu=1430), tmp_path, None, 3, 1.0)
+    assert row["kernel"] == "3/3 3/3 0/3"
+    assert row["findings"][0].startswith("packets up to 1330 bytes pass")
 
 
 def recomputed(frame: Packet) -> bytes:
