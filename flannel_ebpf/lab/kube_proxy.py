@@ -29,7 +29,7 @@ class KubeProxy:
             f"--kubeconfig={spec.kube_folder / 'proxy.kubeconfig'}",
             f"--hostname-override={self.node.name}",
             f"--proxy-mode={spec.kube_proxy_mode}",
-            f"--cluster-cidr={spec.network}",
+            f"--cluster-cidr={','.join(spec.networks.values())}",
             "--nodeport-addresses=primary",
             "--healthz-bind-address=127.0.0.1:10256",
             "--metrics-bind-address=127.0.0.1:10249",

@@ -23,7 +23,8 @@ from flannel_ebpf.lab.spec import ETCD_ENDPOINT, ETCD_IP, LabSpec, node_ip
 
 PORT = 6443
 SERVER = f"https://{ETCD_IP}:{PORT}"
-SERVICES = "10.96.0.0/16"
+SERVICES: dict[Family, str] = {Family.V4: "10.96.0.0/16", Family.V6: "fd10:96::/112"}
+"""Where clusterIPs come from. IPv4's counts in each lab: the server's own service has its family."""
 AGENT = "system:serviceaccount:kube-flannel:flannel"
 USERS = {
     "admin": ("admin", "system:masters"),
@@ -115,7 +116,7 @@ class KubeServer:
             f"--service-account-key-file={key}",
             f"--service-account-signing-key-file={key}",
             "--service-account-issuer=https://kubernetes.default.svc",
-            f"--service-cluster-ip-range={SERVICES}",
+            f"--service-cluster-ip-range={','.join(self._service_ranges)}",
             "--authorization-mode=RBAC",
             f"--token-auth-file={self.folder / 'tokens.csv'}",
             "--disable-admission-plugins=ServiceAccount",
@@ -123,6 +124,10 @@ class KubeServer:
             f"--audit-policy-file={self.folder / 'audit.json'}",
             f"--audit-log-path={self.audit_log}",
         ]
+
+    @property
+    def _service_ranges(self) -> list[str]:
+        return [SERVICES[family] for family in sorted({Family.V4, *self.spec.families})]
 
     def _let_agent_in(self) -> None:
         head = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "flannel"}}

@@ -98,6 +98,12 @@ class LabSpec:
         return FAMILIES[self.family]
 
     @property
+    def networks(self) -> dict[Family, str]:
+        """The network of each family that counts."""
+        both = {Family.V4: self.network, Family.V6: self.network_v6}
+        return {family: both[family] for family in self.families}
+
+    @property
     def folder(self) -> Path:
         """Where everything of this lab lies."""
         return folder_of(self.name)

@@ -111,7 +111,7 @@ class StockFlannel:
         self.node.run(["ip", "link", "set", device, "up"])
 
     def _write_subnet_file(self) -> None:
-        networks = {Family.V4: self.lab.spec.network, Family.V6: self.lab.spec.network_v6}
+        networks = self.lab.spec.networks
         lines = [
             line
             for family, subnet in self.subnets.items()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.lab import Host, Lab, Node, Pod
 from flannel_ebpf.lab.kube_proxy import KubeProxy
 from flannel_ebpf.lab.kube_server import SERVICES
@@ -16,7 +17,7 @@ from tests.polls import eventually
 
 PORT = 8080
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
-CLUSTER_IPS = SERVICES.partition("/")[0].rsplit(".", 1)[0]
+CLUSTER_IPS = SERVICES[Family.V4].partition("/")[0].rsplit(".", 1)[0]
 
 _SERVER = """
 import json, socket, sys, threading
