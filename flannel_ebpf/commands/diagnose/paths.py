@@ -14,7 +14,9 @@ from flannel_ebpf.base.errors import KernelError
 from flannel_ebpf.base.family import Address, Family, Network, family_of, in_order
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.commands.diagnose.console import NothingHereError
-from flannel_ebpf.commands.diagnose.networks import Here
+from flannel_ebpf.commands.diagnose.networks import Here, told_families
+from flannel_ebpf.contract.abi import NO_MAC
+from flannel_ebpf.kernel.programs.readout import peers_in
 from flannel_ebpf.relay.peers import decode
 
 
@@ -68,16 +70,16 @@ def this_node(here: Here) -> list[Node]:
     """
     if not here.report:
         raise NothingHereError(f"no daemon has told what it made of {here.network}: start it once")
-    return [_of_family(here.report, told) for told in here.report["families"] or [here.report]]
+    return [_of_family(one.report) for one in told_families(here)]
 
 
-def _of_family(report: Mapping[str, Any], told: Mapping[str, Any]) -> Node:
-    subnet, overlay, backend = ip_network(told["subnet"]), told["overlay"], report["backend"]
+def _of_family(report: Mapping[str, Any]) -> Node:
+    subnet, overlay, backend = ip_network(report["subnet"]), report["overlay"], report["backend"]
     found = Node(
-        ip_network(told["network"]),
+        ip_network(report["network"]),
         backend,
         report["uplink"],
-        ip_address(told["public_ip"]),
+        ip_address(report["public_ip"]),
         _first_local(subnet),
         _mtu(report["uplink"]),
     )
@@ -120,6 +122,19 @@ def targets(node: Node, relay_peers: Path) -> list[Target]:
         elif macs.get(gateway) in places:
             mac = macs[gateway]
             found.append(Target(subnet, ip_address(places[mac]), subnet.network_address, Mac.parse(mac)))
+    return sorted(found, key=lambda one: in_order(one.subnet))
+
+
+def programmed(maps: Path) -> list[Target]:
+    """Return the peers that the programs know, in the order of their subnets; raises BpfError.
+
+    With peers on demand, all but those in use are none that the kernel knows a way to.
+    """
+    found = []
+    for subnet, peer in peers_in(maps).items():
+        station = None if peer.vtep_mac == NO_MAC else peer.vtep_mac
+        address = subnet.network_address + (0 if station else 1)
+        found.append(Target(subnet, peer.public_ip, address, station))
     return sorted(found, key=lambda one: in_order(one.subnet))
 
 

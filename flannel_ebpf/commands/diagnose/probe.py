@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -22,8 +21,8 @@ from flannel_ebpf.commands.diagnose.console import (
     table,
     wrapped,
 )
-from flannel_ebpf.commands.diagnose.networks import Here, network_flag, networks
-from flannel_ebpf.commands.diagnose.paths import Node, Target, chosen, targets, this_node
+from flannel_ebpf.commands.diagnose.networks import Here, network_flag, networks, told_families
+from flannel_ebpf.commands.diagnose.paths import Node, Target, chosen, programmed, targets, this_node
 from flannel_ebpf.commands.diagnose.probe_packets import overhead
 from flannel_ebpf.commands.diagnose.prober import SMALL, WAYS, Prober, Tally, Way
 from flannel_ebpf.commands.flags import node_flags, options_from
@@ -77,19 +76,18 @@ def probe(
 def _of_network(
     options: Options, here: Here, peer: str | None, count: int, timeout: float
 ) -> list[dict[str, Any]]:
-    nodes = this_node(here)
     relays = relay_folder(options.state_dir) / "peers.json"
-    found = [of_family(node, relays, peer, count, timeout) for node in nodes]
-    return [row for rows in found for row in rows]
+    found: list[dict[str, Any]] = []
+    for node, one in zip(this_node(here), told_families(here), strict=True):
+        wanted = targets(node, relays)
+        if peer:
+            wanted = chosen(wanted, peer) or chosen(programmed(one.maps) if one.maps else (), peer)
+        found += of_family(node, wanted, count, timeout)
+    return found
 
 
-def of_family(node: Node, relays: Path, peer: str | None, count: int, timeout: float) -> list[dict[str, Any]]:
-    """Try one family's way to every peer, or to `peer`, and return a row for each; raises KernelError.
-
-    `relays` is the file in which the udp backend's relay has its peers.
-    """
-    every = targets(node, relays)
-    wanted = chosen(every, peer) if peer else every
+def of_family(node: Node, wanted: Sequence[Target], count: int, timeout: float) -> list[dict[str, Any]]:
+    """Try one family's way to each of these peers, and return a row for each; raises KernelError."""
     sizes = (SMALL, node.mtu - _STEP, node.mtu)
     with Prober(node, wanted) as prober:
         for _ in _progress(range(count), f"{len(wanted)} peers"):

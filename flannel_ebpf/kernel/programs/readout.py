@@ -96,8 +96,11 @@ def read_peers(folder: Path) -> Iterator[dict[str, Any]]:
 def every_peer(network: Network, root: Path) -> dict[Network, abi.Peer]:
     """Return fl_peers as it is, {} without maps; raises BpfError."""
     folder = newest_maps(network, root)
-    if folder is None:
-        return {}
+    return peers_in(folder) if folder else {}
+
+
+def peers_in(folder: Path) -> dict[Network, abi.Peer]:
+    """Return fl_peers of a folder of maps; raises BpfError."""
     with Map.open(folder / "fl_peers") as peers:
         found = ((abi.SubnetKey.unpack(key), value) for key, value in peers.items().items())
         return {ip_network((key.addr, key.len)): abi.Peer.unpack(value) for key, value in found}

@@ -58,6 +58,13 @@ def test_a_peer_gets_objects_when_it_is_sent_to(lab: Lab) -> None:
     assert str(n3.subnet) not in ways(n1)
 
 
+def test_a_peer_that_nobody_sent_to_can_be_probed(lab: Lab) -> None:
+    n1, n3 = lab.node("n1"), lab.node("n3")
+    assert str(n3.subnet) not in ways(n1)
+    said = life.flannel(n1, "probe", str(n3.subnet))
+    assert [line.split()[0] for line in said.splitlines() if line.endswith(" ok")] == [str(n3.subnet)]
+
+
 def test_nobody_need_answer_for_a_first_contact(lab: Lab) -> None:
     """The daemon is dead: datagrams, fragments and echoes reach a peer that was never sent to."""
     n2, n3 = lab.node("n2"), lab.node("n3")

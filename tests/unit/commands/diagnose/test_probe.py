@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from pathlib import Path
 from typing import Self
 
 import pytest
@@ -97,11 +96,10 @@ class _Narrow:
                 tally.trips["kernel", size] += [0.001] * (size <= 1330)
 
 
-def test_the_search_for_what_passes_is_not_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_search_for_what_passes_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     peer = Target(IPv4Network("10.1.6.0/24"), IPv4Address("192.0.2.2"), IPv4Address("10.1.6.0"))
     monkeypatch.setattr(probe, "Prober", _Narrow)
-    monkeypatch.setattr(probe, "targets", lambda *_: [peer])
-    (row,) = probe.of_family(replace(NODE, mtu=1430), tmp_path, None, 3, 1.0)
+    (row,) = probe.of_family(replace(NODE, mtu=1430), [peer], 3, 1.0)
     assert row["kernel"] == "3/3 3/3 0/3"
     assert row["findings"][0].startswith("packets up to 1330 bytes pass")
 
