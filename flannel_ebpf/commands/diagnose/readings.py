@@ -89,23 +89,36 @@ def _why_kernel(ifindex: int, flags: PodFlag, *, standing: bool) -> str:
 
 
 def flows(folder: Path, names: dict[int, str]) -> Iterator[dict[str, Any]]:
-    """Yield every connection that the programs know; ages in seconds, None: never."""
-    now = time.monotonic_ns()
+    """Yield every connection that the programs know; ages in seconds, None: never.
+
+    Those of pods that no rule concerns go by BPF whatever was noted of them, and mostly nothing was.
+    """
+    now, free = time.monotonic_ns(), _free(folder)
     with Map.open(folder / "fl_flows") as known:
         for key, value in known.items().items():
             flow, which = learned.Flow.unpack(value), learned.FlowKey.unpack(key)
+            whole, opened = which.pod in free, which.proto != _TCP or flow.established
             yield {
                 "pod": str(which.pod),
                 "pod_port": which.pod_port,
                 "remote": str(which.remote),
                 "remote_port": which.remote_port,
                 "protocol": PROTOCOLS.get(which.proto, str(which.proto)),
-                "sends_by_bpf": bool(flow.sent) and (which.proto != _TCP or flow.established),
-                "hears_by_bpf": bool(flow.heard) and (which.proto != _TCP or flow.established),
+                "sends_by_bpf": whole or (bool(flow.sent) and opened),
+                "hears_by_bpf": whole or (bool(flow.heard) and opened),
                 "sent_age": _age(now, flow.sent),
                 "heard_age": _age(now, flow.heard),
                 "device": names.get(flow.ifindex, ""),
             }
+
+
+def _free(folder: Path) -> set[Address]:
+    """Return the pods all of whose packets BPF carries, as long as the daemon vouches for that."""
+    with Map.open(folder / "fl_proof") as proof:
+        value = proof.lookup(abi.pack_u32(0))
+    if value is None or abi.Proof.unpack(value).until < time.monotonic_ns():
+        return set()
+    return {address for address, pod in pods_in(folder).items() if PodFlag.STATELESS in pod.flags}
 
 
 def _age(now: int, since: int) -> float | None:

@@ -53,6 +53,13 @@ def _small_path(lab: Lab) -> Iterator[None]:
     run([*set_mtu, "1500"])
 
 
+def _unplugged(lab: Lab) -> Iterator[None]:
+    port = ["ip", "-n", lab.spec.switch_ns, "link", "set", "n3"]  # a device set down loses IPv6 addresses
+    run([*port, "down"])
+    yield
+    run([*port, "up"])
+
+
 def _wrong_mac(lab: Lab) -> Iterator[None]:
     for _ in _no_daemon(lab):
         _command(lab.node("n1"), "ip link set flannel.1 address 02:11:22:33:44:55")
@@ -116,8 +123,7 @@ FAULTS: dict[str, tuple[Planted, str, str]] = {
     "our own port is filtered by nftables": (_nft_drop, "doctor", "a rule of nftables drops UDP port 8472"),
     "the way to a peer has a small MTU": (_small_path, "probe", "packets up to 13"),
     "a peer is down": (
-        _changed("n3", "ip link set eth0 down", "ip link set eth0 up"), "probe",
-        "its public address does not answer either"),
+        _unplugged, "probe", "its public address does not answer either"),
     "forwarding is off": (
         _changed("n1", FORWARD + "0", FORWARD + "1"), "doctor",
         "net.ipv4.ip_forward is 0"),

@@ -15,6 +15,7 @@ from flannel_ebpf.kernel.bpf import Map
 from flannel_ebpf.lab import Lab
 from flannel_ebpf.lab.host import Host
 from flannel_ebpf.lab.node import Node
+from tests.netns.diagnose.commands import asked
 from tests.netns.kinds import BULK, Pair
 from tests.netns.labs import MakeLab
 from tests.netns.life import chat, flannel, restart
@@ -26,8 +27,10 @@ from tests.netns.traffic import (
     delivered,
     ping,
     pump,
+    send_udp,
     tcp_client,
     tcp_server,
+    udp,
 )
 from tests.polls import eventually
 
@@ -134,6 +137,21 @@ def test_status_says_who_is_free_and_why_others_are_not(pair: Pair) -> None:
         said = flannel(pair.sender, "status")
     assert f"guarded   {pair.client.ip}, by flow: ip filter FORWARD rule" in said
     assert "reject" in said
+
+
+def test_what_was_noted_of_a_pod_that_is_free_now_is_said_to_go_by_bpf(pair: Pair) -> None:
+    def noted() -> list[tuple[bool, bool]]:
+        """Send datagrams that nobody answers, and return how those are said to go both ways."""
+        send_udp(sock, (str(pair.server.ip), 9), 20)
+        found = asked(pair.sender, "flows", "--proto=udp", "--port=9", f"--pod={pair.client.ip}")
+        return [(one["sends_by_bpf"], one["hears_by_bpf"]) for one in found]
+
+    with udp(pair.client) as sock:
+        with rules(pair.sender, f"FORWARD -s {pair.client.ip} -p tcp --dport 25 -j REJECT"):
+            eventually(lambda: is_guarded(pair.sender, pair.client.ip), "the rule guards its pod")
+            eventually(lambda: noted() == [(True, False)], "it sends by BPF and heard nothing", 20)
+        eventually(lambda: is_free(pair.sender, pair.client.ip), "the rule is gone")
+        assert noted() == [(True, True)]
 
 
 def test_a_published_port_guards_its_pod_alone(pair: Pair) -> None:
