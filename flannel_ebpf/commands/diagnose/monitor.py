@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def monitor(
         raise NothingHereError(
             f"no daemon runs for {here.network}, and it is the one who loads programs that tell"
         )
+    wanted = replace(wanted, dual=len(families(here)) > 1)
     shown = 0
     deadline = time.monotonic() + seconds if seconds else float("inf")
     names = device_names()

@@ -7,12 +7,14 @@ from typing import Any, Self
 
 from flannel_ebpf.base.family import Address
 from flannel_ebpf.commands.diagnose.readings import PROTOCOLS, end
+from flannel_ebpf.contract.enums import Reason
 from flannel_ebpf.contract.learned import Event
 from flannel_ebpf.kernel.programs.drops import Drop
 
 KERNEL = "kernel"
 """The hook of what the kernel drops."""
 _FLAGS = ((0x02, "S"), (0x01, "F"), (0x04, "R"), (0x08, "P"), (0x10, "."))
+_OTHER = Reason.NOT_FAMILY.name.lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +81,23 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which packets are shown; None: any."""
+    """Which packets are shown; None: any.
+
+    `dual`: each family's programs tell of every packet. Of what is not theirs they say no more than that, and
+    it is shown only when its reason is asked for.
+    """
 
     address: Address | None = None
     port: int | None = None
     reason: str = ""
+    dual: bool = False
 
     def __call__(self, packet: Packet) -> bool:
         """Say whether this one is; what the kernel drops is also a "drop"."""
         return (
             (self.address is None or self.address in (packet.source, packet.target, packet.outer))
             and (self.port is None or self.port in (packet.source_port, packet.target_port))
+            and not (self.dual and not self.reason and packet.reason == _OTHER)
             and (packet.reason.startswith(self.reason) or (packet.is_drop and "drop".startswith(self.reason)))
         )
 

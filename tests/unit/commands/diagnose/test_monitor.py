@@ -64,3 +64,11 @@ def test_what_the_kernel_drops_says_why_and_where() -> None:
 )
 def test_a_reason_of_the_kernel_is_a_drop_as_well(reason: str, shown: bool) -> None:
     assert Wanted(reason=reason)(Packet.of_drop(DROP)) is shown
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shown"),
+    [(Wanted(), True), (Wanted(dual=True), False), (Wanted(reason="not_family", dual=True), True)],
+)
+def test_of_two_families_the_packets_of_the_other_are_told_once(wanted: Wanted, shown: bool) -> None:
+    assert wanted(Packet.of_event(replace(EVENT, proto=0, reason=Reason.NOT_FAMILY))) is shown
