@@ -58,7 +58,8 @@ def test_a_short_connection_takes_no_place(node: Node) -> None:
     assert flow
     while True:  # however slow the machine is
         before = node.maps["fl_open"].items()
-        node.put_flow(TCP_KEY, replace(flow, born=time.monotonic_ns() >> learned.TIME_SHIFT))
+        now = time.monotonic_ns()
+        node.put_flow(TCP_KEY, a_flow(TCP_KEY, now, now, flow.ifindex, born=now))
         assert is_fast(one) == (True, True)
         if node.maps["fl_open"].items() == before:
             break
@@ -91,7 +92,7 @@ def test_a_pod_at_another_veth_is_not_known(known: Conversation) -> None:
 
 
 def test_it_ends_when_the_opening_does(node_with: NodeWith) -> None:
-    node = node_with(replace(FLOWS, revalidate_ms=300))
+    node = node_with(replace(FLOWS, revalidate_ms=1500))
     node.fill_sketch()
     udp = Conversation(node, "udp")
     udp.learn_tx()
@@ -100,25 +101,25 @@ def test_it_ends_when_the_opening_does(node_with: NodeWith) -> None:
     assert udp.enter().reason == FAST
     node.forget_flow(UDP_KEY)
     while udp.enter().reason == FAST:
-        assert time.monotonic() - since < 2
-    assert time.monotonic() - since > 0.25
+        assert time.monotonic() - since < 20
+    assert time.monotonic() - since > 1.4
 
 
 def test_tcp_ends_when_the_other_direction_is_stale(tcp: Conversation) -> None:
-    """Its own direction would be open for ten seconds more."""
+    """Its own direction would be open for a minute more."""
     now = time.monotonic_ns()
-    stale_soon = now - 2 * FLOWS.revalidate_ms * 10**6 + 300 * 10**6
+    stale_soon = now - 2 * FLOWS.revalidate_ms * 10**6 + 1500 * 10**6
     tcp.node.put_flow(TCP_KEY, a_flow(TCP_KEY, now, stale_soon))
     assert tcp.enter().reason == FAST
     tcp.node.forget_flow(TCP_KEY)
     begun = time.monotonic()
     while tcp.enter().reason == FAST:
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 20
 
 
 def test_among_many_flows_only_the_open_ones_are_carried(node_with: NodeWith) -> None:
     """Many share a set of fl_open, and many a cell of the sketch."""
-    node = node_with(replace(FLOWS, revalidate_ms=300_000))  # however slow the machine is
+    node = node_with(FLOWS)
     node.fill_sketch()
     now = time.monotonic_ns()
     veth = node.pod(POD)

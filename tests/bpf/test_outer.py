@@ -54,7 +54,7 @@ def test_what_the_kernel_sends_opens_the_way_out(kind: str, node_with: NodeWith)
     frame = sent(tunnel(packet(POD, PEER.pod, ttl=63)))
     left = node.run("fl_to_peer", frame, ticket=BY_KERNEL if kind == "vxlan" else 0, ifindex=UPLINK)
     assert (left.reason, left.verdict, left.ticket) == (Reason.LEARN_LEFT, KERNEL, 0)
-    assert 9 < seconds_left(node.peer(PEER).tx_until) <= 10.1
+    assert 9 < seconds_left(node.peer(PEER).tx_until) <= REVALIDATE / 1e9 + 0.1
     assert node.peer(PEER).rx_until == 0
     if kind == "vxlan":
         assert node.run("fl_from_pod", bytes(from_pod())).verdict == REDIRECT
@@ -128,13 +128,13 @@ def test_what_the_kernel_takes_from_the_tunnel_opens_the_way_in(kind: str, node_
 
 
 def test_an_outer_leg_ends_like_an_opening(node_with: NodeWith) -> None:
-    node = node_with(replace(VXLAN, revalidate_ms=300))
+    node = node_with(replace(VXLAN, revalidate_ms=1500))
     frame = sent(vxlan(packet(POD, PEER.pod, ttl=63)))
     node.run("fl_to_peer", frame, ticket=BY_KERNEL, ifindex=UPLINK)
     begun = time.monotonic()
     while node.run("fl_from_pod", bytes(from_pod())).verdict == REDIRECT:
-        assert time.monotonic() - begun < 5
-    assert time.monotonic() - begun > 0.2
+        assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun > 1.4
 
 
 def test_what_programs_send_finds_udp_open_while_the_relay_shows_it_again(node_with: NodeWith) -> None:
