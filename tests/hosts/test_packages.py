@@ -64,7 +64,7 @@ def test_fresh_host_needs_one_command(host: Machine, deb: Path) -> None:
     install(host, deb)
     facts = json.loads(host.sh("flannel-ebpf version --json"))
     assert facts["commit"]
-    assert set(facts["objects"]) == {f"{one}.bpf.o" for one in ("datapath", "datapath6", "xdp", "xdp6")}
+    assert set(facts["objects"]) == {path.name for path in (TOP / "flannel_ebpf/_programs").glob("*.o")}
     assert "redirect_neigh" in facts["kernel"]["features"]
     assert shown(host, "UnitFileState") == "disabled"  # nothing runs before it is told where etcd is
     assert shown(host, "ActiveState") == "inactive"
