@@ -155,7 +155,7 @@ def flows(only: Network | None, limit: int, as_json: bool, **values: Any) -> Non
     """Show connections, latest first: by which path each side's packets go, and when the kernel last saw one.
 
     AGE: since the kernel carried a packet from the pod / to the pod; BPF carries those in between.
-    A pod that no rule concerns has none: BPF carries all its packets (`flannel-ebpf pods`).
+    Of a pod that no rule concerns (`flannel-ebpf pods`) BPF carries all packets, and notes no new connection.
     """
     wanted = {name: values.pop(name) for name in ("pod", "peer", "port", "proto")}
     found = []
