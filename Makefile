@@ -59,7 +59,7 @@ interop: setup ## build a real flanneld and run the tests of clusters that have 
 
 kube: setup ## real API server, kube-proxy and flanneld: services, mixed clusters, manifests; builds them once
 	@tools/flannel.sh > /dev/null && folder=$$(tools/kube/build.sh) && $(PYTHON) -m pytest tests/kube tests/netns/kube \
-		--kube-apiserver=$$folder/kube-apiserver -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+		--kube-apiserver=$$folder/kube-apiserver -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: setup ## formatting, lint, types, import rules, C style
 	$(BIN)/ruff format --check .

@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: KINDS.index(kind(item)))
     for item in items:
         # Labs are made for a test or for its file; programs and examples are not worth making twice.
-        if kind(item) != "netns" or shares_with_its_file(item):
+        if kind(item) not in ("kube", "netns") or shares_with_its_file(item):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 

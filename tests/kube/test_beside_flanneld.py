@@ -24,11 +24,11 @@ ARGUMENTS = ("--ip-masq",)
 
 
 @pytest.fixture(params=["vxlan-4", "host-gw-4", "vxlan-dual"])
-def lab(request: pytest.FixtureRequest, make_kube_lab: MakeLab) -> Lab:
+def lab(request: pytest.FixtureRequest, make_lab: MakeLab, programs: Path) -> Lab:
     backend, _, family = request.param.rpartition("-")
-    return make_kube_lab(
+    return make_lab(
         nodes=3, start_daemons=False, pods_per_node=1, backend=backend, family=family,
-        extra_up_args=ARGUMENTS,
+        extra_up_args=ARGUMENTS, kube_apiserver=str(programs / "kube-apiserver"),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from flannel_ebpf.base.family import Family
 from flannel_ebpf.contract.enums import Hook, Reason
 from flannel_ebpf.lab.counters import Reasons, device_packets, reasons
 from flannel_ebpf.lab.node import Node
@@ -54,19 +55,19 @@ class Seen:
         return "BPF" if self.share >= 0.6 else f"mixed: {self.share:.0%} BPF"
 
 
-def read(node: Node) -> Reasons:
-    """Return fl_reasons, empty for a node without programs."""
-    return reasons(node) if list(node.pin_root.rglob("fl_reasons")) else Reasons()
+def read(node: Node, family: Family | None = None) -> Reasons:
+    """Return fl_reasons, empty for a node without programs; `family` as for Node.map_path."""
+    return reasons(node, family) if list(node.pin_root.rglob("fl_reasons")) else Reasons()
 
 
 @contextmanager
-def watch(node: Node, device: str | None = None) -> Generator[Seen, None, None]:
-    """Count what the block's packets meet on `node`; `device` as in OVERLAYS."""
+def watch(node: Node, device: str | None = None, family: Family | None = None) -> Generator[Seen, None, None]:
+    """Count what a block's packets meet on `node`; `device` as in OVERLAYS, `family` as for Node.map_path."""
     device = device or OVERLAYS[node.spec.backend]
     seen = Seen()
-    before, packets = read(node), device_packets(node, device)
+    before, packets = read(node, family), device_packets(node, device)
     yield seen
-    seen.reasons = read(node) - before
+    seen.reasons = read(node, family) - before
     seen.fast = sum(seen.any(reason) for reason in FAST)
     seen.kernel = device_packets(node, device) - packets
     seen.kernel += seen.any(Reason.WRAPPED) + seen.any(Reason.UNWRAPPED)  # BPF did the outer leg alone

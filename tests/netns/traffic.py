@@ -112,8 +112,9 @@ def tcp_server(host: Host, port: int = 0) -> socket.socket:
 
 def tcp_client(host: Host, to: Address, patience: float = PATIENCE, port: int = 0) -> socket.socket:
     """Connect, from `port` if it is given, which may have other connections; OSError after `patience`."""
+    family = socket.AF_INET6 if ":" in to[0] else socket.AF_INET
     with inside(host.ns):
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock = socket.socket(family, socket.SOCK_STREAM)
     if port:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("", port))
