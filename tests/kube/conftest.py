@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.interop.conftest import flanneld
-from tests.netns.conftest import _maker
+from tests.netns.conftest import _maker, make_lab
 from tests.netns.labs import MakeLab
 
-__all__ = ["flanneld"]
+__all__ = ["flanneld", "make_lab"]
 
 BUILD = Path(__file__).parents[2] / "tools" / "kube" / "build.sh"
 
