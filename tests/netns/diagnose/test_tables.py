@@ -18,7 +18,7 @@ from tests.polls import eventually
 
 @pytest.fixture(scope="module")
 def lab(make_shared_lab: MakeLab) -> Lab:
-    made = make_shared_lab(nodes=2, datapath="ebpf", pods_per_node=1)
+    made = make_shared_lab(nodes=2, datapath="ebpf", fastpath="flows", pods_per_node=1)
     one, other = made.pods
     one.run(["ping", "-q", "-i", "0.05", "-c", "30", str(other.ip)])
     return made

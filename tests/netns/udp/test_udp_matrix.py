@@ -222,7 +222,9 @@ def checksum_errors(pod: Pod) -> float:
 
 def test_what_programs_leave_to_the_kernel_is_as_good_as_what_they_carry(make_lab: MakeLab) -> None:
     """Unfinished packets for a shaped pod, and at each revalidation: no relay gets to see them."""
-    lab = make_lab(backend="udp", datapath="ebpf", pods_per_node=1, extra_up_args=("--revalidate=1",))
+    lab = make_lab(
+        backend="udp", datapath="ebpf", fastpath="flows", pods_per_node=1, extra_up_args=("--revalidate=1",)
+    )
     pair = Pair(lab, lab.node("n1"), lab.node("n2"))
     eventually(lambda: settled(pair.sender), "the programs stand", 30)
     relay = relayed(pair.receiver)
