@@ -25,6 +25,11 @@ PEER = {
     "public_ipv6": "fd00:64::66",
     "backend_v6_data": '{"VNI":1,"VtepMAC":"02:00:00:00:06:66"}',
 }
+STATIONS = {
+    Family.V4: "02:00:00:00:04:66 dst 192.168.64.66",
+    Family.V6: "02:00:00:00:06:66 dst fd00:64::66",
+}
+"""How the bridge's table names the peer that PEER makes."""
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +52,10 @@ def lab(shared: Lab) -> Iterator[Lab]:
             "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
         },
     )
+    node = shared.node("n1")
     for family, subnet in SUBNETS.items():
-        eventually(lambda f=family, s=subnet: route(shared.node("n1"), f, s), f"a route to {subnet}")  # type: ignore[misc]  # bound now
+        eventually(lambda f=family, s=subnet: route(node, f, s), f"a route to {subnet}")  # type: ignore[misc]  # bound now
+        eventually(lambda f=family: STATIONS[f] in fdb(node, f), "this peer's, not the last test's")  # type: ignore[misc]  # bound now
     yield shared
     if any(one["metadata"]["name"] == "peer" for one in shared.kube.request("GET", NODES)["items"]):
         delete(shared, "peer")
