@@ -63,9 +63,9 @@ struct fl_config {
 	__u8 subnet[FL_ADDR_LEN];
 	__u8 subnet_mask[FL_ADDR_LEN];
 	__u8 vtep_mac[6];
-	__u16 port;	 /* tunnel's UDP port: 8472 vxlan, 8285 udp */
-	__u16 sport_min; /* net.ipv4.ip_local_port_range, inclusive, for vxlan's source port */
-	__u16 sport_max;
+	__u16 port;	   /* tunnel's UDP port: 8472 vxlan, 8285 udp */
+	__u16 sport_min;   /* vxlan's source ports: the first one, of net.ipv4.ip_local_port_range */
+	__u16 sport_count; /* and how many */
 	__u32 vni;
 	__u32 uplink;	/* ifindex */
 	__u32 peer_len; /* prefix length of every subnet in fl_peers; members with another are in fl_vteps alone */

@@ -18,7 +18,7 @@
 static __always_inline __u16 vxlan_source_port(__u32 hash)
 {
 	hash ^= hash << 16;
-	return (((__u64)hash * (fl_cfg.sport_max - fl_cfg.sport_min)) >> 32) + fl_cfg.sport_min;
+	return (((__u64)hash * fl_cfg.sport_count) >> 32) + fl_cfg.sport_min;
 }
 
 /* INET_ECN_encapsulate() with the device's tos 0: ECN is copied, CE becomes ECT(0). */

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from pathlib import Path
 
 from flannel_ebpf.base.errors import BpfError, ConfigError
@@ -34,6 +36,7 @@ _XDP_MODES: dict[str, tuple[XdpMode, ...]] = {
 }
 _DEFAULT_TTL = "64"
 _DEFAULT_PORTS = "32768 60999"
+_TAKES_LAST_PORT = 7
 
 
 def open_datapath(options: Options, network: Network, root: Path) -> tuple[Datapath | None, Cap, str]:
@@ -77,20 +80,31 @@ def choose_attach(options: Options) -> Attach:
     return "clsact"
 
 
+def tunnel_ports(local_range: str | None, release: str) -> tuple[int, int]:
+    """Return the first of the source ports that the kernel's tunnels take, and how many they are.
+
+    `local_range` is net.ipv4.ip_local_port_range, both inclusive, `release` the kernel's. udp_flow_src_port()
+    of include/net/udp.h never took the last port of the range up to Linux 6; 7 does.
+    """
+    first, last = (int(port) for port in (local_range or _DEFAULT_PORTS).split())
+    major = re.match(r"\d+", release)
+    return first, last - first + (major is not None and int(major[0]) >= _TAKES_LAST_PORT)
+
+
 def datapath_settings(options: Options, caps: Cap, attach: Attach, uplink_v6: str = "") -> Settings:
     """Return what the programs are told of the options and of this host's sysctls; raises KernelError.
 
     `uplink_v6`: name of the interface, for IPv6's programs.
     """
     ttl = f"net/ipv6/conf/{uplink_v6}/hop_limit" if uplink_v6 else "net/ipv4/ip_default_ttl"
-    ports = (sysctl.read("net/ipv4/ip_local_port_range") or _DEFAULT_PORTS).split()
+    sport_min, sport_count = tunnel_ports(sysctl.read("net/ipv4/ip_local_port_range"), os.uname().release)
     return Settings(
         fastpath=_FASTPATHS[options.fastpath],
         source_check=_CHECKS[options.source_check],
         revalidate_ms=int(options.revalidate * 1000),
         caps=caps,
-        sport_min=int(ports[0]),
-        sport_max=int(ports[1]),
+        sport_min=sport_min,
+        sport_count=sport_count,
         ttl=int(sysctl.read(ttl) or _DEFAULT_TTL),
         attach=attach,
         xdp_modes=_XDP_MODES[options.xdp],

@@ -54,7 +54,7 @@ def unpack_u32(data: bytes) -> int:
 class Config(Record):
     """What a program knows when it is loaded; constant afterwards, so the verifier removes dead branches.
 
-    `port` is the tunnel's, `sport_min` to `sport_max` the kernel's local port range; `uplink` an ifindex;
+    `port` is the tunnel's, `sport_min` the first of `sport_count` source ports; `uplink` an ifindex;
     `peer_len` the prefix length of every subnet in fl_peers.
     `direct_routing`: some peers of a vxlan network are Mode.DIRECT; `ttl` is for outer headers.
     `uplink_finishes`: what leaves the uplink is cut to size and has its checksums; only then may all packets
@@ -72,7 +72,7 @@ class Config(Record):
     vtep_mac: Mac
     port: int
     sport_min: int
-    sport_max: int
+    sport_count: int
     vni: int
     uplink: int
     peer_len: int

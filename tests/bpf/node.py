@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Self
 
 import pytest
 
+from flannel_ebpf.agent.bpf_settings import tunnel_ports
 from flannel_ebpf.base.family import Address, Network
 from flannel_ebpf.base.model import Mac
 from flannel_ebpf.contract import abi, enums, learned
@@ -47,6 +49,7 @@ XDP_DROP, XDP_PASS = 1, 2
 
 # An old kernel lacks some, and all else must hold there too; test_syscall.py says what the probe must find.
 ALL_CAPS = probe()
+SPORTS = tunnel_ports(None, os.uname().release)
 VXLAN = abi.Config(
     public_ip=OWN_IP,
     network=NETWORK.network_address,
@@ -55,8 +58,8 @@ VXLAN = abi.Config(
     subnet_mask=SUBNET.netmask,
     vtep_mac=OWN_VTEP,
     port=8472,
-    sport_min=32768,
-    sport_max=60999,
+    sport_min=SPORTS[0],
+    sport_count=SPORTS[1],
     vni=1,
     uplink=UPLINK,
     peer_len=24,

@@ -19,7 +19,7 @@ from tests.bpf.loading import HEADERS, build, use
 def test_rejected_program_names_itself_and_leaves_no_generation(request_: LoadRequest, built: Path) -> None:
     use(request_, built, "broken")
 
-    with pytest.raises(VerifierRejected, match=r"fl_to_peer.*outside of the packet") as caught:
+    with pytest.raises(VerifierRejected, match=r"fl_to_peer.*R1 .*outside of") as caught:
         ensure_loaded(request_)
 
     assert "R" in caught.value.log

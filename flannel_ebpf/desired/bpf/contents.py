@@ -196,8 +196,9 @@ def headroom_name(bridge: int) -> str:
 class Settings:
     """What the operator chose about the datapath, and what this host can do.
 
-    `sport_min`, `sport_max` and `ttl` are the kernel's net.ipv4.ip_local_port_range and ip_default_ttl
-    (IPv6: the uplink's hop_limit): outer headers must not tell our packets from the kernel's. `attach` is
+    `sport_min`, `sport_count` and `ttl` are the ports that the kernel takes of
+    net.ipv4.ip_local_port_range for its own tunnels, and ip_default_ttl (IPv6: the uplink's hop_limit): outer
+    headers must not tell our packets from the kernel's. `attach` is
     how programs come onto tc hooks, `xdp_modes` are tried in order. `headroom`: the pods' bridges get a
     port that gives packets room for those headers. `stand_aside`: seconds that the programs go on without a
     sign of life, 0: for ever.
@@ -208,7 +209,7 @@ class Settings:
     revalidate_ms: int
     caps: enums.Cap
     sport_min: int
-    sport_max: int
+    sport_count: int
     ttl: int
     attach: Attach
     xdp_modes: tuple[XdpMode, ...] = ()
@@ -229,7 +230,7 @@ def constants(stack: Stack, peers: Sequence[Peer], settings: Settings) -> abi.Co
         vtep_mac=stack.vtep_mac or abi.NO_MAC,
         port=0 if isinstance(backend, HostGwConfig) else backend.port,
         sport_min=settings.sport_min,
-        sport_max=settings.sport_max,
+        sport_count=settings.sport_count,
         vni=backend.vni if isinstance(backend, VxlanConfig) else 0,
         uplink=stack.uplink.ifindex,
         peer_len=peer_len(peers, stack.pool.subnet_len),

@@ -19,6 +19,7 @@ from flannel_ebpf.kernel.bpf.syscall import rights
 from flannel_ebpf.kernel.programs import pins
 
 _REJECTED = "BEGIN PROG LOAD LOG"  # libbpf prints the verifier's log between such lines
+_EXPLANATION = "Verification failed: "  # Linux 7 explains at length, over the source, what it has just said
 _LOG_LINES = 25
 
 
@@ -130,7 +131,9 @@ def _refusal(path: str, code: int, output: str) -> VerifierRejected | BpfUnavail
         start = next(at for at, line in enumerate(lines) if _REJECTED in line)
         end = next((at for at, line in enumerate(lines) if "END PROG LOAD LOG" in line), len(lines))
         program = lines[start - 1] if start else ""
-        log = [line for line in lines[start + 1 : end] if not line.startswith("processed ")]
+        log = [line for line in lines[start + 1 : end] if line and not line.startswith("processed ")]
+        explained = next((at for at, line in enumerate(log) if line.startswith(_EXPLANATION)), len(log))
+        log = log[:explained]
         reason = log[-1].strip() if log else os.strerror(code)
         return VerifierRejected(
             f"{path}: {program.removeprefix('libbpf: ')}: {reason}", "\n".join(log[-_LOG_LINES:])
