@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, settings
 # Speed is no verdict: a busy machine must not fail a property.
 settings.register_profile("any-speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-speed")
+# For a guest of `make kernels`, which takes twenty times as long; the kernel matters there, not the draw.
+settings.register_profile("emulated", settings.get_profile("any-speed"), max_examples=20)
 
 ROOT = Path(__file__).parent
 KINDS = ("kernels", "hosts", "interop", "kube", "netns", "bpf", "unit")
@@ -32,6 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--strict-alignment", action="store_true", help="tests/bpf: as for hosts that demand aligned access"
+    )
+    parser.addoption(
+        "--compiled", default="", help="tests/bpf: folder where tests/bpf/compiled.py has compiled objects"
     )
     parser.addoption(
         "--fastpath",

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from flannel_ebpf.contract import abi
-from flannel_ebpf.kernel.programs import libbpf
+from flannel_ebpf.kernel.programs import libbpf, loader
 from flannel_ebpf.kernel.programs.loader import LoadRequest
 from tests import namespaces
+from tests.bpf.compiled import PROGRAMS, SMALL, compile_programs, compile_small
 from tests.bpf.ipv6 import Node6
 from tests.bpf.kernel_path import KernelNode
-from tests.bpf.loading import HEADERS, build, prepare_strictly, use
+from tests.bpf.loading import prepare_strictly, run_here, use
 from tests.bpf.node import (
-    EPOCH_SHIFT,
     FLOWS,
     NETWORK,
     OTHER_PORT,
@@ -95,17 +95,19 @@ def strictly(pytestconfig: pytest.Config) -> Iterator[bool]:
 
 
 @pytest.fixture(scope="session")
-def objects(tmp_path_factory: pytest.TempPathFactory, strictly: bool) -> Path:
-    """The programs with their tickets in the packet mark: a test run can neither set nor show tc_index.
+def compiled(pytestconfig: pytest.Config) -> Path | None:
+    """Where tests/bpf/compiled.py has compiled everything, if anywhere."""
+    folder = str(pytestconfig.getoption("--compiled"))
+    return Path(folder) if folder else None
 
-    They also have a minute for what takes microseconds between the kernel's ends.
-    """
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory, strictly: bool, compiled: Path | None) -> Path:
+    """The programs as tests have them, of compile_programs."""
+    if compiled and not strictly:
+        return compiled / PROGRAMS
     folder = tmp_path_factory.mktemp("objects")
-    defines = f"-DFL_TICKET=mark -DFL_LESSON_TIME=60000 -DFL_EPOCH_SHIFT={EPOCH_SHIFT}"
-    if strictly:
-        defines += " -DFL_STRICT_ALIGN"
-    make = ["make", "--silent", f"--directory={HEADERS}", f"OUT={folder}", f"DEFINES={defines}"]
-    subprocess.run(make, check=True)
+    compile_programs(folder, strictly=strictly)
     return folder
 
 
@@ -169,15 +171,19 @@ def node6(inside: None, nodes6: Callable[[abi.Config], Node6]) -> Callable[[abi.
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory, compiled: Path | None) -> Path:
     """Every variant of the small object, compiled once."""
+    if compiled:
+        return compiled / SMALL
     folder = tmp_path_factory.mktemp("built")
-    build(folder / "good")
-    build(folder / "broken", "BROKEN")
-    build(folder / "xdp", "XDP")
-    build(folder / "xdp-broken", "XDP", "BROKEN")
-    build(folder / "no-btf", debug=False)
+    compile_small(folder)
     return folder
+
+
+@pytest.fixture
+def loads_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process load, and none of its own: where CPUs are emulated, one takes seconds to start."""
+    monkeypatch.setattr(loader, "run_jobs", run_here)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 import struct
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Self
@@ -22,6 +22,7 @@ from flannel_ebpf.kernel.bpf import Map, Program
 from flannel_ebpf.kernel.programs import loader
 from flannel_ebpf.kernel.programs.loader import Loaded, LoadRequest, ensure_loaded
 from flannel_ebpf.kernel.programs.probe import probe
+from tests.bpf.compiled import EPOCH_SHIFT
 from tests.bpf.loading import run_here
 
 NETWORK = IPv4Network("10.1.0.0/16")
@@ -41,8 +42,6 @@ OTHER_POD, OTHER_MAC = IPv4Address("10.1.1.11"), Mac.parse("02:aa:00:00:00:0b")
 NO_FLAGS = enums.PodFlag(0)
 HOUR = 3600 * 10**9
 HASH_KEY = 0x1122334455667788
-EPOCH_SHIFT = 36
-"""An epoch of the sketch is 69 s here, so that a busy machine's tests see no flow grow young."""
 
 REDIRECT, DROP, KERNEL = 7, 2, 0xFFFFFFFF  # TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC
 XDP_DROP, XDP_PASS = 1, 2
@@ -184,7 +183,8 @@ class Node:
         for name in ("fl_peers", "fl_vteps", "fl_pods", "fl_ports", "fl_flows", "fl_levels", "fl_asked"):
             for key in self.maps[name].items():
                 self.maps[name].delete(key)
-        self.void_open()
+        self._end_all()
+        self._set_sketch(Cell(0, 0, 0))
         self.set_until(2**64 - 1)
         self.set_proof(0)
         self.add_peer(other, other.peer(self.config.backend))
@@ -266,15 +266,18 @@ class Node:
 
     def void_open(self) -> None:
         """Void what fl_open knows, as ends of all flows would."""
-        self._ends = self._ends + 1 & 0xFF
-        if not self._ends:
-            known = self.maps["fl_open"]
-            known.update_many((key, bytes(known.info.value_size)) for key in known.items())
+        self._end_all()
         sketch = self.maps["fl_sketch"]
         lines = {key: bytearray(line) for key, line in sketch.items().items()}
         for line in lines.values():
             line[3::4] = bytes([self._ends]) * (len(line) // 4)
         sketch.update_many((key, bytes(line)) for key, line in lines.items())
+
+    def _end_all(self) -> None:
+        self._ends = self._ends + 1 & 0xFF
+        if not self._ends:
+            known = self.maps["fl_open"]
+            known.update_many((key, bytes(known.info.value_size)) for key in known.items())
 
     def clear_sketch(self, learned: int = 100) -> None:
         """Make every flow young; `learned` epochs ago all touched fl_flows."""
@@ -311,12 +314,7 @@ class Node:
 
     def reasons(self, program: str) -> dict[enums.Reason, int]:
         """Return the counters of one program's hook, zeros left out."""
-        field = program.removeprefix("fl_")
-        counts = {
-            enums.Reason(abi.unpack_u32(key)): getattr(learned.Count.unpack(value), field)
-            for key, value in self.maps["fl_reasons"].sums().items()
-        }
-        return {reason: count for reason, count in counts.items() if count}
+        return _counted(program, {}, self.maps["fl_reasons"].items())
 
     def run(
         self,
@@ -330,20 +328,33 @@ class Node:
         repeat: int = 1,
     ) -> Ran:
         """Run one program once on one frame. `ifindex` 0: the device where that program is attached."""
-        before = self.reasons(program)
+        before = self.maps["fl_reasons"].items()
         xdp = program == "fl_xdp"
         overlay = program == "fl_to_peer" and self.config.backend != enums.Mode.DIRECT
         at = ifindex or (POD_PORT if "pod" in program else OVERLAY if overlay else UPLINK)
         ctx = skb_context(mark=ticket, ifindex=at, gso_size=gso_size, gso_segs=gso_segs)
         done = self.programs[program].test_run(frame, b"" if xdp else ctx, repeat)
-        after = self.reasons(program)
-        counted = {
-            reason: count - before.get(reason, 0)
-            for reason, count in after.items()
-            if count != before.get(reason, 0)
-        }
+        counted = _counted(program, before, self.maps["fl_reasons"].items())
         left = 0 if xdp else struct.unpack_from("=I", done.ctx, 8)[0]
         return Ran(done.verdict, done.data, left, counted, done.duration_ns)
+
+
+def _counted(
+    program: str, before: Mapping[bytes, bytes], after: Mapping[bytes, bytes]
+) -> dict[enums.Reason, int]:
+    """Return by how much one program's hook counts more in `after`, entries of fl_reasons, zeros left out."""
+    hooks = [field.name for field in fields(learned.Count)]
+    at = hooks.index(program.removeprefix("fl_"))
+
+    def count(values: bytes) -> int:
+        return sum(struct.unpack(f"={len(values) // 8}Q", values)[at :: len(hooks)])
+
+    more = {
+        key: count(values) - count(before.get(key, b""))
+        for key, values in after.items()
+        if values != before.get(key)
+    }
+    return {enums.Reason(abi.unpack_u32(key)): packets for key, packets in more.items() if packets}
 
 
 def epoch() -> int:

@@ -17,6 +17,8 @@ from flannel_ebpf.kernel.programs.in_use import Datapath
 from flannel_ebpf.kernel.programs.loader import Loaded, LoadRequest, ensure_loaded
 from tests.bpf.loading import use
 
+pytestmark = pytest.mark.usefixtures("loads_here")
+
 OTHER = IPv4Network("10.2.0.0/16")
 
 

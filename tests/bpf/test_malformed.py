@@ -16,6 +16,10 @@ from tests.bpf.frames import from_pod, l4, on_wire, packet, udp_tunnel, vxlan
 from tests.bpf.node import DIRECT, DROP, FLOWS, KERNEL, PEER, POD, REDIRECT, UDP, VXLAN, XDP_PASS, Node
 
 NodeWith = Callable[[abi.Config], Node]
+THREEFOLD = settings(
+    max_examples=3 * settings.default.max_examples,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 SHORTEST = 34  # BPF_PROG_TEST_RUN wants an IPv4 header behind EtherType 0x0800
 SHORTEST_NOISE = 54  # and an IPv6 header behind 0x86dd
 
@@ -65,7 +69,7 @@ def test_inner_packet_cut_inside_a_sound_tunnel(shorter: int, node_with: NodeWit
     assert ran.reason in (Reason.TRUNCATED, Reason.BAD_HEADER, Reason.NOT_FAMILY)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@THREEFOLD
 @given(noise=st.binary(min_size=SHORTEST_NOISE, max_size=200))
 @pytest.mark.parametrize("program", ["fl_from_pod", "fl_from_peer", "fl_to_peer", "fl_to_pod", "fl_xdp"])
 def test_noise_is_left_alone(program: str, noise: bytes, node_with: NodeWith) -> None:
@@ -76,7 +80,7 @@ def test_noise_is_left_alone(program: str, noise: bytes, node_with: NodeWith) ->
     assert ran.reason is not None
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@THREEFOLD
 @given(noise=st.binary(max_size=200), config=st.sampled_from([VXLAN, FLOWS]))
 def test_noise_in_a_tunnel_is_left_alone(noise: bytes, config: abi.Config, node_with: NodeWith) -> None:
     frame = bytes(vxlan(Raw(noise)))
@@ -85,7 +89,7 @@ def test_noise_in_a_tunnel_is_left_alone(noise: bytes, config: abi.Config, node_
     assert ran.verdict in (KERNEL, DROP)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@THREEFOLD
 @given(
     ip=st.fixed_dictionaries(
         {},

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Network
 
+import pytest
+
 from flannel_ebpf.kernel.bpf import Program
 from flannel_ebpf.kernel.hooks.ownership import is_foreign, name_in, name_of
 from flannel_ebpf.kernel.programs.loader import OBJECTS, LoadRequest, ensure_loaded
+
+pytestmark = pytest.mark.usefixtures("loads_here")
 
 
 def test_programs_say_whose_they_are(request_: LoadRequest) -> None:

@@ -18,9 +18,7 @@ from tests.bpf.node import DIRECT, OWN, PEER, POD_MAC, REDIRECT, UDP, UPLINK_MAC
 
 ETH = 14
 NodeWith = Callable[[abi.Config], Node]
-shared = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite

@@ -13,6 +13,9 @@ import sys
 from pyroute2 import IPVS, IPRoute, IPVSDest, IPVSService, WireGuard
 
 
+_MASQUERADE = 0  # IP_VS_CONN_F_MASQ, as kube-proxy asks for
+
+
 def wireguard(name: str, private: str, port: str) -> None:
     with IPRoute() as routes, WireGuard() as guard:
         routes.link("add", ifname=name, kind="wireguard")
@@ -30,7 +33,8 @@ def ipvs(address: str, port: str, to: str, to_port: str) -> None:
     with IPVS() as virtual:
         service = IPVSService(addr=address, port=int(port), protocol=socket.IPPROTO_TCP)
         virtual.service("add", service=service)
-        virtual.dest("add", service=service, dest=IPVSDest(addr=to, port=int(to_port)))
+        end = IPVSDest(addr=to, port=int(to_port), fwd_method=_MASQUERADE)
+        virtual.dest("add", service=service, dest=end)
 
 
 if __name__ == "__main__":

@@ -135,9 +135,11 @@ def test_a_killed_daemon_and_its_successor_cost_no_packet(labs: Callable[[str], 
 def test_what_is_broken_is_mended(labs: Callable[[str], Lab], command: str) -> None:
     lab = labs("vxlan")
     node, veth = lab.node("n1"), lab.pod("n1p1").veth
+    stood = programs(node, veth)
+    assert stood
     node.run(["sh", "-c", command.format(veth=veth)])
     eventually(lambda: device_up(node), "the overlay device is there", 60)
-    eventually(lambda: programs(node, veth) == 2, "the pod's programs stand", 60)
+    eventually(lambda: programs(node, veth) == stood, "the pod's programs stand", 60)
     pair = pair_of(lab)
     eventually(lambda: delivered(pair.client, pair.server, 10) == 10, "packets arrive again", 60)
     assert all(one.fast for one in kinds.small_udp(pair))
