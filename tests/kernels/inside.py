@@ -12,7 +12,6 @@ import sys
 
 from pyroute2 import IPVS, IPRoute, IPVSDest, IPVSService, WireGuard
 
-
 _MASQUERADE = 0  # IP_VS_CONN_F_MASQ, as kube-proxy asks for
 
 
