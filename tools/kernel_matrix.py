@@ -282,7 +282,7 @@ def main() -> int:
     snapshot(SNAPSHOT)
     if "objects" in arguments.stages:
         compile_objects(OBJECTS)
-    if "bpf" in arguments.stages or arguments.run:
+    if {"objects", "bpf"} & {*arguments.stages.split()} or arguments.run:
         compile_for_tests(OBJECTS / "tests")
     stages = ["run"] if arguments.run else arguments.stages.split()
     at_once = min(arguments.at_once, len(names))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.bpf.conftest import built, request_
+from tests.bpf.conftest import built, compiled, request_
 from tests.netns.conftest import make_lab, make_shared_lab
 
-__all__ = ["built", "make_lab", "make_shared_lab", "request_"]
+__all__ = ["built", "compiled", "make_lab", "make_shared_lab", "request_"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

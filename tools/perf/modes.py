@@ -64,6 +64,7 @@ _ALL = (
     Mode("ebpf-vxlan-auto-services", "ebpf-vxlan-auto with them", fastpath="auto", services=SERVICES),
     Mode("kernel-vxlan-services", "kernel-vxlan with them", services=SERVICES),
     Mode("ebpf-hostgw-subnets", "host-gw in BPF, every packet", backend="host-gw", fastpath="subnets"),
+    Mode("ebpf-hostgw-auto", "host-gw, pods that no rule concerns", backend="host-gw", fastpath="auto"),
     Mode(
         "ebpf-vxlan-checksum",
         "ebpf-vxlan with outer checksums",
