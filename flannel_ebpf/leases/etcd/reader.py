@@ -30,15 +30,16 @@ class SnapshotReader:
         last: Snapshot | None = None,
     ) -> None:
         self._registry = registry
-        self._heard = SimpleQueue[Mapping[str, int]]()
+        self._heard = SimpleQueue[tuple[Mapping[str, int], Mapping[str, int]]]()
+        self._written: dict[str, int] = {}
         self._gone: dict[str, int] = {}
         self._show = show
         self._last = last
         self._whole_due = time.monotonic() + WHOLE
 
-    def hear(self, deleted: Mapping[str, int]) -> None:
-        """Be told, from any thread, of keys that were deleted, each with the revision of that."""
-        self._heard.put(deleted)
+    def hear(self, written: Mapping[str, int], deleted: Mapping[str, int]) -> None:
+        """Be told, from any thread, in order, of keys written or deleted, each with the revision of that."""
+        self._heard.put((written, deleted))
 
     def read(self, *, whole: bool) -> Snapshot:
         """Return all leases; raises EtcdUnavailable, EtcdRefused."""
@@ -51,17 +52,32 @@ class SnapshotReader:
         else:
             found = self._changed_since(before) or self._registry.snapshot()
         self._last = found
-        self._gone = {key: revision for key, revision in self._gone.items() if revision > found.revision}
+        self._written = _after(found.revision, self._written)
+        self._gone = _after(found.revision, self._gone)
         self._show(found)
         return found
 
     def _changed_since(self, before: Snapshot) -> Snapshot | None:
         """Return what changed, None when that takes all keys; a deletion may be heard of late."""
+        self._listen()
+        if self._written or self._gone:
+            found = self._registry.followed(before, self._written, self._gone)
+            if found:
+                return found
         for patience in (0.0, PATIENCE):
             time.sleep(patience)
-            while not self._heard.empty():
-                self._gone |= self._heard.get()
+            self._listen()
             found = self._registry.changed_since(before, self._gone)
             if found:
                 return found
         return None
+
+    def _listen(self) -> None:
+        while not self._heard.empty():
+            written, gone = self._heard.get()
+            self._written |= written
+            self._gone |= gone
+
+
+def _after(revision: int, heard: Mapping[str, int]) -> dict[str, int]:
+    return {key: of for key, of in heard.items() if of > revision}

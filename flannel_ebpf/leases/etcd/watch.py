@@ -1,4 +1,4 @@
-"""A watch that wakes, and carries nothing but the names of deleted keys, which no read shows.
+"""A watch that wakes, and carries nothing but the names of the keys that were written or deleted.
 
 Each stream starts at etcd's present and wakes its listener once it stands, so whatever happened while there
 was none is found by the listener's next snapshot. No revision is remembered: compaction, a restored etcd
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from flannel_ebpf.base import tally
@@ -31,7 +31,7 @@ LONGEST_PAUSE = 5.0
 class Watch:
     """A thread that calls `on_change` after changes under `prefix`, and `on_stream` after every new stream.
 
-    `on_deleted` is told before that which keys were deleted, each with the revision of that.
+    `on_events` is told before that which keys were written and which deleted, each with the revision of that.
     All run on the watch's thread and must return at once. Before a new stream anything may have happened.
     """
 
@@ -41,13 +41,13 @@ class Watch:
         prefix: str,
         on_change: Callable[[], None],
         on_stream: Callable[[], None] | None = None,
-        on_deleted: Callable[[Mapping[str, int]], None] = lambda _keys: None,
+        on_events: Callable[[Mapping[str, int], Mapping[str, int]], None] = lambda _written, _deleted: None,
     ) -> None:
         self._client = client
         self._prefix = prefix.encode()
         self._on_change = on_change
         self._on_stream = on_stream or on_change
-        self._on_deleted = on_deleted
+        self._on_events = on_events
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._call: Any = None
@@ -107,8 +107,7 @@ class Watch:
                     self._trouble.over()
                     self._on_stream()
                 if response.events:
-                    gone = [event.kv for event in response.events if event.type == messages.DELETED]
-                    self._on_deleted({kv.key.decode(errors="replace"): kv.mod_revision for kv in gone})
+                    self._on_events(*_keys(response.events))
                     self._on_change()
         except grpc.RpcError as error:
             raise translate(session.target, error) from None
@@ -122,3 +121,13 @@ class Watch:
         request.create_request.range_end = prefix_end(self._prefix)
         yield request
         ended.wait()  # a client that has no more to say would close its half of the stream
+
+
+def _keys(events: Iterable[Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the keys that were written and those that were deleted, each with its last revision."""
+    written: dict[str, int] = {}
+    deleted: dict[str, int] = {}
+    for event in events:
+        keys = deleted if event.type == messages.DELETED else written
+        keys[event.kv.key.decode(errors="replace")] = event.kv.mod_revision
+    return written, deleted

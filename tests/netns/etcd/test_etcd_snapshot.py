@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from flannel_ebpf.base.errors import EtcdTooMuch
 from flannel_ebpf.leases.etcd import EtcdClient, Registry, messages
+from flannel_ebpf.leases.etcd.reader import SnapshotReader
 from flannel_ebpf.leases.etcd.registry import PAGE
 from flannel_ebpf.leases.etcd.watch import Watch
 from flannel_ebpf.leases.snapshot import Snapshot
@@ -62,6 +64,30 @@ def test_any_writes_and_deletions_are_seen(one: EtcdCluster) -> None:
         assert essence(after) == essence(registry.snapshot())
         before = after
     assert 60 < len(wholes) < 115, "some changes took a whole read, and some did not"
+
+
+def test_what_a_watch_tells_leads_to_the_same(one: EtcdCluster) -> None:
+    registry, choice = one.registry(), random.Random(8)
+    wholes = counted(registry)
+    reader = SnapshotReader(registry, lambda _: None)
+    client, standing = EtcdClient(one.options()), threading.Event()
+    watch = Watch(client, registry.watched, lambda: None, standing.set, reader.hear)
+    watch.start()
+    assert standing.wait(10)
+    reader.read(whole=True)
+    for _ in range(40):
+        for key in choice.choices(KEYS, k=choice.randint(1, 3)):
+            if choice.random() < 0.3:
+                one.ctl("del", key)
+            else:
+                one.ctl("put", key, choice.choice(VALUES[:2]))
+            reader.read(whole=False)  # in the midst of it
+        there = one.registry().snapshot()
+        eventually(lambda: reader.read(whole=False).revision >= there.revision, "all is told")  # noqa: B023
+        assert essence(reader.read(whole=False)) == essence(there)
+    assert len(wholes) < 20, "hardly any change took a whole read"
+    watch.stop()
+    client.close()
 
 
 def test_what_was_read_once_is_not_read_again(one: EtcdCluster) -> None:
@@ -154,17 +180,79 @@ def test_a_deletion_that_is_known_takes_no_read_of_all(one: EtcdCluster) -> None
     assert registry.changed_since(before, {KEYS[0]: before.revision}) is None, "that was before"
 
 
-def test_the_watch_tells_what_was_deleted(one: EtcdCluster) -> None:
-    heard: dict[str, int] = {}
+def test_keys_that_a_watch_tells_of_are_read_by_name(one: EtcdCluster) -> None:
+    registry = one.registry()
+    for key in KEYS[:3]:
+        one.ctl("put", key, VALUES[0])
+    before = registry.snapshot()
+    first = before.revision + 1
+    one.ctl("put", KEYS[0], VALUES[1])
+    one.ctl("put", KEYS[3], VALUES[0])
+    one.ctl("del", KEYS[1])
+    told = registry.followed(before, {KEYS[0]: first, KEYS[3]: first + 1}, {KEYS[1]: first + 2})
+    assert told is not None
+    assert essence(told) == essence(registry.snapshot())
+    assert told.revision == first + 2
+
+
+def test_what_a_watch_has_yet_to_tell_is_not_taken_as_read(one: EtcdCluster) -> None:
+    registry = one.registry()
+    for key in KEYS[:2]:
+        one.ctl("put", key, VALUES[0])
+    before = registry.snapshot()
+    first = before.revision + 1
+    one.ctl("put", KEYS[0], VALUES[1])
+    one.ctl("put", KEYS[1], VALUES[1])
+    told = registry.followed(before, {KEYS[0]: first}, {})
+    assert told is not None
+    assert told.revision == first
+    assert [lease.mod_revision for lease in told.leases] == [first, first - 1]
+    rest = registry.changed_since(told, {})
+    assert rest is not None
+    assert essence(rest) == essence(registry.snapshot())
+    one.ctl("del", KEYS[1])
+    assert registry.followed(rest, {KEYS[0]: first}, {}) is None, "a key is missing that nobody told of"
+
+
+def test_a_deletion_of_a_key_that_stands_again_takes_nothing(one: EtcdCluster) -> None:
+    registry = one.registry()
+    one.ctl("put", KEYS[0], VALUES[0])
+    before = registry.snapshot()
+    first = before.revision + 1
+    one.ctl("del", KEYS[0])
+    one.ctl("put", KEYS[0], VALUES[1])
+    again = registry.followed(before, {KEYS[0]: first + 1}, {KEYS[0]: first})
+    assert again is not None
+    assert essence(again) == essence(registry.snapshot())
+    late = registry.followed(replace(again, revision=before.revision), {}, {KEYS[0]: first})
+    assert late is not None
+    assert late.leases == again.leases
+
+
+def test_more_keys_than_a_transaction_takes_are_not_read_by_name(one: EtcdCluster) -> None:
+    registry = one.registry()
+    before = registry.snapshot()
+    assert registry.followed(before, {f"{KEYS[0]}{number}": 1 for number in range(101)}, {}) is None
+
+
+def test_the_watch_tells_what_was_written_and_deleted(one: EtcdCluster) -> None:
+    written: dict[str, int] = {}
+    deleted: dict[str, int] = {}
+
+    def hear(some: Mapping[str, int], others: Mapping[str, int]) -> None:
+        written.update(some)
+        deleted.update(others)
+
     changed = threading.Event()
     registry = one.registry()
     client = EtcdClient(one.options())
-    watch = Watch(client, registry.watched, changed.set, changed.set, heard.update)
+    watch = Watch(client, registry.watched, changed.set, changed.set, hear)
     watch.start()
     assert changed.wait(10)
     one.ctl("put", KEYS[0], VALUES[0])
     one.ctl("del", KEYS[0])
-    eventually(lambda: heard, "the deletion is told")
+    eventually(lambda: deleted, "the deletion is told")
     watch.stop()
     client.close()
-    assert heard == {KEYS[0]: registry.snapshot().revision}
+    last = registry.snapshot().revision
+    assert (written, deleted) == ({KEYS[0]: last - 1}, {KEYS[0]: last})

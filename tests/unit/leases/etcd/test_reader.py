@@ -20,6 +20,7 @@ class Registry:
     answers: list[int | Exception]
     asked: list[str] = field(default_factory=list)
     known: Set[str] = frozenset()
+    follows: bool = True
 
     def snapshot(self) -> Snapshot:
         self.asked.append("whole")
@@ -28,6 +29,14 @@ class Registry:
     def changed_since(self, before: Snapshot, gone: Mapping[str, int]) -> Snapshot | None:
         self.asked.append(f"since {before.revision}" + "".join(f" without {key}" for key in gone))
         return self._answer() if self.known <= gone.keys() else None
+
+    def followed(
+        self, before: Snapshot, written: Mapping[str, int], gone: Mapping[str, int]
+    ) -> Snapshot | None:
+        self.asked.append(
+            f"from {before.revision} " + " ".join([*written, *(f"without {key}" for key in gone)])
+        )
+        return self._answer() if self.follows else None
 
     def _answer(self) -> Snapshot:
         answer = self.answers.pop(0)
@@ -68,22 +77,43 @@ def test_everything_is_read_again_now_and_then(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_deletion_that_was_heard_of_costs_no_look_at_all_others() -> None:
-    registry = Registry([10, 12, 14], known={"a"})
+    registry = Registry([10, 12, 14], known={"a"}, follows=False)
     reader = SnapshotReader(cast(Any, registry), lambda _: None)
     reader.read(whole=False)
-    reader.hear({"a": 11})
-    reader.hear({"b": 13})
+    reader.hear({}, {"a": 11})
+    reader.hear({}, {"b": 13})
     reader.read(whole=False)
-    reader.hear({"a": 14})
+    reader.hear({}, {"a": 14})
     reader.read(whole=False)
-    assert registry.asked == ["whole", "since 10 without a without b", "since 12 without b without a"]
+    assert registry.asked == [
+        "whole",
+        "from 10 without a without b",
+        "since 10 without a without b",
+        "from 12 without b without a",
+        "since 12 without b without a",
+    ]
+
+
+def test_what_was_heard_of_is_read_by_name_and_once() -> None:
+    registry = Registry([10, 13, 13, 15])
+    reader = SnapshotReader(cast(Any, registry), lambda _: None)
+    reader.read(whole=False)
+    reader.hear({"a": 11, "b": 12}, {})
+    reader.hear({"a": 13}, {"c": 13})
+    reader.read(whole=False)
+    reader.read(whole=False)
+    reader.hear({"d": 15}, {})
+    reader.read(whole=False)
+    assert registry.asked == ["whole", "from 10 a b without c", "since 13", "from 13 d"]
 
 
 def test_a_deletion_may_be_heard_of_after_it_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry([10, 12], known={"a"})
     reader = SnapshotReader(cast(Any, registry), lambda _: None)
     reader.read(whole=False)
-    monkeypatch.setattr("flannel_ebpf.leases.etcd.reader.time.sleep", lambda s: s and reader.hear({"a": 11}))
+    monkeypatch.setattr(
+        "flannel_ebpf.leases.etcd.reader.time.sleep", lambda s: s and reader.hear({}, {"a": 11})
+    )
     reader.read(whole=False)
     assert registry.asked == ["whole", "since 10", "since 10 without a"]
 
