@@ -31,7 +31,7 @@ def iperf3(lab: Lab, seconds: int = 1) -> float:
     target = str(lab.pod("n2p1").ip)
     command = ["iperf3", "--client", target, "--time", str(seconds), "--json"]
     said = json.loads(lab.pod("n1p1").run(command).stdout)
-    assert server.wait(10) == 0
+    assert server.wait(60) == 0
     return float(said["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 

@@ -88,7 +88,7 @@ def test_when_nobody_watches_the_programs_hold_no_trace_of_it(lab: Lab) -> None:
     watcher = subprocess.Popen(netns.inside(node.ns, ["env", *told_to, *command]), stdout=subprocess.DEVNULL)
     eventually(lambda: TELLS in instructions(node), "programs that tell are loaded", 30)
     watcher.send_signal(signal.SIGINT)
-    assert watcher.wait(20) == 130
+    assert watcher.wait(120) == 130
     eventually(lambda: TELLS not in instructions(node), "programs that do not are back", 30)
     with Map.open(node.map_path("fl_events")) as queue:
         while queue.pop() is not None:

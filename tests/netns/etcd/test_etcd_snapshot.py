@@ -73,7 +73,7 @@ def test_what_a_watch_tells_leads_to_the_same(one: EtcdCluster) -> None:
     client, standing = EtcdClient(one.options()), threading.Event()
     watch = Watch(client, registry.watched, lambda: None, standing.set, reader.hear)
     watch.start()
-    assert standing.wait(10)
+    assert standing.wait(60)
     reader.read(whole=True)
     for _ in range(40):
         for key in choice.choices(KEYS, k=choice.randint(1, 3)):
@@ -248,7 +248,7 @@ def test_the_watch_tells_what_was_written_and_deleted(one: EtcdCluster) -> None:
     client = EtcdClient(one.options())
     watch = Watch(client, registry.watched, changed.set, changed.set, hear)
     watch.start()
-    assert changed.wait(10)
+    assert changed.wait(60)
     one.ctl("put", KEYS[0], VALUES[0])
     one.ctl("del", KEYS[0])
     eventually(lambda: deleted, "the deletion is told")

@@ -143,11 +143,11 @@ def test_flood_that_overruns_the_socket_is_a_change(kernel: KernelNetwork, uplin
     def block() -> None:
         calls()
         entered.set()
-        go_on.wait(20)
+        go_on.wait(60)
 
     with KernelMonitor(block, {Family.V4: OVERLAY}), KernelNetwork() as other:
         run("ip address add 10.1.77.1/32 dev flannel.1")
-        assert entered.wait(5)
+        assert entered.wait(60)
         before = calls.count
         peers = [obj for number in range(10, 250) for obj in peer(number)]
         for make in (Put, Delete) * 5:

@@ -347,7 +347,7 @@ def test_another_podcidr_ends_the_daemon(lab: Lab) -> None:
     assert process
     delete(lab, "n2")
     add_node(lab, "n2", "10.1.22.0/24")
-    assert process.wait(20), node.log_tail()
+    assert process.wait(60), node.log_tail()
     assert "node n2 has podCIDR 10.1.22.0/24 now; ours was 10.1.2.0/24" in node.daemon_log()
     delete(lab, "n2")
     lab.kube.add_node("n2")
