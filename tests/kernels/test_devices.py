@@ -111,6 +111,7 @@ def test_an_ipvs_service(lab: Lab) -> None:
     node = pair.sender
     node.run(["ip", "link", "add", "kube-ipvs0", "type", "dummy"])
     node.run(["ip", "address", "add", f"{address}/32", "dev", "kube-ipvs0"])
+    node.run(["modprobe", "ip_vs"])  # 5.10 does not load it because somebody asks for it
     make(node, "ipvs", address, port, pair.server.ip, 5001)
     node.run(["sysctl", "-qw", "net.ipv4.vs.conntrack=1"])
     with connection(pair.client, pair.server, SERVICE, 5001) as (near, far), both(pair) as seen:

@@ -132,6 +132,11 @@ def as_on_a_wire(lab: Lab) -> None:
             )  # type: ignore[misc]  # bound now
 
 
+def sends_whole(pod: Pod) -> bool:
+    """Say whether UDP's super-packets leave a pod whole: on 5.10 a veth has them cut before."""
+    return "tx-udp-segmentation: on" in pod.run(["ethtool", "-k", "eth0"]).stdout
+
+
 def udp_gso(pair: Pair) -> Paths:
     """UDP GSO: super-packets of 20 datagrams; where nothing segments them they arrive whole."""
     largest = 0
@@ -151,7 +156,7 @@ def udp_gso(pair: Pair) -> Paths:
                     largest = max(largest, len(data))
                     got += data
                 assert got == payload
-    if pair.lab.spec.backend != "udp":  # its relay takes packets from a TUN, one by one
+    if pair.lab.spec.backend != "udp" and sends_whole(pair.client):  # the relay's TUN gives one by one
         assert largest == 28000
     return seen
 
