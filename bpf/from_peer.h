@@ -27,9 +27,9 @@ static __always_inline enum fl_reason carry_in(struct __sk_buff *skb, const stru
 	__u32 count = segments(skb);
 
 	if (a->mode == FL_MODE_VXLAN)
-		reason = vxlan_open(skb, a->tos, &ip);
+		reason = vxlan_open(skb, a->tos, p->proto, &ip);
 	else if (a->mode == FL_MODE_UDP)
-		reason = udp_open(skb, &ip);
+		reason = udp_open(skb, p->proto, &ip);
 	if (reason)
 		return reason;
 	decrement_ttl(ip, ttl_cost(a->mode));

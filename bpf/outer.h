@@ -149,19 +149,22 @@ static __always_inline enum fl_reason unwrap(struct __sk_buff *skb, const struct
 {
 	enum fl_reason reason;
 	struct ethhdr *eth;
+	__u8 proto = 0;
 	ip_header *ip;
 
 	if (!overlay() || fl_cfg.learning)
 		return FL_HELPER;
 	if (fl_cfg.backend == FL_MODE_UDP) {
-		reason = udp_open(skb, &ip);
+		if (skb->gso_size && bpf_skb_load_bytes(skb, FL_UDP_PROTO, &proto, sizeof(proto)))
+			return FL_TRUNCATED;
+		reason = udp_open(skb, proto, &ip);
 		if (reason)
 			return reason;
 		decrement_ttl(ip, 1);
 	} else {
 		if (skb->gso_size)
 			return FL_GSO;
-		reason = vxlan_open(skb, outer_tos, &ip);
+		reason = vxlan_open(skb, outer_tos, proto, &ip);
 		if (reason)
 			return reason;
 		eth = (struct ethhdr *)ip - 1;

@@ -23,6 +23,7 @@ struct fl_vxlan {
 #define FL_VXLAN_INNER (FL_ETH_LEN + FL_VXLAN_OVERHEAD) /* offset of the inner IP packet */
 #define FL_UDP_OVERHEAD (FL_IP_LEN + FL_UDP_LEN)
 #define FL_UDP_INNER FL_OUTER_LEN
+#define FL_UDP_PROTO (FL_UDP_INNER + 9) /* what the inner IPv4 packet carries */
 
 static __always_inline __u32 vxlan_vni(void)
 {
@@ -47,21 +48,29 @@ static __always_inline enum fl_reason make_room(struct __sk_buff *skb, __u32 len
  * An aggregate that GRO built, or that came whole over a veth, keeps skb->encapsulation and the tunnel bit of
  * its GSO type where the kernel cannot clear them. TCP does not mind: a socket takes it whole, and if the pod
  * forwards it, the inner header offsets still fit, because the inner packet has not moved. A UDP socket cuts
- * it up, and would take the inner packet for a tunnel's.
+ * it up, and would take the inner packet for a tunnel's. Where the kernel can clear them, it drops such a packet
+ * on its way through a veth's queue: it looks for the inner header in front of the packet.
  */
 static __always_inline bool keeps_tunnel_state(struct __sk_buff *skb, const struct fl_packet *p)
 {
-	return skb->gso_size && p->proto != IPPROTO_TCP && !(fl_cfg.caps & FL_CAP_DECAP_L4_UDP);
+	__u32 needed = FL_CAP_DECAP_L4_UDP | FL_CAP_REDIRECT_PEER;
+
+	return skb->gso_size && p->proto != IPPROTO_TCP && (fl_cfg.caps & needed) != needed;
 }
 
-/* Take `len` bytes of tunnel headers off; on error the packet is untouched. */
-static __always_inline enum fl_reason take_off(struct __sk_buff *skb, __s32 len)
+/*
+ * Take `len` bytes of tunnel headers off; on error the packet is untouched. `proto` is of what is inside.
+ *
+ * TCP's aggregates keep the tunnel state on every kernel. Without it qdisc_pkt_len_segs_init() of Linux 7 looks
+ * for the TCP header where the outer UDP header was, in front of the packet, and the kernel ends in a panic.
+ */
+static __always_inline enum fl_reason take_off(struct __sk_buff *skb, __s32 len, __u8 proto)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 
 	if (fl_cfg.caps & FL_CAP_CSUM_LEVEL)
 		flags |= BPF_F_ADJ_ROOM_NO_CSUM_RESET;
-	if (skb->gso_size && fl_cfg.caps & FL_CAP_DECAP_L4_UDP)
+	if (skb->gso_size && proto != IPPROTO_TCP && fl_cfg.caps & FL_CAP_DECAP_L4_UDP)
 		flags |= FL_ROOM_DECAP_L4_UDP;
 	if (bpf_skb_adjust_room(skb, -len, BPF_ADJ_ROOM_MAC, flags))
 		return skb->gso_size ? FL_GSO : FL_HELPER;

@@ -19,7 +19,7 @@ static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const ip_h
 	return FL_NOT_OVERLAY;
 }
 
-static __always_inline enum fl_reason udp_open(struct __sk_buff *skb, ip_header **ip)
+static __always_inline enum fl_reason udp_open(struct __sk_buff *skb, __u8 proto, ip_header **ip)
 {
 	return FL_NOT_OVERLAY;
 }
@@ -97,13 +97,14 @@ static __always_inline enum fl_reason udp_send(struct __sk_buff *skb, const ip_h
  * A relay's datagram over a virtual link: its outer checksum is still to be done. The kernel goes on pointing at
  * it until bytes behind it are taken off; so eight bytes of the inner header go too, and are put back.
  */
-static __always_inline enum fl_reason take_off_unfinished(struct __sk_buff *skb)
+static __always_inline enum fl_reason take_off_unfinished(struct __sk_buff *skb, __u8 proto)
 {
 	__u64 head;
 
-	if (bpf_skb_load_bytes(skb, FL_UDP_INNER, &head, sizeof(head)) || take_off(skb, FL_UDP_OVERHEAD + 7))
+	if (bpf_skb_load_bytes(skb, FL_UDP_INNER, &head, sizeof(head)) ||
+	    take_off(skb, FL_UDP_OVERHEAD + 7, proto))
 		return FL_HELPER;
-	if (take_off(skb, 1) || bpf_skb_adjust_room(skb, sizeof(head), BPF_ADJ_ROOM_MAC, 0) ||
+	if (take_off(skb, 1, proto) || bpf_skb_adjust_room(skb, sizeof(head), BPF_ADJ_ROOM_MAC, 0) ||
 	    bpf_skb_store_bytes(skb, FL_ETH_LEN, &head, sizeof(head), 0))
 		return FL_DROP_BROKEN;
 	return FL_GO_ON;
@@ -117,14 +118,14 @@ static __always_inline bool outer_unfinished(const struct fl_outer *outer)
 }
 
 /* Take the outer headers off a packet on which every check has passed; *ip is then the inner packet. */
-static __always_inline enum fl_reason udp_open(struct __sk_buff *skb, ip_header **ip)
+static __always_inline enum fl_reason udp_open(struct __sk_buff *skb, __u8 proto, ip_header **ip)
 {
 	const struct fl_outer *outer = (void *)(long)skb->data + FL_ETH_LEN;
 	enum fl_reason reason;
 
 	if ((void *)(outer + 1) > (void *)(long)skb->data_end)
 		return FL_TRUNCATED;
-	reason = outer_unfinished(outer) ? take_off_unfinished(skb) : take_off(skb, FL_UDP_OVERHEAD);
+	reason = outer_unfinished(outer) ? take_off_unfinished(skb, proto) : take_off(skb, FL_UDP_OVERHEAD, proto);
 	if (reason)
 		return reason;
 	return inner_ip(skb, ip) ? FL_GO_ON : FL_DROP_BROKEN;

@@ -103,11 +103,11 @@ static __always_inline enum fl_reason match_ecn(__u8 outer, __u8 inner)
 }
 
 /* Take the outer headers off a packet on which every check has passed; *ip is then the inner packet. */
-static __always_inline enum fl_reason vxlan_open(struct __sk_buff *skb, __u8 outer_tos, ip_header **ip)
+static __always_inline enum fl_reason vxlan_open(struct __sk_buff *skb, __u8 outer_tos, __u8 proto, ip_header **ip)
 {
 	enum fl_reason reason;
 
-	reason = take_off(skb, FL_VXLAN_OVERHEAD);
+	reason = take_off(skb, FL_VXLAN_OVERHEAD, proto);
 	if (reason)
 		return reason;
 	if (!inner_ip(skb, ip))
