@@ -172,6 +172,7 @@ class Node:
         assert not loaded.xdp_error
         self.programs = {name: Program.by_id(number) for name, number in loaded.programs.items()}
         self.maps = {path.name: Map.open(path) for path in loaded.maps.iterdir()}
+        self._lines = [abi.pack_u32(index) for index in range(self.maps["fl_sketch"].info.max_entries)]
 
     def close(self) -> None:
         for one in (*self.programs.values(), *self.maps.values()):
@@ -292,9 +293,10 @@ class Node:
         lines = self.maps["fl_sketch"].items()
         raw = b"".join(lines[key] for key in sorted(lines, key=abi.unpack_u32))
         size = len(Cell(0, 0, 0).pack())
-        cells = (Cell.unpack(raw[at : at + size]) for at in range(0, len(raw), size))
-        (found,) = ((place, cell) for place, cell in enumerate(cells) if cell.packets)
-        return found
+        cells = [raw[at : at + size] for at in range(0, len(raw), size)]
+        (found,) = (one for one in {*cells} if Cell.unpack(one).packets)
+        assert cells.count(found) == 1
+        return cells.index(found), Cell.unpack(found)
 
     def put_cell(self, place: int, cell: Cell) -> None:
         sketch = self.maps["fl_sketch"]
@@ -307,7 +309,7 @@ class Node:
     def _set_sketch(self, cell: Cell) -> None:
         sketch = self.maps["fl_sketch"]
         value = replace(cell, ended=self._ends).pack() * (sketch.info.value_size // len(cell.pack()))
-        sketch.update_many((struct.pack("=I", index), value) for index in range(sketch.info.max_entries))
+        sketch.update_many((key, value) for key in self._lines)
 
     def traffic(self, node: Remote) -> learned.Traffic:
         return learned.Traffic.unpack(self.maps["fl_peer_stats"].sums()[abi.pack_u32(node.slot)])

@@ -47,11 +47,11 @@ echo "kernels: booted $(uname -r) in $(cut -d' ' -f1 /proc/uptime) s"
 if [ -n "$RUN" ]; then stage run bash -c "$RUN"; fi
 stage features .venv/bin/python tools/kernels/features.py
 stage objects bash -c "tests --quiet tests/kernels/test_objects.py --objects='${kernel%/*}/objects' --compiled='${kernel%/*}/objects/tests'"
-stage bpf bash -c "tests --quiet tests/bpf --compiled='${kernel%/*}/objects/tests' --fuzz-frames=300 \
-    --hypothesis-profile=emulated --timeout=400"
 stage nodes bash -c 'tests -v tests/kernels/test_nodes.py --timeout=400'
 stage devices bash -c 'tests -v tests/kernels/test_devices.py --timeout=400'
 stage rights bash -c 'tests -v tests/kernels/test_rights.py --timeout=400'
+stage bpf bash -c "tests --quiet tests/bpf --compiled='${kernel%/*}/objects/tests' --fuzz-frames=300 \
+    --hypothesis-profile=emulated --timeout=400"
 [ "$failed" = 1 ] || echo "kernels: passed"
 sync
 echo o > /proc/sysrq-trigger

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -101,8 +101,9 @@ class Map(Descriptor):
         entries = list(entries)
         if not entries:
             return
-        keys = ctypes.create_string_buffer(b"".join(self._key(key) for key, _ in entries))
-        values = ctypes.create_string_buffer(b"".join(self._value(value) for _, value in entries))
+        names, contents = zip(*entries, strict=True)
+        keys = ctypes.create_string_buffer(_joined(names, self.info.key_size, f"{self.name}: key"))
+        values = ctypes.create_string_buffer(_joined(contents, self._slot, f"{self.name}: value"))
         attr = self._batch(0, 0, keys, values, len(entries))
         try:
             call(_UPDATE_BATCH, attr, f"update {len(entries)} entries of {self.name}")
@@ -114,12 +115,15 @@ class Map(Descriptor):
 
     def items(self) -> dict[bytes, bytes]:
         """Return every entry; those added or removed meanwhile may or may not be among them."""
+        found: dict[bytes, bytes] = {}
         try:
-            return dict(self._batches())
+            for names, contents in self._batches():
+                found.update(zip(_cut(names, self.info.key_size), _cut(contents, self._slot), strict=True))
         except BpfError as error:
             if error.code not in _NO_BATCH:
                 raise
             return dict(self._one_by_one())
+        return found
 
     def per_cpu(self) -> dict[bytes, list[bytes]]:
         """Return every entry of a per-CPU map with its value on each possible CPU."""
@@ -147,6 +151,7 @@ class Map(Descriptor):
         return struct.pack(f"={fields}Q", *(sum(counters[field::fields]) for field in range(fields)))
 
     def _batches(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield keys and values, those of many entries in one string each."""
         key_size, count = (
             self.info.key_size,
             min(_BATCH, self.info.max_entries, max(_BUFFER // self._slot, 1)),
@@ -168,10 +173,7 @@ class Map(Descriptor):
                     raise
                 done, out = True, error.attr
             found = struct.unpack_from("=I", out, 32)[0]
-            names, contents, size = keys.raw, values.raw, self._slot  # raw copies the whole buffer each time
-            for index in range(found):
-                at, place = index * key_size, index * size
-                yield names[at : at + key_size], contents[place : place + size]
+            yield keys.raw[: found * key_size], values.raw[: found * self._slot]
             if done:
                 return
             start = ctypes.addressof(token)
@@ -214,6 +216,17 @@ class Map(Descriptor):
 
     def _value(self, value: bytes) -> bytes:
         return _sized(value, self._slot, f"{self.name}: value")
+
+
+def _joined(parts: Sequence[bytes], size: int, what: str) -> bytes:
+    if {*map(len, parts)} != {size}:
+        for part in parts:
+            _sized(part, size, what)
+    return b"".join(parts)
+
+
+def _cut(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
 
 
 def _sized(data: bytes, size: int, what: str) -> bytes:
