@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run flannel-ebpf on Debian's stock kernels, in virtual machines over this machine's file system.
 
-`kernel_matrix.py [bullseye|bookworm|trixie|newest|arm64]...`; without a name all but arm64, one after the other.
+`kernel_matrix.py [bullseye|bookworm|trixie|newest|arm64]...`; without a name all but arm64, one by one.
 Needs no KVM. The guests see this machine's root read-only (arm64: a root of its own); what they write stays
 in their memory. Each kernel is fetched once (tools/kernels/fetch.sh), and what its guest says lies beside it
 in `log`.
@@ -73,7 +73,7 @@ class Run:
 class Matrix:
     """Boots kernels one after the other or side by side, and says what happens.
 
-    One after the other with all CPUs is faster: two with a core each took 31 minutes where one with both took 12.
+    One after the other with all CPUs is faster: two with a core each took 31 minutes, one with both 12.
     """
 
     def __init__(self, stages: Sequence[str], command: str, limit: float, cpus: int) -> None:
@@ -272,7 +272,9 @@ def main() -> int:
     parser.add_argument("--stages", default=" ".join(STAGES), help="of: %(default)s")
     parser.add_argument("--run", default="", metavar="COMMAND", help="run this in the guest instead")
     parser.add_argument("--minutes", type=float, default=45, help="a guest's limit (default %(default)s)")
-    parser.add_argument("--at-once", type=int, default=1, help="guests that share the CPUs (default %(default)s)")
+    parser.add_argument(
+        "--at-once", type=int, default=1, help="guests that share the CPUs (default %(default)s)"
+    )
     arguments = parser.parse_args()
     names = arguments.kernels or list(KERNELS)
     if unknown := set(names) - {*KERNELS, ARM}:

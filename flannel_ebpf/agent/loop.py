@@ -269,7 +269,7 @@ class Loop:
             log.info(
                 "%d changes made: %d peers, %d pods, %s",
                 outcome.writes,
-                len(outcome.peers),
+                outcome.peers,
                 outcome.pods,
                 "BPF" if outcome.accelerated else "kernel path",
             )
@@ -300,7 +300,7 @@ def _in_a_line(node: Node, outcome: Outcome) -> str:
     """Return what `systemctl status` shows of us."""
     failed = len(outcome.errors("own")) + len(outcome.errors("part"))
     path = f"BPF by {outcome.attach}" if outcome.accelerated else "kernel path"
-    parts = [f"{named(node.subnets)} of {node.config.network}", f"{len(outcome.peers)} peers", path]
+    parts = [f"{named(node.subnets)} of {node.config.network}", f"{outcome.peers} peers", path]
     return ", ".join([*parts, f"{failed} FAILED"] if failed else parts)
 
 

@@ -21,8 +21,6 @@ from flannel_ebpf.agent.reconcile import Outcome
 from flannel_ebpf.base import tally
 from flannel_ebpf.base.errors import BpfError
 from flannel_ebpf.base.family import Network
-from flannel_ebpf.base.model import Mac
-from flannel_ebpf.desired.objects import FdbEntry, Neighbour, RelayPeer, Route
 from flannel_ebpf.desired.proof.proof import Level
 from flannel_ebpf.desired.proof.ranges import size
 from flannel_ebpf.kernel.programs.readout import fill, read_pinned
@@ -117,12 +115,12 @@ def _outcome(outcome: Outcome | None) -> Iterator[Metric]:
     if outcome is None:
         return
     for name, help_text, value in (
-        ("flannel_ebpf_peers", "Remote subnets that this node wants to reach.", len(outcome.peers)),
-        ("flannel_ebpf_peers_failed", "Those of them whose way could not be made.", _failed_peers(outcome)),
+        ("flannel_ebpf_peers", "Remote subnets that this node wants to reach.", outcome.peers),
+        ("flannel_ebpf_peers_failed", "Those of them whose way could not be made.", outcome.failed_peers),
         (
             "flannel_ebpf_peers_in_use",
             "Of these, what has kernel objects of its own: all, unless they come on demand.",
-            len(outcome.peers) if outcome.used is None else outcome.used,
+            outcome.peers if outcome.used is None else outcome.used,
         ),
         ("flannel_ebpf_pods", "Local pods' veths.", outcome.pods),
         ("flannel_ebpf_accelerated", "1 while BPF programs are attached.", outcome.accelerated),
@@ -140,18 +138,6 @@ def _outcome(outcome: Outcome | None) -> Iterator[Metric]:
         for level in Level:
             carried.add_metric([level.name.lower()], size(outcome.proof.of_level(level)))
         yield carried
-
-
-def _failed_peers(outcome: Outcome) -> int:
-    """Return to how many peers the kernel path could not be made, by whatever of it failed."""
-    failed: set[Network | Mac] = set()
-    for failure in outcome.failures:
-        match failure.op.obj:
-            case Route(dst=subnet) | RelayPeer(subnet=subnet):
-                failed.add(subnet)
-            case Neighbour(mac=mac) | FdbEntry(mac=mac):
-                failed.add(mac)
-    return sum(not failed.isdisjoint((peer.subnet, peer.vtep_mac)) for peer in outcome.peers)
 
 
 def _kernel_path(overlay: str) -> Iterator[Metric]:

@@ -23,11 +23,21 @@ from flannel_ebpf.agent.side import Round, Side, scope_of
 from flannel_ebpf.base.errors import DeviceMissing, FlannelError
 from flannel_ebpf.base.family import Address, Family, Network, family_of
 from flannel_ebpf.base.kept import same_objects
-from flannel_ebpf.base.model import Lease, LeasePart, PathFacts, Skipped
+from flannel_ebpf.base.model import Lease, LeasePart, Mac, PathFacts, Skipped
 from flannel_ebpf.desired import backends
 from flannel_ebpf.desired.backends import Node, Peer, Surroundings
 from flannel_ebpf.desired.demand import Used
-from flannel_ebpf.desired.objects import DEVICES, Object, Scope, Sysctl, device_of
+from flannel_ebpf.desired.objects import (
+    DEVICES,
+    FdbEntry,
+    Neighbour,
+    Object,
+    RelayPeer,
+    Route,
+    Scope,
+    Sysctl,
+    device_of,
+)
 from flannel_ebpf.desired.plan import Failure, Op, Weight, plan, spare
 from flannel_ebpf.desired.proof.proof import Proof
 from flannel_ebpf.desired.short_pass import Settled, admitted, change, follow
@@ -66,11 +76,13 @@ class Outcome:
     programs stand on their hooks, `attach` how; `why_not` says why they do not although they were asked for;
     `lacks` names the kernel features that they do without.
     `warnings` are things about this host that endanger connections. `proof` is what rules concern which pods,
-    None where all packets are treated alike. `again`: seconds after which a pass has something to do in any
-    case, 0 when nothing waits. `used`: how many of the peers have kernel objects, None when all have.
+    None where all packets are treated alike. `peers` and `failed_peers`: how many there are, and
+    to how many of them no way could be made. `again`: seconds after which a pass has something to do
+    in any case, 0 when nothing waits. `used`: how many peers have kernel objects, None when all have.
     """
 
-    peers: Sequence[Peer] = ()
+    peers: int = 0
+    failed_peers: int = 0
     skipped: Sequence[Skipped] = ()
     failures: Sequence[Failure] = ()
     stopped: FlannelError | None = None
@@ -175,13 +187,14 @@ class Reconciler:
             and not any(_of_a_device(one) or one.weight == "own" for one in failures)
         ):
             by_subnet = {peer.subnet: peer for peer in now.peers}
-            around, slots = self._found.around, bpf.slots
+            around, slots = self._found.around, None if bpf.slots is None else dict(bpf.slots)
             settled = Settled(
                 node, around, leases, by_subnet, skipped, slots, bpf.slot_count, _subnets(demand.last)
             )
             self._settled = settled.tied(before)
         self._last = Outcome(
-            now.peers,
+            len(now.peers),
+            failed_peers(now.peers, failures),
             skipped,
             failures,
             writes=writes,
@@ -292,7 +305,7 @@ class Reconciler:
         if self._apply(ops, scope_of(node.stacks[0])):
             return None
         self._settled = after
-        self._last = replace(self._last, peers=tuple(after.peers.values()), writes=len(ops))
+        self._last = replace(self._last, peers=len(after.peers), writes=len(ops))
         return self._last
 
     def admit(self) -> Outcome | None:
@@ -323,6 +336,18 @@ class Reconciler:
             if any(_of_a_device(failure) for failure in failures):
                 break
         return failures
+
+
+def failed_peers(peers: Iterable[Peer], failures: Iterable[Failure]) -> int:
+    """Return to how many peers the kernel path could not be made, by whatever of it failed."""
+    failed: set[Network | Mac] = set()
+    for failure in failures:
+        match failure.op.obj:
+            case Route(dst=subnet) | RelayPeer(subnet=subnet):
+                failed.add(subnet)
+            case Neighbour(mac=mac) | FdbEntry(mac=mac):
+                failed.add(mac)
+    return sum(not failed.isdisjoint((peer.subnet, peer.vtep_mac)) for peer in peers) if failed else 0
 
 
 def _first_due(*dues: float) -> float:

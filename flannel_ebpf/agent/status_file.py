@@ -59,7 +59,7 @@ class Report:
                 "why_not": outcome.why_not,
             },
             "lacks": list(outcome.lacks),
-            "peers": {"wanted": len(outcome.peers), "held": view.doubt},
+            "peers": {"wanted": outcome.peers, "held": view.doubt},
             "on_demand": -1 if outcome.used is None else outcome.used,
             "pods": outcome.pods,
             "free": size(outcome.proof.free) if outcome.proof else 0,

@@ -24,6 +24,9 @@ from flannel_ebpf.desired.bpf import contents
 from flannel_ebpf.desired.objects import Object
 from flannel_ebpf.desired.plan import Op, plan
 
+CHUNK = 1024
+"""Leases that are compared at once."""
+
 
 class Ties:
     """Which peers share something, and the lengths of subnets: asked of a few peers it costs what they cost.
@@ -100,14 +103,16 @@ class Settled:
 
     `around` is what of each family must not be taken away. `slots` are the peers' indexes below `size` in
     fl_peer_stats, None without programs. `used`: the peers that have kernel objects, None when all have.
+    `peers`, `slots` and `ties` are handed on and altered, as copies of 50,000 cost more than all else: a
+    state that was followed is used up.
     """
 
     node: Node
     around: Mapping[Family, Surroundings]
     leases: Sequence[Lease]
-    peers: Mapping[Network, Peer]
+    peers: dict[Network, Peer]
     skipped: Sequence[Skipped]
-    slots: Mapping[Network, int] | None
+    slots: dict[Network, int] | None
     size: int
     used: AbstractSet[Network] | None = None
     ties: Ties = field(default_factory=Ties)
@@ -145,14 +150,18 @@ def change(before: Sequence[Lease], after: Sequence[Lease]) -> Change:
 
 def _same_start(some: Sequence[Lease], others: Sequence[Lease]) -> int:
     """Return how many leases they begin with in common; without a step in Python for each of 50,000."""
-    same = list(map(operator.is_, some, others))
-    return same.index(False) if False in same else len(same)
+    at = 0
+    while at < len(some) and some[at : at + CHUNK] == others[at : at + CHUNK]:  # compares `is` before `==`
+        at += CHUNK
+    rest = map(operator.is_, some[at : at + CHUNK], others[at : at + CHUNK])
+    same = [*rest, False].index(False)
+    return min(at + same, len(some))
 
 
 def follow(
     settled: Settled, leases: Sequence[Lease], changed: Change, paths: Paths
 ) -> tuple[Settled, list[Op]] | None:
-    """Return the state with `leases`, and the operations that lead there from `settled`.
+    """Return the state with `leases`, and the operations that lead there from `settled`, which is used up.
 
     `changed` is how they differ from settled.leases, `paths` the ways to the leases that have come. None when
     that takes a whole pass: a lease is or was skipped, two contest, or other constants or hooks are needed.
@@ -168,19 +177,23 @@ def follow(
     ties.fill(settled.peers.values())
     if any(len(ties.lengths(family, new)) > 1 for family in Family):  # a subnet may overlap another
         return None
-    peers = dict(settled.peers)
-    old = [peers.pop(subnet) for subnet in touched if subnet in peers]
+    peers = settled.peers
+    old = [peers[subnet] for subnet in touched if subnet in peers]
     length = _peer_len(node, ties)
     for peer in old:
         ties.remove(peer)
     sharing = [peers[subnet] for subnet in ties.sharing([*old, *new])]
+    stood = _objects(settled, [*sharing, *old])
     for peer in new:
         ties.add(peer)
     if _contested(new, sharing) or _peer_len(node, ties) != length:
         return None
+    for peer in old:
+        del peers[peer.subnet]
     peers.update((peer.subnet, peer) for peer in new)
-    after = replace(settled, leases=leases, peers=peers, slots=_slots(settled, touched, new, length))
-    return after, plan(_objects(after, [*sharing, *new]), _objects(settled, [*sharing, *old]))
+    _give_slots(settled, touched, new, length)
+    after = replace(settled, leases=leases)
+    return after, plan(_objects(after, [*sharing, *new]), stood)
 
 
 def admitted(settled: Settled, used: AbstractSet[Network]) -> tuple[Settled, list[Op]]:
@@ -209,15 +222,13 @@ def _contested(new: Iterable[Peer], others: Iterable[Peer]) -> bool:
     return any(stations.get(peer.vtep_mac, peer.public_ip) != peer.public_ip for peer in new if peer.vtep_mac)
 
 
-def _slots(
-    settled: Settled, touched: Collection[Network], new: Sequence[Peer], length: int
-) -> Mapping[Network, int] | None:
-    if settled.slots is None:
-        return None
-    slots = dict(settled.slots)
+def _give_slots(settled: Settled, touched: Collection[Network], new: Sequence[Peer], length: int) -> None:
+    slots = settled.slots
+    if slots is None:
+        return
     taken = {subnet: slots.pop(subnet) for subnet in touched if subnet in slots}
     hashed = contents.of_length(contents.carried(new, settled.node.stacks[0].family), length)
-    return slots | contents.assign_slots(hashed, taken, settled.size, slots.values())
+    slots.update(contents.assign_slots(hashed, taken, settled.size, slots.values()))
 
 
 def _objects(state: Settled, peers: Sequence[Peer]) -> list[Object]:

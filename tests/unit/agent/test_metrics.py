@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from flannel_ebpf.agent.metrics import PEERS, NodeCollector, _traffic, registry
-from flannel_ebpf.agent.reconcile import Outcome
+from flannel_ebpf.agent.reconcile import Outcome, failed_peers
 from flannel_ebpf.base import tally
 from flannel_ebpf.base.errors import KernelError
 from flannel_ebpf.base.model import Mac
@@ -52,7 +52,7 @@ def test_a_node_without_programs_tells_of_itself(text: str, line: str) -> None:
     assert re.search(f"^{line}$", text, re.MULTILINE), text
 
 
-def test_a_peer_has_failed_once_whatever_of_its_way_failed(tmp_path: Path) -> None:
+def test_a_peer_has_failed_once_whatever_of_its_way_failed() -> None:
     peers = [
         Peer(IPv4Network(f"10.1.{n}.0/24"), IPv4Address(f"192.0.2.{n}"), Mode.VXLAN, 1500, True, mac(n))
         for n in range(1, 6)
@@ -65,7 +65,12 @@ def test_a_peer_has_failed_once_whatever_of_its_way_failed(tmp_path: Path) -> No
         VxlanLink("flannel.1", 1, 8472, IPv4Address("192.0.2.9"), 2, 1450, mac(9)),
     )
     failures = [Failure(Put(one), KernelError("no")) for one in wanting]
-    outcome = Outcome(peers=peers, failures=failures)
+    assert failed_peers(peers, failures) == 3
+    assert failed_peers(peers, failures[-1:]) == 0
+
+
+def test_peers_are_told(tmp_path: Path) -> None:
+    outcome = Outcome(peers=5, failed_peers=3)
     collector = NodeCollector(IPv4Network("10.1.0.0/16"), tmp_path, "", lambda: outcome, "abc")
     text = generate_latest(registry(collector)).decode()
     assert "flannel_ebpf_peers 5.0" in text

@@ -56,7 +56,7 @@ def written(options: Options) -> dict[str, Any]:
 
 def test_it_says_what_the_pass_found_and_whose_it_is(options: Options) -> None:
     outcome = Outcome(
-        peers=(object(), object()),  # type: ignore[arg-type]  # only counted
+        peers=2,
         skipped=(Skipped("/subnets/y", "overlaps"),),
         failures=(failure(1, own=False), failure(2, own=True)),
         pods=3,
